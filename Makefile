@@ -1,0 +1,160 @@
+# make tiny-selm             the whole loop on a laptop: SFT, DPO, three SELM iterations, report
+# make zephyr-selm-iter3     whatever iteration 3 still needs, in order; safe to interrupt and to repeat
+# make -n zephyr-selm-iter3  print the commands instead
+# make help                  every recipe and every other target
+#
+# A run is a recipe, or <recipe>-seed<K>: the same recipe with another seed. Its folder is $(RUNS)/<run>.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+RUNS   ?= runs
+SEEDS  ?= 3
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+ifeq ($(filter grouped-target,$(.FEATURES)),)
+$(error this Makefile needs GNU Make 4.3 or newer (macOS: brew install make, then gmake))
+endif
+
+# A goal names its run: tiny-selm, tiny-selm-iter2, tiny-selm-report, or a file under runs/tiny-selm/.
+RECIPES   := $(foreach f,$(filter-out %/base.yaml recipes/accelerate/%,$(wildcard recipes/*/*.yaml)),$(subst /,-,$(patsubst recipes/%.yaml,%,$f)))
+numbers   := 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20
+stem       = $(firstword $(foreach n,$(numbers),$(patsubst %-iter$n,%,$(filter %-iter$n,$1))) $(patsubst %-report,%,$(filter %-report,$1)) $1)
+of_file    = $(firstword $(subst /, ,$(patsubst $(RUNS)/%,%,$(filter $(RUNS)/%,$1))))
+seeded     = $(foreach r,$(RECIPES),$(filter $r-seed%,$1))
+known      = $(foreach r,$1,$(if $(strip $(filter $r,$(RECIPES)) $(call seeded,$r)),$r))
+seeds_of   = $(patsubst %-seeds,%,$(filter %-seeds,$(MAKECMDGOALS)))
+more_seeds = $(shell seq 2 $(SEEDS))
+many       = $1 $(foreach k,$(more_seeds),$1-seed$k)
+RUN_NAMES := $(sort $(call known,$(foreach g,$(MAKECMDGOALS),$(call of_file,$g) $(call stem,$g)) $(foreach r,$(seeds_of),$(call many,$r))))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The environment, made once
+# ---------------------------------------------------------------------------------------------------------------------
+
+$(VENV)/ready: setup.cfg pyproject.toml constraints.txt
+	@command -v python3.11 >/dev/null || command -v python3 >/dev/null || { echo "error: Python 3.11 or newer is needed" >&2; exit 2; }
+	@echo "setting up the environment in $(VENV), once (some minutes)"
+	"$$(command -v python3.11 || command -v python3)" -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run: run.mk holds what its recipe says of iterations and launch; making it also writes the settings of every stage,
+# each rewritten only when its content changes. So one changed value runs again exactly the stages below it.
+# ---------------------------------------------------------------------------------------------------------------------
+
+$(RUNS)/%/run.mk: FORCE $(VENV)/ready
+	@$(PYTHON) scripts/resolve_recipe.py $* --runs $(RUNS)
+FORCE:
+include $(foreach r,$(RUN_NAMES),$(RUNS)/$r/run.mk)
+
+# One thread per process: small models gain nothing from more, and the bits are the same on every machine.
+THREADS ?= 1
+launcher = $(if $(filter cpu,$(launch.$1)),OMP_NUM_THREADS=$(THREADS) $(PYTHON),$(VENV)/bin/accelerate launch --config_file recipes/accelerate/$(launch.$1).yaml)
+
+# $1 run. The policy that starts the loop: the SFT stage's, or the recipe's checkpoint.
+define start_rules
+$(RUNS)/$1/data/rows/manifest.json: $(RUNS)/$1/data/data.yaml
+	$$(PYTHON) scripts/prepare_data.py $(RUNS)/$1
+$(RUNS)/$1/sft/policy/manifest.json: $(RUNS)/$1/sft/sft.yaml $(RUNS)/$1/data/rows/manifest.json
+	$(call launcher,$1) scripts/train_sft.py $(RUNS)/$1
+$(RUNS)/$1/ranker/model/manifest.json: $(RUNS)/$1/ranker/ranker.yaml $(RUNS)/$1/data/rows/manifest.json $(call policy,$1,$(filter sft,$(start.$1)))
+	$(call launcher,$1) scripts/train_ranker.py $(RUNS)/$1
+endef
+
+policy = $(if $2,$(RUNS)/$1/$2/policy/manifest.json)
+ranker = $(if $(fitted.$1),$(RUNS)/$1/ranker/model/manifest.json)
+both   = $1.$2 $1.manifest.json
+
+# $1 run, $2 iteration, $3 what it starts from (empty: the recipe's checkpoint). Judged iterations sample and rank first.
+define judged_rules
+$(RUNS)/$1/$2/completions.jsonl $(RUNS)/$1/$2/completions.manifest.json &: $(RUNS)/$1/$2/generate.yaml $(RUNS)/$1/data/rows/manifest.json $(call policy,$1,$3)
+	$(call launcher,$1) scripts/generate_completions.py $(RUNS)/$1/$2
+$(RUNS)/$1/$2/rankings.jsonl $(RUNS)/$1/$2/rankings.manifest.json &: $(RUNS)/$1/$2/rank.yaml $(call both,$(RUNS)/$1/$2/completions,jsonl) $(RUNS)/$1/data/rows/manifest.json $(call ranker,$1)
+	$(call launcher,$1) scripts/rank_completions.py $(RUNS)/$1/$2
+endef
+define iteration_rules
+$(RUNS)/$1/$2/pairs.jsonl $(RUNS)/$1/$2/pairs.manifest.json &: $(RUNS)/$1/$2/select.yaml $(RUNS)/$1/data/rows/manifest.json $(if $(filter $2,$(judged.$1)),$(call both,$(RUNS)/$1/$2/rankings,jsonl))
+	$$(PYTHON) scripts/select_pairs.py $(RUNS)/$1/$2
+$(RUNS)/$1/$2/logprobs/manifest.json: $(RUNS)/$1/$2/score.yaml $(call both,$(RUNS)/$1/$2/pairs,jsonl) $(call policy,$1,$3)
+	$(call launcher,$1) scripts/score_completions.py $(RUNS)/$1/$2
+$(RUNS)/$1/$2/policy/manifest.json: $(RUNS)/$1/$2/train.yaml $(call both,$(RUNS)/$1/$2/pairs,jsonl) $(RUNS)/$1/$2/logprobs/manifest.json $(call policy,$1,$3)
+	$(call launcher,$1) scripts/train_policy.py $(RUNS)/$1/$2
+.PHONY: $1-$2
+$1-$2: $(RUNS)/$1/$2/policy/manifest.json
+endef
+
+# $1 run, $2 the start or an iteration, $3 the stage whose policy is evaluated (empty: the recipe's checkpoint).
+define evaluation_rules
+$(RUNS)/$1/$2/eval.json $(RUNS)/$1/$2/eval.manifest.json &: $(RUNS)/$1/$2/evaluate.yaml $(RUNS)/$1/data/rows/manifest.json $(call policy,$1,$3) $(call ranker,$1)
+	$(call launcher,$1) scripts/evaluate_policy.py $(RUNS)/$1/$2
+endef
+
+# $1 run. Its report, and what `make <run>` prints.
+define report_rules
+$(RUNS)/$1/report/manifest.json: $(RUNS)/$1/report.yaml $(foreach i,$(start.$1) $(iterations.$1),$(call both,$(RUNS)/$1/$i/eval,json)) $(foreach i,$(iterations.$1),$(RUNS)/$1/$i/policy/manifest.json)
+	$$(PYTHON) scripts/write_report.py $(RUNS)/$1
+.PHONY: $1 $1-report
+$1 $1-report: $(RUNS)/$1/report/manifest.json
+$1-iter%:
+	@$$(PYTHON) scripts/resolve_recipe.py $1 --show iter$$*
+endef
+
+before = $(lastword $(filter sft,$(start.$1)) $(call until,$2,$(iterations.$1)))
+until  = $(if $(filter-out $1,$(firstword $2)),$(firstword $2) $(call until,$1,$(wordlist 2,$(words $2),$2)))
+define run_rules
+$(eval $(call start_rules,$1))
+$(foreach i,$(judged.$1),$(eval $(call judged_rules,$1,$i,$(call before,$1,$i))))
+$(foreach i,$(iterations.$1),$(eval $(call iteration_rules,$1,$i,$(call before,$1,$i))))
+$(foreach i,$(iterations.$1),$(eval $(call evaluation_rules,$1,$i,$i)))
+$(eval $(call evaluation_rules,$1,$(start.$1),$(filter sft,$(start.$1))))
+$(eval $(call report_rules,$1))
+endef
+$(foreach r,$(RUN_NAMES),$(if $(iterations.$r),$(call run_rules,$r)))
+
+# make tiny-selm-seeds SEEDS=3: the recipe's own seed and SEEDS-1 others, one report with intervals over seeds and prompts.
+# BESIDE=tiny-dpo puts another recipe's finished seeds into the same tables.
+BESIDE ?=
+define seeds_rules
+.PHONY: $1-seeds
+$1-seeds: $(foreach r,$(call many,$1),$(RUNS)/$r/report/manifest.json)
+	$$(PYTHON) scripts/write_report.py $(addprefix $(RUNS)/,$(call many,$1)) $(if $(BESIDE),--beside $(foreach b,$(BESIDE),$(addprefix $(RUNS)/,$(call many,$b)))) --out $(RUNS)/$1-seeds/report
+endef
+$(foreach r,$(seeds_of),$(eval $(call seeds_rules,$r)))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The project itself
+# ---------------------------------------------------------------------------------------------------------------------
+
+.PHONY: help setup test lint bench
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST)) | head -n 4
+	@echo "make setup | test | lint | bench"
+	@echo "recipes: $(RECIPES)"
+setup: $(VENV)/ready
+test: $(VENV)/ready
+	$(PYTHON) -m pytest tests -n 2 --dist worksteal
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+bench: $(VENV)/ready
+	$(PYTHON) scripts/bench_training.py --out $(RUNS)/bench
+
+.DEFAULT:
+	@echo "error: there is no target '$@'; recipes: $(RECIPES); try: make help" >&2; exit 2
+
+# A failed stage leaves no target behind. Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration
+# runs beside the sampling of the next.
+.DELETE_ON_ERROR:
+JOBS ?= 2
+ifeq ($(filter-out cpu,$(foreach r,$(RUN_NAMES),$(launch.$r))),)
+MAKEFLAGS += -j$(JOBS)
+else
+.NOTPARALLEL:
+endif

@@ -1,0 +1,37 @@
+"""Prompts and offline preference pairs of a run -> data/rows/{sft,train,test}.jsonl: `prepare_data.py runs/<run>`."""
+
+from pathlib import Path
+
+from handbook_ext.errors import run_main
+from handbook_ext.preference_data import load_offline_data
+from handbook_ext.recipes import load_stage
+from handbook_ext.records import write_rows
+from handbook_ext.runs import Stage, file_hash
+from handbook_ext.settings import DataSettings
+
+
+def main(argv: list[str]) -> None:
+    """Reads the recipe's data once, checks every row, and writes it in the form that all stages read."""
+    run = Path(argv[0])
+    settings = load_stage(run / "data" / "data.yaml")
+    data = DataSettings(**settings["data"])
+    stage = Stage(run / "data" / "rows", settings, [])
+    stage.external = {name: file_hash(name) for name in (data.train, data.test) if Path(name).is_file()}
+    if stage.finished():
+        return
+    loaded = load_offline_data(data, settings["seed"])
+    stage.out.mkdir(exist_ok=True)
+    write_rows(stage.out / "sft.jsonl", loaded.demonstrations)
+    write_rows(stage.out / "train.jsonl", loaded.train)
+    write_rows(stage.out / "test.jsonl", loaded.test)
+    kept = len(loaded.train) + len(loaded.test)
+    stage.publish(
+        {"in": loaded.read, "out": kept, "dropped": dict(loaded.dropped)},
+        rows={"sft": len(loaded.demonstrations), "train": len(loaded.train), "test": len(loaded.test)},
+        swapped=[pair.prompt_id for pair in loaded.train if pair.swapped],
+        unused=len(loaded.train) % data.portions,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,57 @@
+"""pairs.jsonl + the policy that starts the iteration -> logprobs/, the score store: `score_completions.py runs/<run>/iter<N>`."""
+
+from functools import partial
+from pathlib import Path
+
+from handbook_ext.batching import BatchPlan
+from handbook_ext.chat import ChatEncoder
+from handbook_ext.encoding import encode_pairs
+from handbook_ext.errors import run_main
+from handbook_ext.launching import begin
+from handbook_ext.models import load_policy, load_tokenizer, policy_hash, policy_source
+from handbook_ext.policy_forward import prefix_shared
+from handbook_ext.recipes import load_stage
+from handbook_ext.records import PreferencePair, read_rows
+from handbook_ext.runs import Stage
+from handbook_ext.scoring import score_shard, store_batches
+from handbook_ext.settings import ModelSettings
+from handbook_ext.shards import fill_shards
+
+
+def main(argv: list[str]) -> None:
+    """Scores every completion that training will meet, once, under the policy that training starts from."""
+    folder = Path(argv[0])
+    run = folder.parent
+    launch = begin()
+    settings = load_stage(folder / "score.yaml")
+    model, sizes = ModelSettings(**settings["model"]), settings["plan"]
+    source, artifact = policy_source(model, run, settings["policy_from"])
+    stage = Stage(folder / "logprobs", settings, [folder / "pairs.jsonl", *([artifact] if artifact else [])])
+    if artifact is None:
+        stage.external = {"policy": policy_hash(source, model)}
+    if launch.finished(stage):
+        return
+    tokenizer = load_tokenizer(source, model, own=artifact is not None)
+    policy = prefix_shared(load_policy(source, model, own=artifact is not None)).to(launch.device)
+    pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
+    encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings["limits"]), explore=sizes["explore"])
+    plan = BatchPlan(encoded.lengths, sizes["global_batch_size"], sizes["per_device_train_batch_size"], settings["seed"])
+    name = policy_hash(source, model)
+    work = partial(
+        score_shard, policy, encoded, policy_name=name, pad_id=tokenizer.pad_token_id, head_chunk=sizes["head_chunk"]
+    )
+    fill_shards(
+        stage.out, store_batches(plan), work, rank=launch.rank, processes=launch.processes,
+        progress=launch.progress("score", "shard"),
+    )  # fmt: skip
+    launch.wait()
+    if launch.main:
+        stage.publish(
+            {"in": len(pairs), "out": len(encoded.pairs), "dropped": dict(encoded.dropped)},
+            policy=name, completions=sum(map(len, encoded.ids)), notes=dict(encoded.notes),
+        )  # fmt: skip
+    launch.wait()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,50 @@
+"""Offline pairs -> a reward model, for recipes whose ranker names none: `train_ranker.py runs/<run>`."""
+
+import shutil
+from pathlib import Path
+
+from handbook_ext.errors import run_main
+from handbook_ext.launching import begin
+from handbook_ext.models import load_tokenizer, policy_hash, policy_source
+from handbook_ext.recipes import load_stage
+from handbook_ext.records import OfflinePair, read_rows
+from handbook_ext.runs import Stage
+from handbook_ext.settings import FitSettings, ModelSettings
+from handbook_ext.supervised import fit_arguments, reward_trainer
+from handbook_ext.training import MarkComplete, last_complete_checkpoint, save_policy
+
+
+def main(argv: list[str]) -> None:
+    """Fits a Bradley-Terry classifier on the body of the policy that starts the loop, publishes ranker/model."""
+    run = Path(argv[0])
+    launch = begin()
+    settings = load_stage(run / "ranker" / "ranker.yaml")
+    model, fit = ModelSettings(**settings["model"]), FitSettings(**settings["rank"]["fit"])
+    source, artifact = policy_source(model, run, settings["policy_from"])
+    stage = Stage(run / "ranker" / "model", settings, [run / "data" / "rows", *([artifact] if artifact else [])])
+    if artifact is None:
+        stage.external = {"start": policy_hash(source, model)}
+    if launch.finished(stage):
+        return
+    checkpoints = stage.workspace / "checkpoints"
+    tokenizer = load_tokenizer(source, model, own=artifact is not None)
+    pairs = read_rows(run / "data" / "rows" / "train.jsonl", OfflinePair)
+    trainer = reward_trainer(
+        source, tokenizer, pairs, max_length=settings["rank"]["max_length"], seed=settings["seed"],
+        arguments=fit_arguments(fit, checkpoints, launch.processes, settings["seed"]), callbacks=[MarkComplete()],
+    )  # fmt: skip
+    kept = len(trainer.train_dataset)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
+    save_policy(trainer, tokenizer, stage.out)
+    if launch.main:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        last = [row for row in trainer.state.log_history if "accuracy" in row]
+        stage.publish(
+            {"in": len(pairs), "out": kept, "dropped": {"longer than rank.max_length": len(pairs) - kept}},
+            training_accuracy=last[-1]["accuracy"] if last else None,
+        )
+    launch.wait()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,56 @@
+"""Demonstrations -> the SFT policy: `train_sft.py runs/<run>`; goes on from its last checkpoint when killed."""
+
+import shutil
+from pathlib import Path
+
+from handbook_ext.chat import ChatEncoder
+from handbook_ext.errors import run_main
+from handbook_ext.launching import begin
+from handbook_ext.models import build_policy, load_policy, load_tokenizer, policy_hash, train_tokenizer
+from handbook_ext.recipes import load_stage
+from handbook_ext.records import Demonstration, read_rows
+from handbook_ext.runs import Stage
+from handbook_ext.settings import ModelSettings, SFTSettings
+from handbook_ext.supervised import optimizer_arguments, sft_trainer
+from handbook_ext.training import MarkComplete, last_complete_checkpoint, save_policy
+
+
+def main(argv: list[str]) -> None:
+    """Builds or loads the policy, fine-tunes it with TRL, publishes sft/policy."""
+    run = Path(argv[0])
+    launch = begin()
+    settings = load_stage(run / "sft" / "sft.yaml")
+    sft, model = SFTSettings(**settings["sft"]), ModelSettings(**settings["model"])
+    stage = Stage(run / "sft" / "policy", settings, [run / "data" / "rows"])
+    if model.name_or_path is not None:
+        stage.external = {"start": policy_hash(model.name_or_path, model)}
+    if launch.finished(stage):
+        return
+    checkpoints = stage.workspace / "checkpoints"
+    arguments = optimizer_arguments(sft, checkpoints, launch.processes, settings["seed"])
+    rows = read_rows(run / "data" / "rows" / "sft.jsonl", Demonstration)
+    if model.name_or_path is None:
+        texts = (message["content"] for row in rows for message in [*row.prompt, *row.completion])
+        tokenizer = train_tokenizer(texts, model)
+        policy = build_policy(model, tokenizer, settings["seed"])
+    else:
+        tokenizer = load_tokenizer(model.name_or_path, model, own=False)
+        policy = load_policy(model.name_or_path, model, own=False)
+    encoder = ChatEncoder(tokenizer, sft.max_length, long_prompts=settings["long_prompts"])
+    trainer, dropped = sft_trainer(
+        policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()]
+    )
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
+    save_policy(trainer, tokenizer, stage.out)
+    if launch.main:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        stage.publish(
+            {"in": len(rows), "out": len(rows) - dropped, "dropped": {"prompt too long": dropped}},
+            policy=policy_hash(str(stage.out), model), completions_cut=encoder.cut_completions,
+            weights=sum(parameter.numel() for parameter in policy.parameters()),
+        )  # fmt: skip
+    launch.wait()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Iterative preference optimisation: the nouns that the scripts speak in."""

@@ -1,0 +1,49 @@
+"""The error that tells a user, in one line, what is wrong, where, what was allowed and what to do."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+# What the C and Rust writers under torch and safetensors say when the disk is full.
+DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "file write failed")
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave; its message is one line and needs no traceback."""
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """Runs a script's main on the command line; a user's mistake becomes one line and exit status 2.
+
+    Ctrl-C exits with 130, a full disk with a line and 1; any other exception keeps its traceback: it is our bug.
+    """
+    sys.excepthook = _explain
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        _say(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted; finished work is kept, and the same command goes on from it")
+        sys.exit(130)
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints one line for a full disk, whichever library met it, and the traceback of anything else."""
+    link: BaseException | None = error
+    while link is not None:
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(sign in str(link) for sign in DISK_FULL):
+            where = getattr(link, "filename", None) or "the run folder"
+            _say(f"{where}: the disk is full; free some space, then repeat the command: finished work is kept")
+            return
+        link = link.__cause__ or link.__context__
+    sys.__excepthook__(kind, error, trace)
+
+
+def _say(message: str) -> None:
+    """Writes the message as one line to stderr."""
+    sys.stderr.write("error: " + " ".join(message.split()) + "\n")

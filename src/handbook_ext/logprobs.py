@@ -1,0 +1,41 @@
+"""Log-probabilities of completion tokens from hidden states, without ever holding all logits.
+
+Legend: N completion tokens of a batch, S completions (segments) of a batch, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def token_logprobs(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int) -> Tensor:
+    """Returns log p(target) in nats, fp32, shape (N,).
+
+    `hidden` (N, D) are the states that predict `targets` (N,); `head` maps (n, D) to logits (n, V). At most `chunk`
+    positions have logits at a time: they are computed again in the backward pass rather than kept.
+    """
+    pieces = []
+    for start in range(0, len(targets), chunk):
+        piece = slice(start, start + chunk)
+        if torch.is_grad_enabled() and len(targets) > chunk:
+            part = checkpoint(_logprobs, hidden[piece], targets[piece], head, use_reentrant=False)
+        else:
+            part = _logprobs(hidden[piece], targets[piece], head)
+        pieces.append(part)
+    return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def sum_by_segment(values: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Returns the sums of `values` (N,) over equal entries of `segments` (N,), shape (count,), in fp64 inside."""
+    sums = torch.zeros(count, dtype=torch.float64, device=values.device)
+    return sums.index_add(0, segments, values.double()).to(values.dtype)
+
+
+def _logprobs(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns log-probabilities of the targets under the softmax over fp32 logits."""
+    logits = head(hidden).float()
+    return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")

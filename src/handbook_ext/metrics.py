@@ -1,0 +1,219 @@
+"""Win rates, means and bootstrap intervals of per-prompt rewards: numbers in, numbers out.
+
+An array of rewards holds one number per prompt, and two arrays that are compared are aligned by prompt. Several seeds
+of one recipe are a list of such arrays. Intervals are percentile bootstrap intervals (Efron and Tibshirani 1993).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the two ends of its bootstrap interval, all in the unit of what was averaged."""
+
+    value: float
+    low: float
+    high: float
+
+    def side(self, threshold: float) -> int:
+        """1 when the whole interval lies above `threshold`, -1 when below, 0 when it holds it."""
+        return int(self.low > threshold) - int(self.high < threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What one policy got under one decoding: rewards and tokens, both (prompts,), in the order of `prompt_ids`."""
+
+    prompt_ids: tuple[str, ...]
+    rewards: FloatArray
+    tokens: FloatArray
+    temperature: float = 0.0
+
+
+def aligned(ours: ArrayLike, theirs: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """The two arrays as float64, both (prompts,).
+
+    Raises ValueError when they are empty, not one-dimensional, of different length, or not finite.
+    """
+    first, second = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or first.size == 0:
+        raise ValueError(
+            f"rewards of shapes {first.shape} and {second.shape} cannot be compared; "
+            "pass one per prompt, for the same prompts"
+        )
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("rewards hold nan or inf; score those prompts again or leave them out of both arrays")
+    return first, second
+
+
+def outcomes(ours: ArrayLike, theirs: ArrayLike) -> FloatArray:
+    """1 where ours has the higher reward, 0.5 where the two are equal, 0 elsewhere, (prompts,)."""
+    first, second = aligned(ours, theirs)
+    return np.where(first > second, 1.0, np.where(first == second, 0.5, 0.0))
+
+
+def win_rate(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """Share of prompts in [0, 1] on which ours has the higher reward; a tie counts half."""
+    return float(outcomes(ours, theirs).mean())
+
+
+def reward_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> float:
+    """Share of pairs in [0, 1] whose chosen reward is strictly the higher one; a tie is an error, as in TRL."""
+    first, second = aligned(chosen, rejected)
+    return float((first > second).mean())
+
+
+def correlation(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Pearson correlation over prompts, or None where it is undefined because one side is constant."""
+    left, right = aligned(first, second)
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return None
+    return float(np.corrcoef(left, right)[0, 1])
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+) -> Interval:
+    """The mean of `values` (prompts,) with its interval over prompts. It knows nothing of training noise."""
+    return hierarchical_interval([values], resamples=resamples, confidence=confidence, seed=seed)
+
+
+def hierarchical_interval(
+    groups: Sequence[ArrayLike],
+    *,
+    crossed: bool = False,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval:
+    """The mean over seeds of the means over prompts, with its interval over seeds and then prompts.
+
+    `groups` has one array (prompts,) per seed. `crossed` says that all seeds share their prompts, in the same order:
+    one draw of prompts then serves every seed (the pigeonhole bootstrap, Owen 2007), because independent draws would
+    average the difficulty of the prompts away and make the interval too narrow. With few seeds it is still optimistic.
+
+    Raises ValueError when there is no group, a group is unusable, or `resamples` or `confidence` is out of range.
+    """
+    if not groups:
+        raise ValueError("no rewards to average; pass one array per seed")
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"resamples {resamples} and confidence {confidence} are out of range; use at least 1, and between 0 and 1"
+        )
+    arrays = [aligned(group, group)[0] for group in groups]
+    rng = np.random.default_rng(seed)
+    draw = _crossed_means if crossed and len(arrays) > 1 else _nested_means
+    means = draw(arrays, resamples, rng)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(np.mean([array.mean() for array in arrays])), float(low), float(high))
+
+
+def _nested_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Means (resamples,) with seeds drawn first, then prompts anew for each drawn seed."""
+    drawn = rng.integers(len(arrays), size=(resamples, len(arrays)))
+    means = np.empty(drawn.shape)
+    for index, array in enumerate(arrays):
+        here = drawn == index
+        picks = rng.integers(array.size, size=(int(here.sum()), array.size))
+        means[here] = array[picks].mean(axis=1)
+    return np.asarray(means.mean(axis=1))
+
+
+def _crossed_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Means (resamples,) with seeds drawn, and one draw of prompts for all of them.
+
+    Raises ValueError when the arrays differ in length, and so cannot share their prompts.
+    """
+    if len({array.size for array in arrays}) > 1:
+        sizes = [array.size for array in arrays]
+        raise ValueError(f"seeds with {sizes} prompts do not share them; pass crossed=False or the same prompts")
+    stacked = np.stack(arrays)
+    drawn = rng.integers(len(arrays), size=(resamples, len(arrays)))
+    picks = rng.integers(stacked.shape[1], size=(resamples, stacked.shape[1]))
+    by_seed = np.stack([array[picks].mean(axis=1) for array in stacked], axis=1)
+    return np.asarray(np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1))
+
+
+def share_prompts(scores: Sequence[Scores]) -> bool:
+    """Whether all of them were made on the same prompts in the same order."""
+    return all(one.prompt_ids == scores[0].prompt_ids for one in scores)
+
+
+def comparable(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> bool:
+    """Whether two policies were scored under the same decodings and temperatures, on the same prompts."""
+    ours_told, theirs_told = (
+        {name: (one.temperature, one.prompt_ids) for name, one in scores.items()} for scores in (ours, theirs)
+    )
+    return ours_told == theirs_told
+
+
+def compare_scores(
+    ours: Sequence[Scores], theirs: Sequence[Scores], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> dict[str, Interval]:
+    """`win_rate` in [0, 1] and `gain` (mean difference of reward) of ours over theirs, matched by seed and by prompt.
+
+    Raises ValueError when the seeds do not pair up, or the two of a seed were made on different prompts.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} and {len(theirs)} seeds cannot be compared; pass the same seeds on both sides")
+    if not all(share_prompts(pair) for pair in zip(ours, theirs, strict=True)):
+        raise ValueError("the two policies were scored on different prompts; evaluate both on the same ones")
+    crossed = share_prompts(ours)
+    pairs = list(zip(ours, theirs, strict=True))
+    columns = {
+        "win_rate": [outcomes(our.rewards, their.rewards) for our, their in pairs],
+        "gain": [our.rewards - their.rewards for our, their in pairs],
+    }
+    return {
+        name: hierarchical_interval(column, crossed=crossed, resamples=resamples, confidence=confidence)
+        for name, column in columns.items()
+    }
+
+
+def summarise_scores(
+    policies: Sequence[Sequence[Scores]], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> list[dict[str, Any]]:
+    """For each policy under one decoding: its means, and how it compares with the first policy and the one before.
+
+    `policies[i][s]` is policy i of seed s. A comparison is None for the first policy. Rewards are in the ranker's
+    unit, lengths in tokens, win rates in [0, 1].
+    """
+    summary = []
+    for index, scores in enumerate(policies):
+        mean = partial(hierarchical_interval, crossed=share_prompts(scores), resamples=resamples, confidence=confidence)
+        compare = partial(compare_scores, scores, resamples=resamples, confidence=confidence)
+        correlations = [correlation(one.rewards, one.tokens) for one in scores]
+        defined = [value for value in correlations if value is not None]
+        summary.append(
+            {
+                "reward": mean([one.rewards for one in scores]),
+                "tokens": mean([one.tokens for one in scores]),
+                "reward_by_seed": [float(one.rewards.mean()) for one in scores],
+                "reward_tokens_correlation": float(np.mean(defined)) if defined else None,
+                "vs_start": compare(policies[0]) if index else None,
+                "vs_previous": compare(policies[index - 1]) if index else None,
+            }
+        )
+    return summary
+
+
+def word_verdict(ours: str, theirs: str, won: Interval) -> str:
+    """A clause that says who beats whom, and claims it only where the whole interval of the win rate agrees."""
+    share = f"{100 * won.value:.1f} % [{100 * won.low:.1f}, {100 * won.high:.1f}]"
+    if won.side(0.5) > 0:
+        return f"{ours} beats {theirs} in {share}"
+    if won.side(0.5) < 0:
+        return f"{ours} falls behind {theirs}, winning only {share}"
+    return f"{ours} cannot be told apart from {theirs}, winning {share}"

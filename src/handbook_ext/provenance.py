@@ -1,0 +1,56 @@
+"""What a manifest tells of the machine and the code: versions, commit, hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers", "peft", "deepspeed", "vllm")
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Returns the installed versions of the packages that decide results, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def code_state() -> dict[str, str | bool | None]:
+    """Returns commit and whether tracked files differ from it; both None outside a git checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = _git("rev-parse", "HEAD", where=here)
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "-uno", where=here))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+@cache
+def hardware() -> dict[str, str | int | list[str]]:
+    """Returns processor, cores and, where torch has been loaded and sees any, the names of the GPUs."""
+    found: dict[str, str | int | list[str]] = {"machine": platform.machine(), "cores": os.cpu_count() or 0}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        found["cpu"] = models[0] if models else "unknown"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return found
+
+
+def _git(*words: str, where: Path) -> str:
+    """Returns what git prints."""
+    done = subprocess.run(["git", *words], cwd=where, check=True, capture_output=True, text=True)
+    return done.stdout.strip()

@@ -1,0 +1,122 @@
+"""Who judges completions: the tiny world's true reward, or any reward model that is a sequence classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from handbook_ext.errors import UserError
+from handbook_ext.records import Candidate, Completion, Messages, OfflinePair, Origin, Ranking, assistant
+from handbook_ext.settings import RANKERS_HERE, RankSettings
+from handbook_ext.tiny_world import true_reward
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A ranker's score of one completion; larger is better. `truncated`: it did not see the whole text."""
+
+    score: float
+    truncated: bool = False
+
+
+class Ranker(Protocol):
+    """Scores completions, each independently of the others."""
+
+    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
+        """Returns the verdict on each (prompt, completion)."""
+        ...
+
+
+class Oracle:
+    """The tiny world's true reward."""
+
+    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
+        """Returns true rewards, at most 1."""
+        return [Verdict(true_reward(prompt[-1]["content"], text)) for prompt, text in items]
+
+
+class RewardModel:
+    """A sequence classifier with one output, and a chat template."""
+
+    def __init__(
+        self, source: str, *, device: torch.device, batch_size: int, max_length: int, revision: str | None = None
+    ) -> None:
+        """Loads the classifier; max_length is in tokens of prompt and completion, whose end is kept."""
+        # Imported here: it takes seconds, and the oracle needs none of it.
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
+
+        from handbook_ext.models import without_dropout  # noqa: PLC0415
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            model = AutoModelForSequenceClassification.from_pretrained(source, revision=revision)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"rank.model: {source} cannot be loaded as a sequence classifier ({first})") from None
+        if model.config.num_labels != 1:
+            raise UserError(f"rank.model: {source} has {model.config.num_labels} outputs; a reward model has one")
+        if not tokenizer.chat_template:
+            raise UserError(f"rank.model: the tokenizer of {source} has no chat template; use a reward model that has one")
+        without_dropout(model.config)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+        model.config.pad_token_id = tokenizer.pad_token_id
+        self.model, self.tokenizer = model.eval().to(device), tokenizer
+        self.batch_size, self.max_length = batch_size, max_length
+
+    @torch.no_grad()
+    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
+        """Returns the classifier's logits; texts of similar length share a batch, so that little is padded."""
+        texts = [self.tokenizer.apply_chat_template([*prompt, *assistant(text)], tokenize=False) for prompt, text in items]
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        verdicts: dict[int, Verdict] = {}
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            kept = {"input_ids": [ids[place][-self.max_length :] for place in places]}
+            batch = self.tokenizer.pad(kept, return_tensors="pt").to(self.model.device)
+            scores = self.model(**batch).logits[:, 0].float().tolist()
+            for place, score in zip(places, scores, strict=True):
+                verdicts[place] = Verdict(score, len(ids[place]) > self.max_length)
+        return [verdicts[place] for place in range(len(items))]
+
+
+def make_ranker(
+    kind: str, source: str | None, *, device: torch.device, batch_size: int, max_length: int, revision: str | None = None
+) -> Ranker:
+    """Returns the ranker that a recipe names; raises UserError for one that this version does not have."""
+    if kind == "oracle":
+        return Oracle()
+    if kind == "reward_model" and source is not None:
+        return RewardModel(source, device=device, batch_size=batch_size, max_length=max_length, revision=revision)
+    raise UserError(f"rank.ranker: {kind!r} is not part of this version; it has: {', '.join(RANKERS_HERE)}")
+
+
+def ranking(prompt_id: str, prompt: Messages, candidates: list[tuple[Origin, int | None, str, Verdict]]) -> Ranking:
+    """Returns the candidates with ranks: 1 is the largest score, equal scores share the better rank."""
+    scores = [verdict.score for *_, verdict in candidates]
+    ranked = [
+        Candidate(
+            origin=origin, sample=sample, text=text, score=verdict.score, truncated=verdict.truncated,
+            rank=1 + sum(score > verdict.score for score in scores),
+        )
+        for origin, sample, text, verdict in candidates
+    ]  # fmt: skip
+    ties = sum(scores.count(score) > 1 for score in scores)
+    return Ranking(prompt_id=prompt_id, prompt=prompt, candidates=ranked, ties=ties)
+
+
+def candidates_of(samples: list[Completion], offline: OfflinePair) -> list[tuple[Origin, int | None, str]]:
+    """Returns a prompt's candidates in the order of the official code: samples, then the offline chosen and rejected."""
+    texts: list[tuple[Origin, int | None, str]] = [("on_policy", row.sample, row.text) for row in samples]
+    texts += [("offline", None, side[-1]["content"]) for side in (offline.chosen, offline.rejected)]
+    return texts
+
+
+def fitted_ranker(run: Path, rank: RankSettings) -> Path | None:
+    """Returns the reward model that the run fits itself, where the recipe names none."""
+    return run / "ranker" / "model" if rank.ranker == "reward_model" and rank.model is None else None

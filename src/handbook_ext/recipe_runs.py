@@ -1,0 +1,199 @@
+"""Recipes by name, and the runs and iterations that their files describe."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from handbook_ext.errors import UserError
+from handbook_ext.recipe_checks import derived, mentioned, told, validated
+from handbook_ext.recipe_files import Mark, Tree, merged, nearest, read_recipe, shown
+from handbook_ext.settings import Recipe
+
+RECIPES = Path("recipes")
+OVERRIDABLE = ("generate", "rank", "score", "select", "train", "evaluate")
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One turn of the loop: its settings, the policy it starts from (None: the checkpoint), its part of the data."""
+
+    name: str
+    settings: Recipe
+    tree: Tree
+    policy_from: str | None
+    index: int
+
+    @property
+    def judged(self) -> bool:
+        """Tells whether completions are generated and ranked; else the pairs keep the labels of the data."""
+        return self.settings.select.rule != "dataset"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe, perhaps under another seed, after inheritance and the overrides of each iteration."""
+
+    name: str
+    recipe: str
+    settings: Recipe
+    tree: Tree
+    iterations: tuple[Iteration, ...]
+
+    @property
+    def start(self) -> str:
+        """Returns the folder of the policy that the loop starts from."""
+        return "start" if self.settings.sft is None else "sft"
+
+    @property
+    def fitted(self) -> bool:
+        """Tells whether the run trains its own reward model."""
+        ranks = [self.settings.rank, *(each.settings.rank for each in self.iterations)]
+        return any(rank.ranker == "reward_model" and rank.model is None for rank in ranks)
+
+    def iteration(self, name: str) -> Iteration:
+        """Returns an iteration by name; a UserError names those that exist."""
+        for each in self.iterations:
+            if each.name == name:
+                return each
+        names = [each.name for each in self.iterations]
+        raise UserError(
+            f"{shown(self.tree.where(()).file)}: recipe {self.recipe} has no iteration '{name}'{nearest(name, names)}; "
+            f"it has: {', '.join(names)}; add it under `iterations:`, or ask for one of these"
+        )
+
+
+def recipe_files(root: Path = RECIPES) -> dict[str, Path]:
+    """Returns every recipe's name and file: recipes/<model>/<method>.yaml is <model>-<method>."""
+    found: dict[str, Path] = {}
+    for path in sorted(root.glob("*/*.yaml")):
+        name = f"{path.parent.name}-{path.stem}"
+        usable = all(re.fullmatch(r"\w[\w.-]*", part) for part in (path.parent.name, path.stem))
+        if path.name == "base.yaml" or path.parent.name == "accelerate" or not usable:
+            continue
+        if name in found:
+            raise UserError(f"{shown(path)}: {shown(found[name])} is called {name} as well; rename one of the two")
+        found[name] = path
+    return found
+
+
+def resolve(name: str, root: Path = RECIPES) -> Run:
+    """Returns a run, `<recipe>` or `<recipe>-seed<K>`, with everything checked.
+
+    Raises:
+        UserError: no recipe of that name, or any mistake in its files.
+
+    """
+    files = recipe_files(root)
+    recipe, seed = name, None
+    with_seed = re.fullmatch(r"(.+)-seed(0|[1-9]\d*)", name)
+    if name not in files and with_seed:
+        recipe, seed = with_seed[1], int(with_seed[2])
+    if recipe not in files:
+        raise _no_recipe(name, files, root)
+    tree = read_recipe(files[recipe])
+    if seed is not None:
+        tree = merged(tree, Tree({"seed": seed}, {("seed",): Mark(Path(f"run name {name}"), 0)}))
+    overrides = tree.below(("iterations",)) if "iterations" in tree.values else Tree({}, {(): tree.where(())})
+    tree.values.pop("iterations", None)
+    settings = derived(validated(tree), tree)
+    _check_launch(settings.launch, tree, root)
+    return Run(name, recipe, settings, tree, _iterations(overrides, settings, tree))
+
+
+def _no_recipe(name: str, files: dict[str, Path], root: Path) -> UserError:
+    """Returns the error for a name that is no recipe, perhaps because it is a target of make."""
+    target = re.fullmatch(r"(.+?)-(iter\d+|report)", name)
+    if target and target[1] in files:
+        if target[2] != "report":
+            resolve(target[1], root).iteration(target[2])
+        return UserError(f"'{name}' is a target of make, not a recipe; give '{target[1]}' here")
+    base = re.sub(r"-(iter|seed)\d+$|-report$", "", name)
+    return UserError(
+        f"no recipe is called '{name}'{nearest(base, files)}; in {shown(root)} there are: "
+        f"{', '.join(files) or 'none'}; recipes/<model>/<method>.yaml is <model>-<method>"
+    )
+
+
+def _check_launch(launch: str, tree: Tree, root: Path) -> None:
+    """Raises when the launch configuration does not exist."""
+    known = sorted({"cpu", *(path.stem for path in (root / "accelerate").glob("*.yaml"))})
+    if launch not in known:
+        raise UserError(
+            f"{tree.where(('launch',))}: launch: '{launch}' is not a file of {shown(root / 'accelerate')}"
+            f"{nearest(launch, known)}; it has: {', '.join(known)}"
+        )
+
+
+def _iterations(overrides: Tree, base: Recipe, tree: Tree) -> tuple[Iteration, ...]:
+    """Returns the iterations in order, each with its overrides over the recipe, checked."""
+    if not isinstance(overrides.values, dict):
+        raise UserError(f"{overrides.where(())}: iterations must be a mapping, such as {{iter1: {{}}, iter2: {{}}}}")
+    result: list[Iteration] = []
+    previous = None if base.sft is None else "sft"
+    for name in _ordered(overrides):
+        own = overrides.below((name,))
+        _check_override(name, own)
+        own.marks = {place: mark for place, mark in own.marks.items() if place}
+        whole = merged(tree, own)
+        settings = derived(validated(whole, name), whole)
+        _check_labels(name, settings, whole)
+        result.append(Iteration(name, settings, whole, previous, len(result) if base.data.portions > 1 else 0))
+        previous = name
+    if 1 < base.data.portions < len(result):
+        raise UserError(
+            f"{tree.where(('data', 'portions'))}: data.portions is {base.data.portions} but there are {len(result)} "
+            f"iterations; raise portions to {len(result)}, remove iterations, or set 1: each then uses all rows"
+        )
+    return tuple(result)
+
+
+def _ordered(overrides: Tree) -> list[str]:
+    """Returns the names of the iterations by number; null has removed an inherited one."""
+    numbers: dict[int, str] = {}
+    for name, value in overrides.values.items():
+        match = re.fullmatch(r"iter(0|[1-9]\d*)", name)
+        if not match:
+            raise UserError(f"{overrides.where((name,))}: iterations: '{name}' is not iter0, iter1, ...; rename it")
+        if value is not None:
+            numbers[int(match[1])] = name
+    if not numbers:
+        raise UserError(f"{overrides.where(())}: a recipe needs an iteration; add `iterations: {{iter1: {{}}}}`")
+    missing = sorted(set(range(min(numbers), max(numbers))) - set(numbers))
+    if missing:
+        after = numbers[min(number for number in numbers if number > missing[0])]
+        removed = (f"iter{missing[0]}",)
+        raise UserError(
+            f"{overrides.where(removed if removed in overrides.marks else (after,))}: iterations: iter{missing[0]} is "
+            f"missing before {after}; number them without "
+            f"a gap (an iteration without changes is `iter{missing[0]}: {{}}`; null removes an inherited one)"
+        )
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _check_override(name: str, own: Tree) -> None:
+    """Raises when an iteration overrides what belongs to the whole run."""
+    if not isinstance(own.values, dict):
+        raise UserError(f"{own.where(())}: iterations.{name}: {told(own.values)} is not a mapping of sections")
+    for section in own.values:
+        if section not in OVERRIDABLE:
+            raise UserError(
+                f"{own.where((section,))}: iterations.{name} cannot change '{section}'{nearest(section, OVERRIDABLE)}; "
+                f"an iteration may change: {', '.join(OVERRIDABLE)}"
+            )
+    if ("rank", "fit") in own.marks:
+        raise UserError(
+            f"{own.where(('rank', 'fit'))}: iterations.{name} cannot change rank.fit: a run fits one ranker; "
+            "state it in the section `rank`"
+        )
+
+
+def _check_labels(name: str, settings: Recipe, tree: Tree) -> None:
+    """Raises when exploration is asked of an iteration that samples nothing."""
+    if settings.select.rule == "dataset" and settings.train.alpha > 0:
+        message = (
+            "select.rule dataset keeps the original labels and samples nothing to explore, but train.alpha is "
+            f"{settings.train.alpha}; set train.alpha: 0 in {name}"
+        )
+        raise UserError(f"{tree.where(mentioned(message, (), tree))}: {name}: {message}")

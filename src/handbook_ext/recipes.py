@@ -1,0 +1,171 @@
+"""The settings that determine each stage of a run, taken from its recipe and written into its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handbook_ext.errors import UserError
+from handbook_ext.recipe_checks import dotted
+from handbook_ext.recipe_files import Key, Tree, read_yaml
+from handbook_ext.recipe_runs import RECIPES, Iteration, Run, recipe_files, resolve
+from handbook_ext.settings import Recipe
+
+__all__ = [
+    "RECIPES", "Iteration", "Run", "load_stage", "make_variables", "recipe_files", "resolve", "shown_settings",
+    "stage_settings", "write_run",
+]  # fmt: skip
+
+Settings = dict[str, Any]
+
+
+def stage_settings(run: Run) -> dict[str, Settings]:
+    """Returns, for each settings file of a run by its path in the run's folder, what determines that stage."""
+    base = run.settings.model_dump()
+    same = {"recipe": run.recipe, "seed": run.settings.seed}
+    stages: dict[str, Settings] = {"data/data.yaml": {"stage": "data", **same, "data": base["data"]}}
+    if run.settings.sft is not None:
+        kept = {name: base["data"][name] for name in ("long_prompts", "empty_completions")}
+        stages["sft/sft.yaml"] = {"stage": "sft", **same, "model": base["model"], **kept, "sft": base["sft"]}
+    if run.fitted:
+        fit = {name: base["rank"][name] for name in ("max_length", "fit")}
+        body = {"policy_from": None if run.start == "start" else run.start, "model": base["model"]}
+        stages["ranker/ranker.yaml"] = {"stage": "ranker", **same, **body, "rank": fit}
+    start = {**same, "iteration": run.start, "policy_from": None if run.start == "start" else run.start}
+    stages[f"{run.start}/evaluate.yaml"] = _evaluation(start, run.settings)
+    for each in run.iterations:
+        stages.update(_iteration_stages(run, each))
+    stages["report.yaml"] = {
+        "stage": "report", **same, "iterations": [run.start, *(each.name for each in run.iterations)],
+        "report": base["report"],
+    }  # fmt: skip
+    return stages
+
+
+def _iteration_stages(run: Run, iteration: Iteration) -> dict[str, Settings]:
+    """Returns the settings files of one iteration."""
+    whole = iteration.settings.model_dump()
+    same = {"recipe": run.recipe, "seed": run.settings.seed, "iteration": iteration.name}
+    after = {**same, "policy_from": iteration.policy_from}
+    model, portion, limits = whole["model"], _portion(run, iteration), _limits(iteration.settings)
+    batch = {name: whole["train"][name] for name in ("global_batch_size", "per_device_train_batch_size", "head_chunk")}
+    stages: dict[str, Settings] = {}
+    if iteration.judged:
+        stages["generate"] = {
+            **after, "portion": portion, "model": model, "generate": whole["generate"], "limits": limits,
+        }  # fmt: skip
+        stages["rank"] = {**same, "model": model, "rank": whole["rank"]}
+    stages["select"] = {**same, "portion": portion, "policy_from": iteration.policy_from, "select": whole["select"]}
+    stages["score"] = {
+        **after, "model": model, "score": whole["score"], "limits": limits,
+        "plan": {**batch, "explore": iteration.settings.train.alpha > 0},
+    }  # fmt: skip
+    stages["train"] = {**after, "model": model, "train": whole["train"], "limits": limits}
+    files = {f"{iteration.name}/{name}.yaml": {"stage": name, **values} for name, values in stages.items()}
+    own = {**same, "policy_from": iteration.name}
+    return {**files, f"{iteration.name}/evaluate.yaml": _evaluation(own, iteration.settings)}
+
+
+def _evaluation(head: Settings, settings: Recipe) -> Settings:
+    """Returns the settings of an evaluation."""
+    sections = {name: getattr(settings, name).model_dump() for name in ("model", "rank", "evaluate")}
+    return {"stage": "evaluate", **head, **sections, "limits": _limits(settings)}
+
+
+def _limits(settings: Recipe) -> Settings:
+    """Returns how many tokens there may be, and what becomes of a prompt that leaves no room."""
+    train = settings.train
+    return {
+        "max_length": train.max_length, "max_prompt_length": train.max_prompt_length,
+        "long_prompts": settings.data.long_prompts,
+    }  # fmt: skip
+
+
+def _portion(run: Run, iteration: Iteration) -> Settings:
+    """Returns which of how many equal consecutive parts of the data the iteration uses, counted from 0."""
+    return {"index": iteration.index, "of": run.settings.data.portions}
+
+
+def make_variables(run: Run) -> str:
+    """Returns what the Makefile needs to know of a run; comments would leave spaces in the values."""
+    names = " ".join(each.name for each in run.iterations)
+    judged = " ".join(each.name for each in run.iterations if each.judged)
+    values = {
+        "iterations": names, "start": run.start, "judged": judged, "fitted": "yes" if run.fitted else "",
+        "launch": run.settings.launch,
+    }  # fmt: skip
+    return _header(run) + "".join(f"{name}.{run.name} := {value}".rstrip() + "\n" for name, value in values.items())
+
+
+def write_run(run: Run, runs: Path) -> list[Path]:
+    """Writes the settings files and run.mk of a run where their content changed; returns those written."""
+    texts = {
+        path: _header(run) + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110)
+        for path, settings in stage_settings(run).items()
+    }
+    texts["run.mk"] = make_variables(run)
+    return [path for name, text in texts.items() if _replaced(path := runs / run.name / name, text)]
+
+
+def _header(run: Run) -> str:
+    """Returns the first line of every file that is derived from a recipe."""
+    return f"# resolved from recipe {run.recipe}; edit the recipe, not this file\n"
+
+
+def _replaced(path: Path, text: str) -> bool:
+    """Puts the text in place by rename, unless it is there already; tells whether it did."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def load_stage(path: Path) -> Settings:
+    """Returns the resolved settings of a stage; a UserError says so where they are not written yet."""
+    if not path.is_file():
+        raise UserError(f"{path}: the settings of this stage are missing; run make, or scripts/resolve_recipe.py first")
+    return read_yaml(path).values
+
+
+def shown_settings(run: Run, iteration: str | None = None) -> list[str]:
+    """Returns every resolved setting, of one iteration or of the recipe itself, each with where it is written."""
+    chosen = None if iteration is None else run.iteration(iteration)
+    settings, tree, lines = run.settings, run.tree, []
+    if chosen is not None:
+        settings, tree = chosen.settings, chosen.tree
+        start = chosen.policy_from or settings.model.name_or_path
+        portion = f"portion {chosen.index + 1} of {settings.data.portions}"
+        lines = [f"# {chosen.name} of {run.name} starts from {start} and uses {portion}"]
+    stated = Recipe.model_validate(tree.values)
+    before = dict(_leaves(stated.model_dump(), ()))
+    for key, value in _leaves(settings.model_dump(), ()):
+        changed = ", resolved" if before.get(key) != value else ""
+        lines.append(f"{dotted(key)}: {_inline(value)}   # {_origin(key, tree)}{changed}")
+    return lines
+
+
+def _leaves(value: Any, key: Key) -> list[tuple[Key, Any]]:
+    """Returns the settings below a key in the order of the sections; a list is one setting."""
+    if not isinstance(value, dict):
+        return [(key, value)]
+    return [leaf for name, inner in value.items() for leaf in _leaves(inner, (*key, name))]
+
+
+def _origin(key: Key, tree: Tree) -> str:
+    """Returns file and line where a setting is stated, or that it is a default."""
+    return str(tree.marks[key]) if key in tree.marks else "default"
+
+
+def _inline(value: Any) -> str:
+    """Returns a value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1_000_000)
+    return text.removesuffix("...\n").strip()

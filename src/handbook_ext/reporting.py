@@ -1,0 +1,250 @@
+"""What a report says: reads what runs of a recipe left behind, and makes numbers and pictures of it."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from handbook_ext.errors import UserError
+from handbook_ext.metrics import Scores, comparable, compare_scores, summarise_scores
+
+Json = dict[str, Any]
+# Okabe and Ito's colours can be told apart with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
+CURVES = {
+    "loss (nats)": ("loss",),
+    "implicit reward margin (nats)": ("rewards/margins",),
+    "accuracy of implicit reward": ("rewards/accuracies",),
+    "implicit reward (nats)": ("rewards/chosen", "rewards/rejected", "rewards/explore"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one recipe. `policies` maps policy and decoding to scores, the policy that it starts from first."""
+
+    folder: Path
+    recipe: str
+    seed: int
+    ranker: str
+    policies: dict[str, dict[str, Scores]]
+    history: dict[str, list[Json]]
+    stages: list[Json]
+    pairs: list[Json]
+    skipped: list[str]
+
+
+def read_json(path: Path) -> Json:
+    """The object in a JSON file; a UserError where there is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and make its stage again") from error
+
+
+def read_evaluation(path: Path) -> tuple[dict[str, Scores], tuple[str, int, str]]:
+    """The scores of a policy by decoding, and its (recipe, seed, ranker); a UserError where the file is unusable."""
+    content = read_json(path)
+    try:
+        scores = {}
+        for name, decoding in content["decodings"].items():
+            found = sorted((str(row["prompt_id"]), float(row["reward"]), float(row["tokens"])) for row in decoding["rows"])
+            ids, numbers = tuple(row[0] for row in found), np.array([row[1:] for row in found])
+            if not found or len(set(ids)) < len(ids) or not np.isfinite(numbers).all():
+                raise ValueError(f"decoding {name} is empty, repeats a prompt, or holds nan")
+            scores[name] = Scores(ids, numbers[:, 0], numbers[:, 1], float(decoding["temperature"]))
+        return scores, (str(content["recipe"]), int(content["seed"]), str(content["ranker"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: is not a usable evaluation ({error!r}); delete it and evaluate again") from error
+
+
+def read_run(folder: Path, iterations: Sequence[str] | None = None) -> Run:
+    """What the report needs of a run, by default of every iter<N>; a UserError where evaluations do not compare."""
+    if iterations is None:
+        found = [path.name for path in folder.glob("iter*") if re.fullmatch(r"iter\d+", path.name)]
+        iterations = sorted(found, key=lambda name: int(name[4:]))
+    start = next((name for name in ("sft", "start") if (folder / name / "eval.json").is_file()), None)
+    if start is None:
+        raise UserError(f"{folder}: has neither sft/eval.json nor start/eval.json; evaluate the starting policy first")
+    names = [start, *(name for name in iterations if (folder / name / "eval.json").is_file())]
+    first, about = read_evaluation(folder / start / "eval.json")
+    policies = {start: first}
+    for name in names[1:]:
+        policies[name], here = read_evaluation(path := folder / name / "eval.json")
+        if here != about:
+            raise UserError(f"{path}: (recipe, seed, ranker) is {here}, in {start} {about}; evaluate again with one")
+        if not comparable(policies[name], first):
+            raise UserError(f"{path}: has not the prompts and decodings of {start}; evaluate both on the same")
+    states = {name: folder / name / "policy" / "trainer_state.json" for name in names[1:]}
+    logs = {name: read_json(path).get("log_history", []) for name, path in states.items() if path.is_file()}
+    steps = {name: [row for row in rows if "loss" in row and "step" in row] for name, rows in logs.items()}
+    history = {name: rows for name, rows in steps.items() if rows}
+    stages = [stage for name in names for stage in read_stages(folder / name)]
+    pairs = [read_pairs(folder / name / "pairs.jsonl") for name in names if (folder / name / "pairs.jsonl").is_file()]
+    skipped = [name for name in iterations if name not in names]
+    return Run(folder, *about, policies, history, stages, pairs, skipped)
+
+
+def judged_by(run: Run) -> str:
+    """The ranker, and the temperature of each decoding, in words."""
+    start = next(iter(run.policies.values()))
+    return f"{run.ranker}, " + ", ".join(f"{name} at {one.temperature:g}" for name, one in start.items())
+
+
+def read_stages(folder: Path) -> list[Json]:
+    """What the manifests of one iteration say, in the order of the stages; None where they are silent."""
+    stages = []
+    for path in [*folder.glob("*.manifest.json"), *folder.glob("*/manifest.json")]:
+        artifact = path.parent.name if path.name == "manifest.json" else path.name.removesuffix(".manifest.json")
+        manifest = read_json(path)
+        row = {"iteration": folder.name, "artifact": artifact, "stage": manifest.get("stage", artifact)}
+        row |= {key: (manifest.get("counts") or {}).get(key) for key in ("in", "out", "dropped")}
+        row |= {key: manifest.get(key) for key in ("seconds", "hardware", "packages", "seed")}
+        stages.append(row | (manifest.get("code") or {}))
+    order = {name: index for index, name in enumerate(STAGES)}
+    return sorted(stages, key=lambda row: (order.get(row["artifact"], len(order)), row["artifact"]))
+
+
+def read_pairs(path: Path) -> Json:
+    """The number of pairs, and the shares that are on-policy or swapped; a UserError where a line is broken."""
+    totals, count = Counter({"chosen": 0, "rejected": 0, "swapped": 0}), 0
+    with path.open(encoding="utf-8") as lines:
+        for count, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                totals["swapped"] += bool(row.get("swapped"))
+                for side in ("chosen", "rejected"):
+                    totals[side] += row[f"{side}_origin"] == "on_policy"
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}:{count}: is not a pair ({error!r}); delete the file, select again") from error
+    return {"iteration": path.parent.name, "pairs": count} | {key: n / max(count, 1) for key, n in totals.items()}
+
+
+def summarise(groups: Sequence[Sequence[Run]], *, title: str, resamples: int, confidence: float) -> Json:
+    """All numbers of the report; a group is the seeds of one recipe, ours first. A UserError where rankers differ."""
+    first = groups[0][0]
+    for run in (run for group in groups for run in group):
+        if (here := judged_by(run)) != (there := judged_by(first)):
+            raise UserError(f"{run.folder}: is judged by {here}, but {first.folder} by {there}; report them apart")
+    reward = "true reward" if first.ranker == "oracle" else f"reward (by {first.ranker})"
+    bootstrap = {"resamples": resamples, "confidence": confidence}
+    recipes = [summarise_recipe(group, **bootstrap) for group in groups]
+    beside = [compare_recipes(groups[0], group, **bootstrap) for group in groups[1:]]
+    primary = min(recipes[0]["temperatures"], key=lambda key: key != "sampled")
+    summary = {"title": title, "ranker": first.ranker, "reward": reward, "primary": primary, **bootstrap}
+    return summary | {"recipes": recipes, "beside": beside}
+
+
+def summarise_recipe(runs: Sequence[Run], **bootstrap: Any) -> Json:
+    """The numbers of one recipe, for the policies that every seed has; a UserError where these are not its seeds."""
+    first, told = runs[0], ", ".join(f"{run.folder} ({run.recipe}, seed {run.seed})" for run in runs)
+    if len({run.seed for run in runs}) < len(runs) or len({(run.recipe, *[*run.policies][:1]) for run in runs}) > 1:
+        raise UserError(f"{told}: not seeds of one recipe; name each seed once, other recipes after --beside")
+    names = [name for name in first.policies if all(name in run.policies for run in runs)]
+    decodings = list(first.policies[names[0]])
+    known = {name for run in runs for name in [*run.policies, *run.skipped]}
+    scores = {key: [[run.policies[name][key] for run in runs] for name in names] for key in decodings}
+    table = {key: summarise_scores(column, **bootstrap) for key, column in scores.items()}
+    return {
+        "recipe": first.recipe,
+        "start": names[0],
+        "folders": [str(run.folder) for run in runs],
+        "seeds": [run.seed for run in runs],
+        "left_out": [sorted(known - run.policies.keys()) for run in runs],
+        "prompts": [len(one.prompt_ids) for one in scores[decodings[0]][0]],
+        "temperatures": {key: column[0][0].temperature for key, column in scores.items()},
+        "policies": [{"policy": name} | {key: table[key][i] for key in decodings} for i, name in enumerate(names)],
+        "stages": [{"seed": run.seed} | row for run in runs for row in run.stages],
+        "pairs": [{"seed": run.seed} | row for run in runs for row in run.pairs],
+        "training": [
+            {"seed": run.seed, "iteration": name, "first": rows[0], "last": rows[-1]}
+            for run in runs
+            for name, rows in run.history.items()
+        ],
+    }
+
+
+def compare_recipes(ours: Sequence[Run], theirs: Sequence[Run], **bootstrap: Any) -> Json:
+    """How our last policy compares, by decoding, with another recipe's of that name on the same seeds and prompts."""
+    shared = [name for name in ours[0].policies if all(name in run.policies for run in (*ours, *theirs))]
+    matched = [(our.policies, their.policies) for our in ours for their in theirs if our.seed == their.seed]
+    both = [(our[name], their[name]) for our, their in matched for name in shared[-1:]]
+    pairs = [pair for pair in both if comparable(*pair)]
+    won = {
+        key: compare_scores([our[key] for our, _ in pairs], [their[key] for _, their in pairs], **bootstrap)
+        for key in (pairs[0][0] if pairs else ())
+    }
+    return {"recipe": theirs[0].recipe, "policy": shared[-1:], "seeds": len(pairs), "decodings": won}
+
+
+def draw_means(summary: Json) -> Figure:
+    """Mean reward and mean length (tokens) of each policy with intervals: a colour per recipe, a line per decoding."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = dict(zip(("reward", "tokens"), figure.subplots(1, 2), strict=True))
+    order = list(dict.fromkeys(row["policy"] for recipe in summary["recipes"] for row in recipe["policies"]))
+    lines = [(recipe, key) for recipe in summary["recipes"] for key in recipe["temperatures"]]
+    for (column, axes), (index, (recipe, key)) in product(panels.items(), enumerate(lines)):
+        means = [row[key][column] for row in recipe["policies"]]
+        ends = np.array([[mean.value - mean.low, mean.high - mean.value] for mean in means]).T
+        x = np.array([order.index(row["policy"]) for row in recipe["policies"]]) + 0.08 * (index - (len(lines) - 1) / 2)
+        colour = COLOURS[summary["recipes"].index(recipe) % len(COLOURS)]
+        kind = {"ls": "-" if key == summary["primary"] else "--", "marker": "o", "ms": 4, "capsize": 2}
+        axes.errorbar(x, [mean.value for mean in means], ends, c=colour, label=f"{recipe['recipe']}, {key}", **kind)
+        axes.set_xticks(range(len(order)), order)
+    style(panels["reward"], "policy", f"{summary['reward']}, mean")
+    style(panels["tokens"], "policy", "completion length (tokens), mean")
+    panels["reward"].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_rewards(runs: Sequence[Run], summary: Json) -> Figure:
+    """Histograms of the reward of a prompt, a row per policy, the starting policy outlined in each."""
+    names, key = [row["policy"] for row in summary["recipes"][0]["policies"]], summary["primary"]
+    rewards = [np.concatenate([run.policies[name][key].rewards for run in runs]) for name in names]
+    bins = np.histogram_bin_edges(np.concatenate(rewards), 30)
+    shares = [100 * np.histogram(one, bins)[0] / one.size for one in rewards]
+    figure = Figure(figsize=(7, 1 + 1.1 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, name, share, reward in zip(panels, names, shares, rewards, strict=True):
+        axes.stairs(share, bins, fill=True, color=COLOURS[0], alpha=0.6)
+        axes.stairs(shares[0], bins, color="0.35")
+        axes.axvline(reward.mean(), color=COLOURS[1], lw=2)
+        style(axes, "", f"{name}\n% of prompts")
+    panels[-1].set_xlabel(f"{summary['reward']} of a prompt, {key} (bar: mean; outline: {names[0]})")
+    return figure
+
+
+def draw_curves(runs: Sequence[Run]) -> Figure:
+    """Logged training metrics over the optimizer steps of all iterations in a row, a line per seed."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axes, (label, keys) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+        for run in runs:
+            begin = 0
+            for name, rows in run.history.items():
+                for key, colour in zip(keys, COLOURS, strict=False):
+                    points = np.array([(begin + row["step"], row[key]) for row in rows if key in row]).reshape(-1, 2)
+                    axes.plot(*points.T, color=colour, lw=1, label=key if (run, begin) == (runs[0], 0) else None)
+                if run is runs[0]:
+                    axes.axvline(begin, color="0.8", lw=0.8, zorder=0)
+                    axes.text(begin, 1, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8, color="0.4")
+                begin += rows[-1]["step"]
+        if len(keys) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        style(axes, "optimizer step", label)
+    return figure
+
+
+def style(axes: Axes, x: str, y: str) -> None:
+    """Labels both axes and takes the frame away."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)

@@ -1,0 +1,203 @@
+"""A run's folder: what each stage reads and leaves, hashed, published whole, refused when stale.
+
+A stage works in a hidden folder beside its artifact and renames the result into place. The manifest comes last, so a
+stage is done exactly when its manifest exists and names the settings and inputs that hold now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from handbook_ext.errors import UserError
+from handbook_ext.provenance import code_state, hardware, package_versions
+
+UNHASHED = {"manifest.json", "trainer_state.json"}
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the hash of a file, or of a folder's relative names and contents (without manifest and log)."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    parts = [
+        f"{part.relative_to(path)} {sha256_of(part)}"
+        for part in sorted(path.rglob("*"))
+        if part.is_file() and part.name not in UNHASHED
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def file_hash(path: str) -> str:
+    """Returns the hash of a file that lies outside the run."""
+    return sha256_of(Path(path))
+
+
+def manifest_path(artifact: Path) -> Path:
+    """Returns where an artifact's manifest lies: in a folder, or beside a file."""
+    if artifact.suffix in {".jsonl", ".json"}:
+        return artifact.with_name(artifact.stem + ".manifest.json")
+    return artifact / "manifest.json"
+
+
+def read_manifest(artifact: Path) -> dict[str, Any]:
+    """Returns the manifest; a UserError says that the artifact is not finished where there is none."""
+    path = manifest_path(artifact)
+    if not path.is_file():
+        raise UserError(f"{artifact} is not finished: {path.name} is missing; run make, which makes it first")
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    return manifest
+
+
+def verified(artifact: Path) -> str:
+    """Returns the artifact's hash; refuses one that was changed, or that was made from inputs since replaced."""
+    manifest = read_manifest(artifact)
+    if not artifact.exists():
+        raise UserError(f"{artifact} is missing though its manifest exists; delete {manifest_path(artifact)}, run make")
+    found = sha256_of(artifact)
+    if found != manifest["sha256"]:
+        raise UserError(
+            f"{artifact} was changed after stage '{manifest['stage']}' made it (sha256 {found[:12]}, its manifest says "
+            f"{manifest['sha256'][:12]}); restore it, or delete it and {manifest_path(artifact).name} to make it again"
+        )
+    for name, expected in manifest["inputs"].items():
+        source = Path(os.path.normpath(artifact.parent / name))
+        if manifest_path(source).is_file() and read_manifest(source)["sha256"] != expected:
+            raise UserError(
+                f"{artifact} is stale: it was made from another {source} (sha256 {expected[:12]}, now "
+                f"{read_manifest(source)['sha256'][:12]}); run make, which makes it again"
+            )
+    return found
+
+
+@dataclass
+class Stage:
+    """One stage's work on one artifact: its settings, its verified inputs, its workspace and its manifest."""
+
+    artifact: Path
+    settings: dict[str, Any]
+    inputs: list[Path]
+    hashes: dict[str, str] = field(default_factory=dict)
+    external: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    @property
+    def name(self) -> str:
+        """Returns the stage's name, as its settings say it."""
+        return str(self.settings["stage"])
+
+    @property
+    def workspace(self) -> Path:
+        """Returns the hidden folder that a killed stage leaves and its repeat goes on from."""
+        return self.artifact.with_name(f".{self.artifact.name}.partial")
+
+    @property
+    def out(self) -> Path:
+        """Returns the path in the workspace that becomes the artifact."""
+        return self.workspace / self.artifact.name
+
+    def finished(self) -> bool:
+        """Verifies the inputs, then tells whether the artifact was made from exactly them and these settings.
+
+        A finished artifact is touched, so that make sees it newer than its inputs. Otherwise the workspace is made
+        ready; one left by other settings or inputs is deleted, saying what changed.
+        """
+        self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs}
+        manifest = manifest_path(self.artifact)
+        if manifest.is_file() and self.artifact.exists():
+            told = json.loads(manifest.read_text())
+            if told["key"] == self._key() and told["sha256"] == sha256_of(self.artifact):
+                for path in (self.artifact, manifest):
+                    os.utime(path)
+                sys.stderr.write(f"{self.name}: {self.artifact} is up to date\n")
+                return True
+        self._prepare_workspace()
+        return False
+
+    def publish(self, counts: dict[str, Any], **facts: Any) -> None:
+        """Puts the finished `out` and its manifest in place; counts are {"in", "out", "dropped": {reason: n}}.
+
+        Raises UserError when rows are lost: in must equal out plus the dropped ones.
+        """
+        lost = counts["in"] - counts["out"] - sum(counts.get("dropped", {}).values())
+        if lost:
+            raise UserError(f"{self.artifact}: {lost} of {counts['in']} rows are lost without a reason {counts}")
+        manifest = {
+            "stage": self.name, "recipe": self.settings.get("recipe"), "iteration": self.settings.get("iteration"),
+            "sha256": sha256_of(self.out), "key": self._key(), "inputs": self.hashes, "external": self.external,
+            "settings": self.settings, "counts": counts, "seed": self.settings.get("seed"),
+            "seconds": round(time.time() - self.started, 2), "code": code_state(), "hardware": hardware(),
+            "packages": package_versions(), **facts,
+        }  # fmt: skip
+        path = manifest_path(self.artifact)
+        if self.out.is_dir():
+            _write_text(self.out / path.name, json.dumps(manifest, indent=2))
+            _sync_folder(self.out)
+            aside = self.workspace / "replaced"
+            if self.artifact.exists():
+                self.artifact.rename(aside)
+            self.out.rename(self.artifact)
+        else:
+            _write_text(self.workspace / path.name, json.dumps(manifest, indent=2))
+            self.out.replace(self.artifact)
+            (self.workspace / path.name).replace(path)
+        shutil.rmtree(self.workspace)
+        sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
+
+    def _key(self) -> str:
+        """Returns the hash of everything that determines the artifact."""
+        return hashlib.sha256(json.dumps(self._determinants(), sort_keys=True).encode()).hexdigest()
+
+    def _determinants(self) -> dict[str, Any]:
+        """Returns settings and input hashes; the name of the recipe does not matter, only what it says."""
+        settings = {name: value for name, value in self.settings.items() if name != "recipe"}
+        return {"settings": settings, "inputs": self.hashes, "external": self.external}
+
+    def _prepare_workspace(self) -> None:
+        """Makes the workspace, emptied first when it belongs to other settings or inputs."""
+        told = self.workspace / "stage.json"
+        if self.workspace.exists():
+            changed = ["its record is missing"]
+            if told.is_file():
+                changed = _changed(json.loads(told.read_text()), json.loads(json.dumps(self._determinants())))
+            if changed:
+                sys.stderr.write(f"{self.name}: starting afresh, because of {', '.join(changed)}\n")
+                shutil.rmtree(self.workspace)
+        self.workspace.mkdir(parents=True, exist_ok=True)
+        if not told.is_file():
+            _write_text(told, json.dumps(self._determinants()))
+
+
+def _changed(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Returns the dotted names under which two nested mappings differ."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [prefix]
+    names = []
+    for name in sorted({*before, *after}):
+        names += _changed(before.get(name), after.get(name), f"{prefix}.{name}" if prefix else name)
+    return names
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes beside the file, flushes to disk, renames."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as out:
+        out.write(text + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flushes every file of a folder to disk, so that a rename never outlives its content."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -1,0 +1,86 @@
+"""Preference pairs from judged candidates: pure functions of records, one per rule of the papers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TypeVar
+
+from handbook_ext.errors import UserError
+from handbook_ext.records import Candidate, OfflinePair, PreferencePair, Ranking, assistant
+
+T = TypeVar("T")
+
+
+def portion(rows: list[T], index: int, of: int) -> list[T]:
+    """Returns the index-th of `of` equal consecutive parts; floor division leaves the last rows unused (A6)."""
+    size = len(rows) // of
+    if size == 0:
+        raise UserError(f"data.portions: {len(rows)} rows cannot make {of} portions; lower it or give more rows")
+    return rows[index * size : (index + 1) * size]
+
+
+def dataset_pairs(offline: Iterable[OfflinePair], dropped: Counter[str]) -> list[PreferencePair]:
+    """Returns the pairs as the data set labels them (offline DPO, stepwise DPO, SELM's first portion)."""
+    pairs = [
+        PreferencePair(
+            prompt_id=pair.prompt_id, prompt=pair.prompt, chosen=pair.chosen, rejected=pair.rejected, explore=None,
+            chosen_origin="offline", rejected_origin="offline", margin=None, swapped=pair.swapped,
+        )
+        for pair in offline
+    ]  # fmt: skip
+    return _distinct(pairs, dropped)
+
+
+def judged_pairs(
+    rankings: Iterable[Ranking], offline: dict[str, OfflinePair], dropped: Counter[str], *,
+    rule: str, explore: bool, skip_explored_chosen: bool,
+) -> list[PreferencePair]:  # fmt: skip
+    """Returns one pair per ranking by SELM's rule A (best_and_worst) or B (against_chosen).
+
+    `explore` keeps sample 0, the response of the policy that starts the iteration, whether or not it is in the pair.
+    """
+    choose = {"best_and_worst": best_and_worst, "against_chosen": against_chosen}[rule]
+    pairs = []
+    for ranking in rankings:
+        chosen, rejected = choose(ranking)
+        sample = ranking.candidates[0]
+        skipped = skip_explored_chosen and sample is chosen
+        pairs.append(
+            PreferencePair(
+                prompt_id=ranking.prompt_id, prompt=ranking.prompt,
+                chosen=assistant(chosen.text), rejected=assistant(rejected.text),
+                explore=assistant(sample.text) if explore and not skipped else None,
+                chosen_origin=chosen.origin, rejected_origin=rejected.origin, margin=None,
+                swapped=_still_swapped(ranking, chosen, rejected, offline[ranking.prompt_id]),
+            )
+        )  # fmt: skip
+    return _distinct(pairs, dropped)
+
+
+def best_and_worst(ranking: Ranking) -> tuple[Candidate, Candidate]:
+    """Returns the candidates of best and worst rank; of equal ones the first, so a sample goes before offline texts.
+
+    This is SELM's rule A: argmin and argmax of the ranks of {y, y_w, y_l} (official code). When all tie, both are the same
+    candidate and the pair is dropped later.
+    """
+    ranks = [candidate.rank for candidate in ranking.candidates]
+    return ranking.candidates[ranks.index(min(ranks))], ranking.candidates[ranks.index(max(ranks))]
+
+
+def against_chosen(ranking: Ranking) -> tuple[Candidate, Candidate]:
+    """Returns SELM's rule B: the sample takes the place of y_w where it ranks at least as well, else that of y_l."""
+    sample, chosen, rejected = ranking.candidates[0], ranking.candidates[-2], ranking.candidates[-1]
+    return (sample, rejected) if sample.rank <= chosen.rank else (chosen, sample)
+
+
+def _still_swapped(ranking: Ranking, chosen: Candidate, rejected: Candidate, offline: OfflinePair) -> bool:
+    """Returns whether the pair repeats a label that noise had flipped."""
+    return offline.swapped and chosen is ranking.candidates[-2] and rejected is ranking.candidates[-1]
+
+
+def _distinct(pairs: list[PreferencePair], dropped: Counter[str]) -> list[PreferencePair]:
+    """Returns the pairs whose two texts differ; counts the others (A11)."""
+    kept = [pair for pair in pairs if pair.chosen != pair.rejected]
+    dropped["chosen equals rejected"] += len(pairs) - len(kept)
+    return kept
