@@ -24,12 +24,12 @@ RECIPES   := $(foreach f,$(filter-out %/base.yaml recipes/accelerate/%,$(wildcar
 numbers   := 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20
 stem       = $(firstword $(foreach n,$(numbers),$(patsubst %-iter$n,%,$(filter %-iter$n,$1))) $(patsubst %-report,%,$(filter %-report,$1)) $1)
 of_file    = $(firstword $(subst /, ,$(patsubst $(RUNS)/%,%,$(filter $(RUNS)/%,$1))))
-seeded     = $(foreach r,$(RECIPES),$(filter $r-seed%,$1))
+seeded     = $(filter-out %-seeds,$(foreach r,$(RECIPES),$(filter $r-seed%,$1)))
 known      = $(foreach r,$1,$(if $(strip $(filter $r,$(RECIPES)) $(call seeded,$r)),$r))
 seeds_of   = $(patsubst %-seeds,%,$(filter %-seeds,$(MAKECMDGOALS)))
 more_seeds = $(shell seq 2 $(SEEDS))
 many       = $1 $(foreach k,$(more_seeds),$1-seed$k)
-RUN_NAMES := $(sort $(call known,$(foreach g,$(MAKECMDGOALS),$(call of_file,$g) $(call stem,$g)) $(foreach r,$(seeds_of),$(call many,$r))))
+RUN_NAMES := $(sort $(call known,$(foreach g,$(MAKECMDGOALS),$(call of_file,$g) $(call stem,$g)) $(foreach r,$(seeds_of) $(if $(seeds_of),$(BESIDE)),$(call many,$r))))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The environment, made once
@@ -117,12 +117,15 @@ endef
 $(foreach r,$(RUN_NAMES),$(if $(iterations.$r),$(call run_rules,$r)))
 
 # make tiny-selm-seeds SEEDS=3: the recipe's own seed and SEEDS-1 others, one report with intervals over seeds and prompts.
-# BESIDE=tiny-dpo puts another recipe's finished seeds into the same tables.
+# BESIDE=tiny-dpo puts another recipe's finished seeds into the same tables. Runs under $(RUNS) share what they have in
+# common, such as the SFT policy, wherever settings and inputs are equal by content.
 BESIDE ?=
+beside := $(foreach b,$(BESIDE),$(call many,$b))
 define seeds_rules
 .PHONY: $1-seeds
-$1-seeds: $(foreach r,$(call many,$1),$(RUNS)/$r/report/manifest.json)
-	$$(PYTHON) scripts/write_report.py $(addprefix $(RUNS)/,$(call many,$1)) $(if $(BESIDE),--beside $(foreach b,$(BESIDE),$(addprefix $(RUNS)/,$(call many,$b)))) --out $(RUNS)/$1-seeds/report
+$1-seeds: export HANDBOOK_SHARE := 1
+$1-seeds: $(foreach r,$(call many,$1) $(beside),$(RUNS)/$r/report/manifest.json)
+	$$(PYTHON) scripts/write_report.py $(addprefix $(RUNS)/,$(call many,$1)) $(if $(beside),--beside $(addprefix $(RUNS)/,$(beside))) --out $(RUNS)/$1-seeds/report
 endef
 $(foreach r,$(seeds_of),$(eval $(call seeds_rules,$r)))
 

@@ -67,18 +67,21 @@ def main(argv: list[str]) -> None:
     """Measures, writes and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round: tests that it works")
-    parser.add_argument("--rounds", type=int, default=None, metavar="N", help="timed rounds (default 5; quick: 1)")
+    parser.add_argument("--rounds", type=int, default=None, metavar="N", help="timed rounds (default 4; quick: 1)")
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="threads (default torch's; quick: 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="combines lengths, words and weights")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="folder of training.json")
     arguments = parser.parse_args(argv)
-    rounds = arguments.rounds if arguments.rounds is not None else 1 if arguments.quick else 5
+    rounds = arguments.rounds if arguments.rounds is not None else 1 if arguments.quick else 4
     if rounds < 1:
         raise UserError(f"--rounds is {rounds}; at least one round must be timed")
     torch.set_flush_denormal(True)
     quieten()
     size = QUICK if arguments.quick else Size()
-    if arguments.quick:
-        torch.set_num_threads(1)  # Threads of tiny steps only wait for each other, long ones on a busy machine.
+    threads = arguments.threads if arguments.threads is not None else 1 if arguments.quick else torch.get_num_threads()
+    if threads < 1:
+        raise UserError(f"--threads is {threads}; at least one is needed")
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         steps = Steps(size, arguments.seed, Path(folder))
         with tqdm(total=(rounds + 1) * len(steps.parts), desc="benchmark", unit="step") as progress:
@@ -114,14 +117,15 @@ def check_round(steps: Steps, progress: Any) -> dict[str, Any]:
 
 
 def timed_rounds(steps: Steps, rounds: int, progress: Any) -> dict[str, dict[str, list[float]]]:
-    """Returns seconds and peak growth of memory (bytes) of each part in each round, the parts taking turns."""
-    found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "peak_bytes": []} for name in steps.parts}
+    """Returns seconds, processor seconds and peak growth of memory (bytes) of each part and round, the parts taking turns."""
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"seconds": [], "cpu_seconds": [], "peak_bytes": []} for name in steps.parts
+    }
     names = list(steps.parts)
     for number in range(1, rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds, peak = benchmark.timed(partial(steps.parts[name], number))
-            found[name]["seconds"].append(seconds)
-            found[name]["peak_bytes"].append(peak)
+            for kind, value in benchmark.timed(partial(steps.parts[name], number)).items():
+                found[name][kind].append(value)
             if name in steps.trained:
                 steps.trained[name].zero_grad(set_to_none=True)
             progress.update()

@@ -24,9 +24,7 @@ def main(argv: list[str]) -> None:
     settings = load_stage(folder / "generate.yaml")
     model, generate = ModelSettings(**settings["model"]), GenerateSettings(**settings["generate"])
     if generate.engine not in ENGINES_HERE:
-        raise UserError(
-            f"generate.engine: {generate.engine!r} is not part of this version; it has: {', '.join(ENGINES_HERE)}"
-        )
+        raise UserError(f"generate.engine: {generate.engine!r} is not part of this version; it has: {', '.join(ENGINES_HERE)}")
     source, artifact = policy_source(model, run, settings["policy_from"])
     stage = Stage(folder / "completions.jsonl", settings, [run / "data" / "rows", *([artifact] if artifact else [])])
     if artifact is None:

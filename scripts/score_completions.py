@@ -37,9 +37,7 @@ def main(argv: list[str]) -> None:
     encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings["limits"]), explore=sizes["explore"])
     plan = BatchPlan(encoded.lengths, sizes["global_batch_size"], sizes["per_device_train_batch_size"], settings["seed"])
     name = policy_hash(source, model)
-    work = partial(
-        score_shard, policy, encoded, policy_name=name, pad_id=tokenizer.pad_token_id, head_chunk=sizes["head_chunk"]
-    )
+    work = partial(score_shard, policy, encoded, policy_name=name, pad_id=tokenizer.pad_token_id, head_chunk=sizes["head_chunk"])
     fill_shards(
         stage.out, store_batches(plan), work, rank=launch.rank, processes=launch.processes,
         progress=launch.progress("score", "shard"),

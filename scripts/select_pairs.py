@@ -18,9 +18,7 @@ def main(argv: list[str]) -> None:
     settings = load_stage(folder / "select.yaml")
     select = SelectSettings(**settings["select"])
     judged = select.rule != "dataset"
-    stage = Stage(
-        folder / "pairs.jsonl", settings, [run / "data" / "rows", *([folder / "rankings.jsonl"] if judged else [])]
-    )
+    stage = Stage(folder / "pairs.jsonl", settings, [run / "data" / "rows", *([folder / "rankings.jsonl"] if judged else [])])
     if stage.finished():
         return
     offline = portion(read_rows(run / "data" / "rows" / "train.jsonl", OfflinePair), **settings["portion"])

@@ -42,9 +42,7 @@ def main(argv: list[str]) -> None:
     pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
     encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings["limits"]), explore=train.alpha > 0)
     if train.alpha > 0 and not encoded.notes["explored"]:
-        raise UserError(
-            f"{folder}/pairs.jsonl: no pair has an explored sample, but train.alpha is {train.alpha}; set it to 0"
-        )
+        raise UserError(f"{folder}/pairs.jsonl: no pair has an explored sample, but train.alpha is {train.alpha}; set it to 0")
     name = policy_hash(source, model)
     encoded = encoded.with_reference(read_store(folder / "logprobs", name), name)
     plan = BatchPlan(encoded.lengths, train.global_batch_size, train.per_device_train_batch_size, settings["seed"])

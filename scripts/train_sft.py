@@ -37,9 +37,7 @@ def main(argv: list[str]) -> None:
         tokenizer = load_tokenizer(model.name_or_path, model, own=False)
         policy = load_policy(model.name_or_path, model, own=False)
     encoder = ChatEncoder(tokenizer, sft.max_length, long_prompts=settings["long_prompts"])
-    trainer, dropped = sft_trainer(
-        policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()]
-    )
+    trainer, dropped = sft_trainer(policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()])
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     save_policy(trainer, tokenizer, stage.out)
     if launch.main:

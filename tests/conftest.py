@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
 
-ARCHITECTURES = ("llama", "mistral", "gpt_neox", "phi3", "qwen2")
 TEXTS = [
     "Write me a list of fruit for a picnic by the lake, please, and keep it short.",
     "Here is a list: apples, pears, plums and a bowl of cherries. Enjoy the picnic!",
@@ -92,9 +91,7 @@ def _pair(number: int) -> PreferencePair:
     prompt: Messages = [{"role": "user", "content": words_from(3 * number, 2 + number % 5)}]
     if number % 2:
         prompt = [*prompt, *assistant(words_from(5 * number, 3)), {"role": "user", "content": words_from(number, 2)}]
-    chosen, rejected, third = (
-        assistant(words_from(7 * number + 11 * k, 1 + (number * (k + 2) + k) % 7)) for k in range(3)
-    )
+    chosen, rejected, third = (assistant(words_from(7 * number + 11 * k, 1 + (number * (k + 2) + k) % 7)) for k in range(3))
     return PreferencePair(
         prompt_id=f"p{number}", prompt=prompt, chosen=chosen, rejected=rejected,
         explore=[chosen, rejected, third, None][number % 4], chosen_origin="offline", rejected_origin="on_policy",

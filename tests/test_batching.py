@@ -9,7 +9,8 @@ import pytest
 
 from handbook_ext.batching import BatchPlan, accumulation_steps
 
-LENGTHS = [random.Random(3).randrange(4, 90) for _ in range(43)]
+RNG = random.Random(3)
+LENGTHS = [RNG.randrange(4, 90) for _ in range(43)]
 SIZES = [(8, 1), (8, 2), (8, 8), (16, 4), (64, 8), (1, 1), (43, 43)]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, BuildPolicy
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -21,6 +21,10 @@ from handbook_ext.policy_forward import pair_logprobs, prefix_shared
 from handbook_ext.records import PreferencePair
 from handbook_ext.training import Objective
 
+if TYPE_CHECKING:
+    from tests.conftest import BuildPolicy
+
+ARCHITECTURES = ("llama", "mistral", "gpt_neox", "phi3", "qwen2")
 SELM = Objective(beta=0.3, alpha=0.4)
 TOLERANCE = 1e-5
 
@@ -30,7 +34,7 @@ Gradients = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def encoded(tokenizer: PreTrainedTokenizerFast, make_pairs: Callable[[int], list[PreferencePair]]) -> EncodedPairs:
     """Eight pairs under limits that cut some prompts and some completions."""
-    return encode_pairs(make_pairs(8), ChatEncoder(tokenizer, max_length=88, max_prompt_length=60), explore=True)
+    return encode_pairs(make_pairs(8), ChatEncoder(tokenizer, max_length=56, max_prompt_length=40), explore=True)
 
 
 def separate_logprobs(model: PreTrainedModel, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipe_folder import enter_folder
 
 from handbook_ext.errors import UserError
 from handbook_ext.recipe_files import read_recipe
@@ -13,6 +12,7 @@ from handbook_ext.recipes import (
     recipe_files,
     resolve,
 )
+from tests.recipe_folder import enter_folder
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def complaint(text: str) -> str:
 MISTAKES = [
     ("train:\n  alhpa: 0.1\n", 3, "train has no setting 'alhpa' (did you mean 'alpha'?); it has: learning_rate,"),
     ("train:\n  beta: 0.1\n  learning_rate: fast\n", 4, "train.learning_rate: 'fast' is not a number above 0 up to 1"),
+    ("train:\n  beta:\n    low\n", 4, "train.beta: 'low' is not a number above 0"),
     ("train: {learning_rate: 2}\n", 2, "train.learning_rate: 2 is not a number above 0 up to 1"),
     ("train: {alpha: .inf}\n", 2, "train.alpha: Infinity is not a number from 0"),
     ("train: {global_batch_size: 1.5}\n", 2, "train.global_batch_size: 1.5 is not a whole number from 1"),
@@ -109,6 +110,10 @@ def test_a_mistake_is_one_line_with_file_line_and_remedy(folder: Path, text: str
         ("\nbase: ../tiny/bas.yaml\n", ":2: base '../tiny/bas.yaml' does not exist: no file recipes/tiny/bas.yaml (did "
          "you mean '../tiny/base.yaml'?)"),
         ("base: [a.yaml]\n", ":1: base must be the path of one recipe file"),
+        (
+            "model: {name_or_path: x}\ndata: {dataset: d}\ntrain: {betta: 1}\n",
+            ":3: train has no setting 'betta' (did you mean 'beta'?)",
+        ),
         ("base: selm.yaml\n", ":1: the bases form a cycle (recipes/mine/selm.yaml -> recipes/mine/selm.yaml)"),
         ("- a\n", ":1: is not a mapping"),
         ("", ":1: a recipe needs the section 'model' (The policy"),

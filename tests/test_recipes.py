@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipe_folder import enter_folder, mine
 
 from handbook_ext.recipe_files import Mark, Tree, merged, read_yaml
 from handbook_ext.recipes import (
@@ -13,6 +12,7 @@ from handbook_ext.recipes import (
     shown_settings,
     stage_settings,
 )
+from tests.recipe_folder import enter_folder, mine
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from recipe_folder import ROOT, enter_folder, mine
 
 from handbook_ext.errors import UserError
 from handbook_ext.recipes import (
@@ -24,6 +23,7 @@ from handbook_ext.recipes import (
     write_run,
 )
 from handbook_ext.settings import TrainSettings
+from tests.recipe_folder import ROOT, enter_folder, mine
 
 SCRIPT = ROOT / "scripts" / "resolve_recipe.py"
 

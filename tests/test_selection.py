@@ -16,9 +16,7 @@ WIN, LOSE = "offline winner", "offline loser"
 
 
 def offline(swapped: bool = False, rejected: str = LOSE) -> OfflinePair:
-    return OfflinePair(
-        prompt_id="p", prompt=PROMPT, chosen=assistant(WIN), rejected=assistant(rejected), swapped=swapped
-    )
+    return OfflinePair(prompt_id="p", prompt=PROMPT, chosen=assistant(WIN), rejected=assistant(rejected), swapped=swapped)
 
 
 def judged(scores: list[float], texts: list[str] | None = None) -> Ranking:
@@ -95,9 +93,7 @@ def test_a_prompt_whose_candidates_all_tie_is_dropped_and_counted() -> None:
 def test_equal_texts_are_dropped_and_counted() -> None:
     dropped: Counter[str] = Counter()
     rows = [judged([2, 3, 1], [WIN]), judged([3, 2, 1], [LOSE])]
-    pairs = judged_pairs(
-        rows, {"p": offline()}, dropped, rule="against_chosen", explore=True, skip_explored_chosen=False
-    )
+    pairs = judged_pairs(rows, {"p": offline()}, dropped, rule="against_chosen", explore=True, skip_explored_chosen=False)
     assert pairs == []
     assert dropped == {"chosen equals rejected": 2}
 

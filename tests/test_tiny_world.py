@@ -6,19 +6,9 @@ import sys
 
 import pytest
 
-from handbook_ext import tiny_world
-from handbook_ext.tiny_world import (
-    NUMBER_OF_REQUESTS,
-    WAY_FOR_GUEST,
-    WRITERS,
-    WorldData,
-    best_answer,
-    parse_request,
-    request_prompt,
-    true_reward,
-    world_data,
-    write_answer,
-)
+from handbook_ext import tiny_writers
+from handbook_ext.tiny_world import NUMBER_OF_REQUESTS, WAY_FOR_GUEST, best_answer, parse_request, request_prompt, true_reward
+from handbook_ext.tiny_writers import WRITERS, WorldData, world_data, write_answer
 
 # The fruits that fit both, with their ranks: zevi 2, runu 3, kuba 6, lelo 10, sire 13, tika 17; moba is dark.
 RICH = "name three sweet fruits not dark omitting none falling rich for sailors"
@@ -115,7 +105,7 @@ def test_rows_do_not_depend_on_how_many_follow(world: WorldData) -> None:
 
 def test_rows_do_not_depend_on_the_hash_seed() -> None:
     code = (
-        "import hashlib; from handbook_ext.tiny_world import world_data;"
+        "import hashlib; from handbook_ext.tiny_writers import world_data;"
         "print(hashlib.sha256(repr(world_data(seed=0, sft=50, train=50, test=9, flip_rate=0.4)).encode()).hexdigest())"
     )
     runs = [
@@ -132,7 +122,7 @@ def test_prompts_are_distinct(world: WorldData) -> None:
 
 
 def test_test_prompts_stay_apart_when_requests_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_world, "NUMBER_OF_REQUESTS", 100)
+    monkeypatch.setattr(tiny_writers, "NUMBER_OF_REQUESTS", 100)
     data = world_data(seed=0, sft=300, train=200, test=60, flip_rate=0.0)
     asked = {row["prompt"] for row in data.sft} | {row["prompt"] for row in data.train}
     assert (len(data.sft), len(data.train), len(asked)) == (300, 200, 40)

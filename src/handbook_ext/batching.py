@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
-class Slot(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Slot:
     """A place in a micro-batch: which pair, and its weight in the step's mean (0 for a filler)."""
 
     index: int

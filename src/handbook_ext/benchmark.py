@@ -59,7 +59,7 @@ class PairLaw:
     answer: LengthLaw = LengthLaw(175, 0.8)
     correlation: float = 0.45
     max_length: int = 1024
-    vocabulary: int = 1024
+    vocabulary: int = 512
     first_word: int = 2
     end_id: int = 1
 
@@ -162,13 +162,16 @@ class PeakMemory:
             self.bytes = max(self.bytes, process.memory_info().rss - before)
 
 
-def timed(step: Callable[[], float]) -> tuple[float, int]:
-    """Runs a step and returns its seconds and the growth of memory at its peak in bytes."""
+def timed(step: Callable[[], float]) -> dict[str, float]:
+    """Runs a step and returns its seconds, the processor seconds of all its threads, and the peak growth of memory in bytes.
+
+    With one thread the processor seconds hardly depend on what else the machine does; threads that wait count as busy.
+    """
     with PeakMemory() as memory:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         step()
-        seconds = time.perf_counter() - start
-    return seconds, memory.bytes
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    return {"seconds": seconds, "cpu_seconds": busy, "peak_bytes": memory.bytes}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -182,13 +185,14 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def gradient_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """Returns the largest difference between two gradients relative to the largest entry, over all parameters.
+    """Returns |ours - theirs| / |theirs|, the Euclidean norms over all parameters together.
 
     A parameter that only one side has a gradient for makes it infinite.
     """
     if ours.keys() != theirs.keys():
         return math.inf
-    return max(float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in ours)
+    difference = sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in ours)
+    return math.sqrt(difference / sum(float(theirs[name].double().square().sum()) for name in ours))
 
 
 def write_json(path: Path, content: Any) -> None:

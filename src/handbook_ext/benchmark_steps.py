@@ -23,16 +23,19 @@ from handbook_ext.training import Objective, PreferenceTrainer
 
 @dataclass(frozen=True)
 class Size:
-    """Model, batch and rounds of a benchmark; `pairs` is one optimizer step's global batch."""
+    """Model, batch and objective of a benchmark; `pairs` is one optimizer step's global batch.
+
+    beta is that of SELM's Zephyr runs; alpha is large, so that the check of the gradient sees the exploration term.
+    """
 
     pairs: int = 32
     micro_batch: int = 8
-    hidden: int = 384
+    hidden: int = 320
     mlp: int = 768
-    layers: int = 4
+    layers: int = 3
     heads: int = 2
     head_chunk: int = 4096
-    beta: float = 0.1
+    beta: float = 0.01
     alpha: float = 0.5
     law: PairLaw = field(default_factory=PairLaw)
 

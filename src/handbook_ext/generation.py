@@ -81,6 +81,7 @@ def sample_batch(
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad, use_cache=True
     )
+    policy.generation_config = GenerationConfig()  # What a checkpoint adds (a repetition penalty) would change the law.
     output = policy.generate(
         input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device), generation_config=config,
         logits_processor=processors,

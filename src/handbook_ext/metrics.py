@@ -49,8 +49,7 @@ def aligned(ours: ArrayLike, theirs: ArrayLike) -> tuple[FloatArray, FloatArray]
     first, second = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or first.size == 0:
         raise ValueError(
-            f"rewards of shapes {first.shape} and {second.shape} cannot be compared; "
-            "pass one per prompt, for the same prompts"
+            f"rewards of shapes {first.shape} and {second.shape} cannot be compared; pass one per prompt, for the same prompts"
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("rewards hold nan or inf; score those prompts again or leave them out of both arrays")

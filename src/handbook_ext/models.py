@@ -46,9 +46,7 @@ def load_policy(source: str, settings: ModelSettings, *, own: bool) -> PreTraine
         "revision": None if own else settings.revision,
     }
     with _explained(source):
-        config = AutoConfig.from_pretrained(
-            source, trust_remote_code=settings.trust_remote_code, revision=kwargs["revision"]
-        )
+        config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code, revision=kwargs["revision"])
         without_dropout(config)
         model = AutoModelForCausalLM.from_pretrained(source, config=config, **kwargs)
     return model.eval()
@@ -102,9 +100,7 @@ def build_policy(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, se
             config, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attn_implementation
         )
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"model.architecture: {error}; give a model_type of transformers and its configuration values"
-        ) from None
+        raise UserError(f"model.architecture: {error}; give a model_type of transformers and its configuration values") from None
 
 
 def train_tokenizer(texts: Iterable[str], settings: ModelSettings) -> PreTrainedTokenizerFast:

@@ -25,9 +25,7 @@ PAD, END = "<pad>", "</s>"
 PAD_ID = 0
 
 
-def padded_logprobs(
-    model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]], *, pad_id: int
-) -> Tensor:
+def padded_logprobs(model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]], *, pad_id: int) -> Tensor:
     """Returns log-probs in nats summed over each answer, (B,), from one forward padded to the longest sequence."""
     length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     input_ids = torch.full((len(prompts), length), pad_id)

@@ -14,7 +14,7 @@ import datasets
 from handbook_ext.errors import UserError
 from handbook_ext.records import Demonstration, Messages, OfflinePair, assistant, content_id, derived_seed, iter_jsonl
 from handbook_ext.settings import DataSettings
-from handbook_ext.tiny_world import world_data
+from handbook_ext.tiny_writers import world_data
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -119,23 +119,17 @@ def _pairs(rows: Iterable[tuple[str, dict[str, Any]]], drop_empty: bool, dropped
         for name in ("chosen", "rejected"):
             if row.get(name) is None:
                 has = ", ".join(sorted(row))
-                raise UserError(
-                    f"{where}: the row has no '{name}' (it has: {has}); every row needs prompt, chosen, rejected"
-                )
+                raise UserError(f"{where}: the row has no '{name}' (it has: {has}); every row needs prompt, chosen, rejected")
         prompt, chosen = _split(where, row, "chosen")
         other_prompt, rejected = _split(where, row, "rejected")
         if prompt != other_prompt:
-            raise UserError(
-                f"{where}: chosen and rejected answer different prompts; they must share all but the last message"
-            )
+            raise UserError(f"{where}: chosen and rejected answer different prompts; they must share all but the last message")
         empty = [name for name, text in (("chosen", chosen), ("rejected", rejected)) if not text[0]["content"].strip()]
         if empty and drop_empty:
             dropped[f"empty {empty[0]}"] += 1
             continue
         if empty:
-            raise UserError(
-                f"{where}: the {empty[0]} completion is empty; repair the row, or set data.empty_completions: drop"
-            )
+            raise UserError(f"{where}: the {empty[0]} completion is empty; repair the row, or set data.empty_completions: drop")
         yield OfflinePair(
             prompt_id=str(row.get("prompt_id") or content_id(prompt)), prompt=prompt, chosen=chosen, rejected=rejected,
             score_chosen=row.get("score_chosen"), score_rejected=row.get("score_rejected"), source=where,

@@ -198,8 +198,8 @@ def _value(loader: _Loader, node: yaml.Node, key: Key, path: Path, marks: dict[K
             marks[(*key, position)] = Mark(path, item.start_mark.line + 1)
             items.append(_value(loader, item, (*key, position), path, marks))
         return items
-    plain = node.style is None
-    if node.tag != loader.resolve(yaml.ScalarNode, node.value, (plain, not plain)):
+    plain = node.style is None  # type: ignore[attr-defined]
+    if node.tag != loader.resolve(yaml.ScalarNode, node.value, (plain, not plain)):  # type: ignore[no-untyped-call]
         raise UserError(f"{here}: has a YAML tag ({node.tag}); recipes use none: write the value alone")
     return loader.construct_object(node)
 

@@ -19,6 +19,13 @@ from typing import Any
 from handbook_ext.errors import UserError
 from handbook_ext.provenance import code_state, hardware, package_versions
 
+# Set to 1, a stage takes over what another run under the same root made from equal settings and inputs.
+SHARE = "HANDBOOK_SHARE"
+# What every manifest says of its own making; the rest are a stage's findings.
+OWN_FACTS = {
+    "stage", "recipe", "iteration", "sha256", "key", "inputs", "external", "settings", "counts", "seed", "seconds", "code",
+    "hardware", "packages",
+}  # fmt: skip
 UNHASHED = {"manifest.json", "trainer_state.json"}
 
 
@@ -119,7 +126,7 @@ class Stage:
                 sys.stderr.write(f"{self.name}: {self.artifact} is up to date\n")
                 return True
         self._prepare_workspace()
-        return False
+        return os.environ.get(SHARE) == "1" and self._shared()
 
     def publish(self, counts: dict[str, Any], **facts: Any) -> None:
         """Puts the finished `out` and its manifest in place; counts are {"in", "out", "dropped": {reason: n}}.
@@ -150,6 +157,25 @@ class Stage:
             (self.workspace / path.name).replace(path)
         shutil.rmtree(self.workspace)
         sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
+
+    def _shared(self) -> bool:
+        """Takes over a sibling run's artifact that was made from the same settings and inputs; tells whether there was one.
+
+        The files of a folder are linked, not copied: methods that share an SFT policy keep its weights on disk once.
+        """
+        run = next((parent for parent in self.artifact.parents if (parent / "run.mk").is_file()), self.artifact.parent)
+        inside = self.artifact.relative_to(run)
+        for manifest in sorted(run.parent.glob(f"*/{manifest_path(inside)}")):
+            told, twin = json.loads(manifest.read_text()), run.parent / manifest.relative_to(run.parent).parts[0] / inside
+            if told["key"] != self._key() or not twin.exists() or sha256_of(twin) != told["sha256"]:
+                continue
+            if twin.is_dir():
+                shutil.copytree(twin, self.out, copy_function=os.link, ignore=shutil.ignore_patterns("manifest.json"))
+            else:
+                shutil.copy2(twin, self.out)
+            self.publish(told["counts"], **{name: told[name] for name in told.keys() - OWN_FACTS}, shared_from=str(twin))
+            return True
+        return False
 
     def _key(self) -> str:
         """Returns the hash of everything that determines the artifact."""

@@ -122,7 +122,7 @@ class PreferenceTrainer(Trainer):
         self._checked = True
         tokens = rows.completion_tokens[rows.chosen]
         difference = float(((logprobs[0].detach() - reference[0]).abs() / tokens).max())
-        if difference > (self.tolerance or 0):
+        if not difference <= (self.tolerance or 0):  # NaN too
             raise UserError(
                 f"the untrained policy differs from its stored log-probs by {difference:.2g} nats per token (score.tolerance "
                 f"is {self.tolerance}): the store belongs to another policy or numeric type; delete it and run make"

@@ -1,0 +1,169 @@
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import MICRO, Workspace
+
+FINAL = "runs/mine-micro/iter1/policy/model.safetensors"
+
+
+def weights(workspace: Workspace) -> str:
+    return hashlib.sha256((workspace.folder / FINAL).read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("finished"))
+    workspace.run("mine-micro")
+    return workspace
+
+
+@pytest.fixture
+def copy(finished: Workspace, tmp_path: Path) -> Iterator[Workspace]:
+    """The finished workspace, to be damaged; times are kept, so that make sees nothing to do."""
+    workspace = Workspace(tmp_path / "copy")
+    shutil.copytree(finished.folder / "runs", workspace.folder / "runs", copy_function=shutil.copy2)
+    yield workspace
+
+
+def names(commands: list[str]) -> list[str]:
+    return [" ".join(Path(word).name for word in command.split()[2 if "=" in command else 1 :]) for command in commands]
+
+
+def test_a_run_leaves_every_artifact_and_a_manifest_that_says_from_what(finished: Workspace) -> None:
+    run = finished.folder / "runs/mine-micro"
+    for name in ("completions", "rankings", "pairs", "eval"):
+        manifest = json.loads((run / "iter1" / f"{name}.manifest.json").read_text())
+        assert manifest["counts"]["in"] == manifest["counts"]["out"] + sum(manifest["counts"].get("dropped", {}).values())
+        assert {"sha256", "inputs", "settings", "seed", "seconds", "packages", "code", "hardware"} <= manifest.keys()
+    assert (run / "report/report.html").exists()
+    assert not list(run.rglob(".*.partial"))
+    assert not list(run.rglob("*.bin"))
+
+
+def test_step_zero_has_implicit_rewards_of_exactly_zero(finished: Workspace) -> None:
+    for iteration in ("iter0", "iter1"):
+        state = finished.folder / f"runs/mine-micro/{iteration}/policy/trainer_state.json"
+        first = json.loads(state.read_text())["log_history"][0]
+        assert first["rewards/chosen"] == first["rewards/rejected"] == first["rewards/margins"] == 0.0
+
+
+def test_the_store_has_no_completion_twice(finished: Workspace) -> None:
+    rows = [
+        json.loads(line)
+        for path in (finished.folder / "runs/mine-micro/iter1/logprobs").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert len({(row["policy"], row["completion"]) for row in rows}) == len(rows) > 0
+
+
+def test_a_repeat_does_nothing(copy: Workspace) -> None:
+    assert copy.commands("mine-micro") == []
+
+
+def test_files_open_with_datasets(finished: Workspace) -> None:
+    import datasets
+
+    for name in ("completions", "rankings", "pairs"):
+        path = finished.folder / f"runs/mine-micro/iter1/{name}.jsonl"
+        assert len(datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(finished.folder / "hf"))) > 0
+
+
+def test_a_new_learning_rate_of_the_last_iteration_runs_its_training_evaluation_and_report_alone(copy: Workspace) -> None:
+    before = weights(copy)
+    copy.write(MICRO.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "))
+    assert names(copy.run("mine-micro")) == [
+        "train_policy.py iter1", "evaluate_policy.py iter1", "write_report.py mine-micro",
+    ]  # fmt: skip
+    assert weights(copy) != before
+    copy.write(MICRO)
+    copy.run("mine-micro-iter1")
+    assert weights(copy) == before
+
+
+def test_a_changed_byte_of_the_pairs_is_refused_by_name(copy: Workspace) -> None:
+    pairs = copy.folder / "runs/mine-micro/iter1/pairs.jsonl"
+    text = pairs.read_text()
+    pairs.write_text(text.replace("e", "a", 1))
+    command, *_ = copy.commands("mine-micro-iter1")
+    status, said = copy.execute(command)
+    assert status == 2
+    assert "iter1/pairs.jsonl was changed" in said
+    assert said.count("error:") == 1
+
+
+def test_a_policy_trained_on_other_pairs_is_stale(copy: Workspace) -> None:
+    manifest = copy.folder / "runs/mine-micro/iter0/pairs.manifest.json"
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**told, "sha256": "0" * 64}))
+    status, said = copy.execute(".venv/bin/python scripts/evaluate_policy.py runs/mine-micro/iter0")
+    assert status == 2
+    assert "iter0/policy is stale: it was made from another" in said
+
+
+def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_weights(finished: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "killed")
+    killed = []
+    for command in workspace.commands("mine-micro-iter1"):
+        folder = workspace.folder / command.split()[-1]
+
+        def half_done(folder: Path = folder) -> bool:
+            """Some of the stage's work is on disk, and it is not finished."""
+            partial = [path for root in (folder, folder / "sft", folder / "data") for path in root.glob(".*.partial")]
+            return any(path.is_file() and path.name != "stage.json" for root in partial for path in root.rglob("*"))
+
+        status, _ = workspace.execute(command, kill_when=half_done)
+        if status == -9:
+            killed.append(names([command])[0].split(".")[0])
+            assert workspace.execute(command)[0] == 0
+        else:
+            assert status == 0
+    assert {"train_sft", "train_policy", "generate_completions"} <= set(killed)
+    assert weights(workspace) == weights(finished)
+
+
+def test_killed_training_goes_on_from_its_checkpoint(copy: Workspace) -> None:
+    copy.write(MICRO.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "))
+    (command,) = copy.commands("mine-micro-iter1")
+    workspace = copy.folder / "runs/mine-micro/iter1/.policy.partial"
+    status, _ = copy.execute(command, kill_when=(workspace / "checkpoints/checkpoint-2/complete").exists)
+    assert status == -9
+    copy.write(MICRO.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 2e-3}}, "))
+    (command,) = copy.commands("mine-micro-iter1")
+    status, said = copy.execute(command)
+    assert status == 0
+    assert "starting afresh, because of settings.train.learning_rate" in said
+
+
+def test_errors_of_make_are_one_line(finished: Workspace) -> None:
+    for goal, words in (("mine-micro-iter7", "no iteration 'iter7'"), ("nothing-here", "no target 'nothing-here'")):
+        done = finished.make(goal)
+        assert done.returncode != 0
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1
+        assert words in lines[0]
+
+
+def test_paper_scale_prints_real_commands(finished: Workspace) -> None:
+    commands = finished.commands("zephyr-selm-iter3")
+    train = [command for command in commands if "train_policy" in command]
+    assert len(train) == 4
+    assert all("accelerate launch --config_file recipes/accelerate/zero3.yaml" in command for command in train)
+
+
+def test_a_run_with_the_same_settings_shares_what_another_made(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANDBOOK_SHARE", "1")
+    copy.write(MICRO.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "), "twin")
+    copy.run("mine-twin-iter1")
+    runs = copy.folder / "runs"
+    told = {
+        name: json.loads((runs / "mine-twin" / name / "manifest.json").read_text()) for name in ("sft/policy", "iter1/policy")
+    }
+    assert told["sft/policy"]["shared_from"] == "runs/mine-micro/sft/policy"
+    assert "shared_from" not in told["iter1/policy"]
+    ours, theirs = (runs / run / "sft/policy/model.safetensors" for run in ("mine-twin", "mine-micro"))
+    assert ours.samefile(theirs)

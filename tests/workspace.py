@@ -1,0 +1,105 @@
+"""A workspace like a clone: the Makefile's own commands, each run in a forked child that has the libraries loaded."""
+
+import multiprocessing
+import os
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers.trainer  # noqa: F401 - loaded once, before the forks
+import trl  # noqa: F401
+
+import handbook_ext.supervised  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+MICRO = """
+base: ../tiny/base.yaml
+data: {train_rows: 48, test_rows: 8, sft_rows: 48, portions: 2}
+sft: {num_train_epochs: 1, global_batch_size: 8, per_device_train_batch_size: 8, save_steps: 2, logging_steps: 1}
+generate: {max_new_tokens: 12, batch_size: 16, num_completions: 2}
+train: {global_batch_size: 8, per_device_train_batch_size: 4, save_steps: 1, logging_steps: 1}
+evaluate: {max_new_tokens: 12, batch_size: 4}
+iterations: {iter2: null, iter3: null}
+"""
+
+
+class Workspace:
+    """A folder with this project's Makefile and scripts, its recipes copied, and runs of its own."""
+
+    def __init__(self, folder: Path, recipe: str = MICRO) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        for name in ("Makefile", "scripts", "setup.cfg", "pyproject.toml", "constraints.txt"):
+            (folder / name).symlink_to(ROOT / name)
+        venv = folder / ".venv"
+        (venv / "bin").mkdir(parents=True)
+        (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (venv / "bin" / "python").chmod(0o755)
+        shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("mine"))
+        (folder / "recipes" / "mine").mkdir()
+        (venv / "ready").touch()
+        self.write(recipe)
+
+    def write(self, recipe: str, name: str = "micro") -> None:
+        (self.folder / "recipes" / "mine" / f"{name}.yaml").write_text(recipe)
+
+    def make(self, *goals: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["make", *goals], cwd=self.folder, capture_output=True, text=True, timeout=120, check=False)
+
+    def commands(self, goal: str) -> list[str]:
+        """Returns what make would run, as it prints it."""
+        done = self.make("-n", goal)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if "scripts/" in line]
+
+    def run(self, goal: str) -> list[str]:
+        """Runs a goal's commands one after the other; returns them. Stops at the first failure."""
+        done = []
+        for command in self.commands(goal):
+            done.append(command)
+            status, said = self.execute(command)
+            assert status == 0, f"{command}: {said}"
+        return done
+
+    def execute(self, command: str, kill_when: Callable[[], bool] | None = None) -> tuple[int, str]:
+        """Runs one command of make; returns exit status and stderr. `kill_when` sends SIGKILL once it is true."""
+        words = [word for word in shlex.split(command) if "=" not in word]
+        log = self.folder / "stderr.log"
+        child = multiprocessing.get_context("fork").Process(target=_child, args=(self.folder, words[1:], log))
+        child.start()
+        while child.is_alive():
+            if kill_when is not None and kill_when():
+                os.kill(child.pid or 0, signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        child.join()
+        return child.exitcode or 0, log.read_text()
+
+
+def _child(folder: Path, argv: list[str], log: Path) -> None:
+    """Becomes the script, with its output in a file."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.argv = argv
+    status = 0
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as done:
+        status = int(done.code or 0)
+    except BaseException:  # noqa: BLE001 - as an interpreter would: multiprocessing never calls the hook
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
