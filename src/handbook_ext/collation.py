@@ -5,7 +5,7 @@ Legend: R rows, L tokens per row, B pairs, S completions computed, N completion 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,12 @@ class PackedRows:
     def to(self, device: torch.device | str) -> PackedRows:
         """Returns the same rows on a device."""
         return PackedRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def cut(self, run: slice) -> PackedRows:
+        """Returns some rows, cut to the longest of them; what belongs to completions stays that of all rows."""
+        width = int((self.pair[run] >= 0).sum(1).max())
+        names = ("input_ids", "positions", "pair", "part")
+        return replace(self, **{name: getattr(self, name)[run, :width] for name in names})
 
     @property
     def padding_share(self) -> float:
