@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from handbook_ext.batching import BatchPlan, accumulation_steps
+from handbook_ext.batching import BatchPlan, Slot, accumulation_steps
 
 RNG = random.Random(3)
 LENGTHS = [RNG.randrange(4, 90) for _ in range(43)]
@@ -45,9 +45,9 @@ def test_a_step_goes_from_long_to_short(step: int, micro: int) -> None:
 
 
 def test_the_pairs_of_a_step_do_not_depend_on_the_micro_batch() -> None:
-    def steps(micro: int) -> list[list[tuple[int, float]]]:
+    def steps(micro: int) -> list[list[Slot]]:
         slots = [slot for batch in BatchPlan(LENGTHS, 8, micro, seed=5).epoch(2) for slot in batch]
-        return [[tuple(slot) for slot in slots[start : start + 8]] for start in range(0, len(slots), 8)]
+        return [slots[start : start + 8] for start in range(0, len(slots), 8)]
 
     assert steps(1) == steps(2) == steps(4) == steps(8)
 

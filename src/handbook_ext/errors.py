@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -45,5 +46,6 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 
 def _say(message: str) -> None:
-    """Writes the message as one line to stderr."""
-    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    """Writes the message as one line to stderr; of several processes only the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write("error: " + " ".join(message.split()) + "\n")

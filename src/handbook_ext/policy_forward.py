@@ -12,7 +12,7 @@ from handbook_ext.collation import PackedRows, may_attend
 from handbook_ext.errors import UserError
 from handbook_ext.logprobs import sum_by_segment, token_logprobs
 
-
+# Where `_runs` parts rows: more than this share of a row would be padding, and this many positions keep a processor busy.
 WASTE = 0.05
 ENOUGH = 512
 

@@ -6,6 +6,7 @@ stage is done exactly when its manifest exists and names the settings and inputs
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -94,6 +95,7 @@ class Stage:
     hashes: dict[str, str] = field(default_factory=dict)
     external: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    lock: int | None = None
 
     @property
     def name(self) -> str:
@@ -116,6 +118,7 @@ class Stage:
         A finished artifact is touched, so that make sees it newer than its inputs. Otherwise the workspace is made
         ready; one left by other settings or inputs is deleted, saying what changed.
         """
+        self._lock()
         self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs}
         manifest = manifest_path(self.artifact)
         if manifest.is_file() and self.artifact.exists():
@@ -157,6 +160,16 @@ class Stage:
             (self.workspace / path.name).replace(path)
         shutil.rmtree(self.workspace)
         sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
+
+    def _lock(self) -> None:
+        """Waits until no other process works in this folder: one that outlived its make must not be raced by a second."""
+        self.artifact.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = os.open(self.artifact.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"{self.name}: waiting for another process that works in {self.artifact.parent}\n")
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
 
     def _shared(self) -> bool:
         """Takes over a sibling run's artifact that was made from the same settings and inputs; tells whether there was one.
