@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
     arguments = optimizer_arguments(sft, checkpoints, launch.processes, settings["seed"])
     rows = read_rows(run / "data" / "rows" / "sft.jsonl", Demonstration)
     if model.name_or_path is None:
-        texts = (message["content"] for row in rows for message in [*row.prompt, *row.completion])
+        # Behind a role header each message begins a line, and its first word is another token than inside a sentence.
+        texts = ("\n" + message["content"] for row in rows for message in [*row.prompt, *row.completion])
         tokenizer = train_tokenizer(texts, model)
         policy = build_policy(model, tokenizer, settings["seed"])
     else:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from handbook_ext import policy_forward
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.collation import EncodedPair, may_attend, pack
 from handbook_ext.encoding import EncodedPairs, encode_pairs
@@ -110,6 +111,20 @@ def test_logprobs_and_gradients_equal_separate_sequences(
     ours, theirs = shared(model, encoded.pairs, one_row=one_row), separately(model, encoded.pairs)
     assert_equal(ours, theirs)
     assert_gradients_equal(gradients(model, ours, encoded.pairs), gradients(model, theirs, encoded.pairs), model)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_rows_that_go_through_the_model_in_several_runs_change_nothing(
+    kind: str, build: BuildPolicy, encoded: EncodedPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = prefix_shared(build(kind)).train()
+    pairs = sorted(encoded.pairs, key=len, reverse=True)
+    whole = shared(model, pairs)
+    monkeypatch.setattr(policy_forward, "ENOUGH", 1)
+    assert len(policy_forward._runs(pack(pairs, pad_id=0))) > 2
+    runs = shared(model, pairs)
+    assert_equal(runs, whole)
+    assert_gradients_equal(gradients(model, runs, pairs), gradients(model, whole, pairs), model)
 
 
 @pytest.mark.parametrize("head_chunk", [1, 7, 64])

@@ -50,9 +50,9 @@ class ChatEncoder:
     def prompt_ids(self, prompt: Messages, where: str) -> list[int] | None:
         """Returns the ids of a prompt, or None for one to drop; `where` names it in the UserError of a long one."""
         text = self._render(prompt)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._ids(text)
         bos = self.tokenizer.bos_token_id
-        if bos is not None and self.tokenizer.bos_token not in text and self._adds_bos():
+        if bos is not None and ids[:1] != [bos] and self._adds_bos():
             ids = [bos, *ids]
         limit = self.max_prompt_length or self.max_length - 1
         if len(ids) <= limit:
@@ -68,9 +68,14 @@ class ChatEncoder:
         return ids[-(self.max_prompt_length or self.max_length // 2) :]
 
     def completion_ids(self, prompt: Messages, completion: Messages, prompt_tokens: int) -> list[int]:
-        """Returns the ids of a completion that follows a prompt of that many tokens, cut to max_length."""
-        text = self._turn(prompt, completion)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Returns the ids of a completion that follows a prompt of that many tokens, cut to max_length.
+
+        They are those that the completion has inside the whole conversation: alone, many tokenizers would put a space in
+        front of its first word, which the policy never generates there.
+        """
+        head, turn = self._render(prompt), self._turn(prompt, completion)
+        before, whole = self._ids(head), self._ids(head + turn)
+        ids = whole[len(before) :] if whole[: len(before)] == before else self._ids(turn)
         room = self.max_length - prompt_tokens
         self.cut_completions += len(ids) > room
         return ids[:room]
@@ -78,8 +83,13 @@ class ChatEncoder:
     def end_ids(self) -> list[int]:
         """Returns every id that ends a turn: the tokenizer's EOS and the last token of a templated answer (A18)."""
         probe: Messages = [{"role": "user", "content": "a"}]
-        last = self.tokenizer(self._turn(probe, [{"role": "assistant", "content": "b"}]), add_special_tokens=False)
-        return sorted({self.tokenizer.eos_token_id, last["input_ids"][-1]} & set(self.tokenizer.all_special_ids))
+        last = self._ids(self._turn(probe, [{"role": "assistant", "content": "b"}]))[-1]
+        return sorted({self.tokenizer.eos_token_id, last} & set(self.tokenizer.all_special_ids))
+
+    def _ids(self, text: str) -> list[int]:
+        """Returns the ids of a text that brings its special tokens along."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _render(self, prompt: Messages) -> str:
         """Returns the text of a prompt up to and with the header of the answer."""

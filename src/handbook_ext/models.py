@@ -109,8 +109,7 @@ def train_tokenizer(texts: Iterable[str], settings: ModelSettings) -> PreTrained
     if size is None:
         raise UserError("model.tokenizer_vocab_size is not set, so there is no tokenizer to train")
     bpe = Tokenizer(models.BPE(unk_token=None))
-    # The space in front makes a text's first word the token that it is elsewhere.
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
