@@ -35,7 +35,7 @@ Gradients = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def encoded(tokenizer: PreTrainedTokenizerFast, make_pairs: Callable[[int], list[PreferencePair]]) -> EncodedPairs:
     """Eight pairs under limits that cut some prompts and some completions."""
-    return encode_pairs(make_pairs(8), ChatEncoder(tokenizer, max_length=56, max_prompt_length=40), explore=True)
+    return encode_pairs(make_pairs(8), ChatEncoder(tokenizer, max_length=44, max_prompt_length=32), explore=True)
 
 
 def separate_logprobs(model: PreTrainedModel, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:
