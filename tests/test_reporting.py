@@ -123,7 +123,7 @@ def test_report_of_one_run(tmp_path: Path, script: ModuleType, capsys: pytest.Ca
     first = {path.name: path.read_bytes() for path in report.iterdir()}
     script.main([str(folder)])
     assert first == {path.name: path.read_bytes() for path in report.iterdir()}
-    assert first.keys() == PICTURES | {"report.md", "report.html", "summary.json"}
+    assert first.keys() == PICTURES | {"report.md", "report.html", "summary.json", "manifest.json"}
     assert not list(folder.glob(".report*"))
     summary = json.loads(first["summary.json"])
     win = summary["recipes"][0]["policies"][-1]["greedy"]["vs_start"]["win_rate"]

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ def make(folder: Path, inputs: list[Path] | None = None, text: str = "{}\n", **s
     if not stage.finished():
         stage.out.write_text(text)
         stage.publish(COUNTS)
-    os.close(stage.lock or 0)
     return stage
 
 
@@ -72,7 +70,7 @@ def test_a_workspace_of_other_settings_is_emptied_and_says_why(tmp_path: Path, c
     for rate in (1, 2):
         stage = Stage(tmp_path / "policy", {"stage": "train", "train": {"learning_rate": rate}}, [])
         stage.finished()
-        os.close(stage.lock or 0)
+        stage.release()
         assert not (stage.workspace / "checkpoint").exists()
         (stage.workspace / "checkpoint").touch()
     assert "starting afresh, because of settings.train.learning_rate" in capsys.readouterr().err

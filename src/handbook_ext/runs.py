@@ -127,9 +127,11 @@ class Stage:
                 for path in (self.artifact, manifest):
                     os.utime(path)
                 sys.stderr.write(f"{self.name}: {self.artifact} is up to date\n")
+                self.release()
                 return True
         self._prepare_workspace()
-        return os.environ.get(SHARE) == "1" and self._shared()
+        # An evaluation says whose it is, so each run makes its own.
+        return os.environ.get(SHARE) == "1" and self.name != "evaluate" and self._shared()
 
     def publish(self, counts: dict[str, Any], **facts: Any) -> None:
         """Puts the finished `out` and its manifest in place; counts are {"in", "out", "dropped": {reason: n}}.
@@ -159,7 +161,14 @@ class Stage:
             self.out.replace(self.artifact)
             (self.workspace / path.name).replace(path)
         shutil.rmtree(self.workspace)
+        self.release()
         sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
+
+    def release(self) -> None:
+        """Lets other processes work in this folder; the end of this process does the same."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def _lock(self) -> None:
         """Waits until no other process works in this folder: one that outlived its make must not be raced by a second."""
