@@ -6,7 +6,7 @@ from handbook_ext.errors import run_main
 from handbook_ext.preference_data import load_offline_data
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import write_rows
-from handbook_ext.runs import Stage, file_hash
+from handbook_ext.runs import Stage, sha256_of
 from handbook_ext.settings import DataSettings
 
 
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     settings = load_stage(run / "data" / "data.yaml")
     data = DataSettings(**settings["data"])
     stage = Stage(run / "data" / "rows", settings, [])
-    stage.external = {name: file_hash(name) for name in (data.train, data.test) if Path(name).is_file()}
+    stage.external = {name: sha256_of(Path(name)) for name in (data.train, data.test) if Path(name).is_file()}
     if stage.finished():
         return
     loaded = load_offline_data(data, settings["seed"])

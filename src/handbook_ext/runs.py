@@ -43,11 +43,6 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def file_hash(path: str) -> str:
-    """Returns the hash of a file that lies outside the run."""
-    return sha256_of(Path(path))
-
-
 def manifest_path(artifact: Path) -> Path:
     """Returns where an artifact's manifest lies: in a folder, or beside a file."""
     if artifact.suffix in {".jsonl", ".json"}:
@@ -165,7 +160,7 @@ class Stage:
         sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
 
     def release(self) -> None:
-        """Lets other processes work in this folder; the end of this process does the same."""
+        """Lets other processes work in this folder, as the end of this process would."""
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
