@@ -54,7 +54,7 @@ include $(foreach r,$(RUN_NAMES),$(RUNS)/$r/run.mk)
 
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.
 THREADS ?= 1
-launcher = $(if $(filter cpu,$(launch.$1)),OMP_NUM_THREADS=$(THREADS) $(PYTHON),$(VENV)/bin/accelerate launch --config_file recipes/accelerate/$(launch.$1).yaml)
+launcher = $(if $(filter cpu,$(launch.$1)),OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.warm_start,$(VENV)/bin/accelerate launch --config_file recipes/accelerate/$(launch.$1).yaml)
 
 # $1 run. The policy that starts the loop: the SFT stage's, or the recipe's checkpoint.
 define start_rules

@@ -56,6 +56,17 @@ def prompt_of(encoder: ChatEncoder, prompt: Messages) -> list[int]:
     return ids
 
 
+@pytest.mark.parametrize("text", ["Warm socks", "bread,\n  and a lamp\n\nplease", " two  spaces"])
+def test_a_trained_tokenizer_gives_text_back_and_a_first_word_the_token_it_has_elsewhere(
+    tokenizer: PreTrainedTokenizerFast, text: str
+) -> None:
+    encoder = encoder_of(tokenizer)
+    first, inside = (encoder.completion_ids(QUESTION, assistant(words), 10) for words in (text, "and " + text))
+    assert tokenizer.decode(first[:-1]) == text
+    if not text.startswith(" "):
+        assert inside[-len(first) :] == first
+
+
 @pytest.mark.parametrize("prompt", [QUESTION, DIALOGUE], ids=["one_turn", "dialogue"])
 def test_a_zephyr_completion_is_its_text_and_one_end_token(tokenizer: PreTrainedTokenizerFast, prompt: Messages) -> None:
     encoder = encoder_of(tokenizer)

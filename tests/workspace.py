@@ -70,9 +70,10 @@ class Workspace:
 
     def execute(self, command: str, kill_when: Callable[[], bool] | None = None) -> tuple[int, str]:
         """Runs one command of make; returns exit status and stderr. `kill_when` sends SIGKILL once it is true."""
-        words = [word for word in shlex.split(command) if "=" not in word]
+        words = shlex.split(command)
+        words = words[next(place for place, word in enumerate(words) if word.startswith("scripts/")) :]
         log = self.folder / "stderr.log"
-        child = multiprocessing.get_context("fork").Process(target=_child, args=(self.folder, words[1:], log))
+        child = multiprocessing.get_context("fork").Process(target=_child, args=(self.folder, words, log))
         child.start()
         while child.is_alive():
             if kill_when is not None and kill_when():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -109,8 +109,10 @@ def train_tokenizer(texts: Iterable[str], settings: ModelSettings) -> PreTrained
     if size is None:
         raise UserError("model.tokenizer_vocab_size is not set, so there is no tokenizer to train")
     bpe = Tokenizer(models.BPE(unk_token=None))
+    # A space at the head of each line, undone in decoding: a word that begins an answer is the token it is elsewhere.
+    bpe.normalizer = normalizers.Replace(Regex(r"\n(?=[^\n])"), "\n ")
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False, min_frequency=2,
