@@ -29,7 +29,8 @@ def main(argv: list[str]) -> None:
     rank = RankSettings(**settings["rank"])
     source, artifact = policy_source(model, run, settings["policy_from"])
     fitted = fitted_ranker(run, rank)
-    stage = Stage(folder / "eval.json", settings, [run / "data" / "rows", *filter(None, (artifact, fitted))])
+    rows_file = run / "data" / "rows" / "test.jsonl"
+    stage = Stage(folder / "eval.json", settings, [rows_file, *filter(None, (artifact, fitted))])
     if artifact is None:
         stage.external = {"policy": policy_hash(source, model)}
     if launch.finished(stage):
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)
     encoder = ChatEncoder(tokenizer, **settings["limits"])
-    rows = read_rows(run / "data" / "rows" / "test.jsonl", OfflinePair)[: evaluate.prompts]
+    rows = read_rows(rows_file, OfflinePair)[: evaluate.prompts]
     encoded = [(row, encoder.prompt_ids(row.prompt, row.source)) for row in rows]
     decodings: dict[str, Any] = {}
     for temperature in evaluate.temperatures:

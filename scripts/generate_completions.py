@@ -26,14 +26,15 @@ def main(argv: list[str]) -> None:
     if generate.engine not in ENGINES_HERE:
         raise UserError(f"generate.engine: {generate.engine!r} is not part of this version; it has: {', '.join(ENGINES_HERE)}")
     source, artifact = policy_source(model, run, settings["policy_from"])
-    stage = Stage(folder / "completions.jsonl", settings, [run / "data" / "rows", *([artifact] if artifact else [])])
+    rows_file = run / "data" / "rows" / "train.jsonl"
+    stage = Stage(folder / "completions.jsonl", settings, [rows_file, *([artifact] if artifact else [])])
     if artifact is None:
         stage.external = {"policy": policy_hash(source, model)}
     if launch.finished(stage):
         return
     policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)
     encoder = ChatEncoder(tokenizer, **settings["limits"])
-    rows = portion(read_rows(run / "data" / "rows" / "train.jsonl", OfflinePair), **settings["portion"])
+    rows = portion(read_rows(rows_file, OfflinePair), **settings["portion"])
     jobs, long_prompts = [], 0
     for row in rows:
         ids = encoder.prompt_ids(row.prompt, row.source)

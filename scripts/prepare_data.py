@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from handbook_ext.artifacts import sha256_of
 from handbook_ext.errors import run_main
 from handbook_ext.preference_data import load_offline_data
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import write_rows
-from handbook_ext.runs import Stage, sha256_of
+from handbook_ext.runs import Stage
 from handbook_ext.settings import DataSettings
 
 

@@ -23,7 +23,8 @@ def main(argv: list[str]) -> None:
     settings = load_stage(folder / "rank.yaml")
     rank = RankSettings(**settings["rank"])
     fitted = fitted_ranker(run, rank)
-    inputs = [folder / "completions.jsonl", run / "data" / "rows", *([fitted] if fitted else [])]
+    rows_file = run / "data" / "rows" / "train.jsonl"
+    inputs = [folder / "completions.jsonl", rows_file, *([fitted] if fitted else [])]
     stage = Stage(folder / "rankings.jsonl", settings, inputs)
     if launch.finished(stage):
         return
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     samples: dict[str, list[Completion]] = defaultdict(list)
     for row in read_rows(folder / "completions.jsonl", Completion):
         samples[row.prompt_id].append(row)
-    offline = {row.prompt_id: row for row in read_rows(run / "data" / "rows" / "train.jsonl", OfflinePair)}
+    offline = {row.prompt_id: row for row in read_rows(rows_file, OfflinePair)}
     batches = batched(list(samples.values()), PROMPTS_PER_SHARD)
     shards = stage.workspace / "shards"
     fill_shards(

@@ -18,10 +18,11 @@ def main(argv: list[str]) -> None:
     settings = load_stage(folder / "select.yaml")
     select = SelectSettings(**settings["select"])
     judged = select.rule != "dataset"
-    stage = Stage(folder / "pairs.jsonl", settings, [run / "data" / "rows", *([folder / "rankings.jsonl"] if judged else [])])
+    rows_file = run / "data" / "rows" / "train.jsonl"
+    stage = Stage(folder / "pairs.jsonl", settings, [rows_file, *([folder / "rankings.jsonl"] if judged else [])])
     if stage.finished():
         return
-    offline = portion(read_rows(run / "data" / "rows" / "train.jsonl", OfflinePair), **settings["portion"])
+    offline = portion(read_rows(rows_file, OfflinePair), **settings["portion"])
     dropped: Counter[str] = Counter()
     if judged:
         rankings = read_rows(folder / "rankings.jsonl", Ranking)

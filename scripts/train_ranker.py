@@ -21,14 +21,15 @@ def main(argv: list[str]) -> None:
     settings = load_stage(run / "ranker" / "ranker.yaml")
     model, fit = ModelSettings(**settings["model"]), FitSettings(**settings["rank"]["fit"])
     source, artifact = policy_source(model, run, settings["policy_from"])
-    stage = Stage(run / "ranker" / "model", settings, [run / "data" / "rows", *([artifact] if artifact else [])])
+    rows_file = run / "data" / "rows" / "train.jsonl"
+    stage = Stage(run / "ranker" / "model", settings, [rows_file, *([artifact] if artifact else [])])
     if artifact is None:
         stage.external = {"start": policy_hash(source, model)}
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"
     tokenizer = load_tokenizer(source, model, own=artifact is not None)
-    pairs = read_rows(run / "data" / "rows" / "train.jsonl", OfflinePair)
+    pairs = read_rows(rows_file, OfflinePair)
     trainer = reward_trainer(
         source, tokenizer, pairs, max_length=settings["rank"]["max_length"], seed=settings["seed"],
         arguments=fit_arguments(fit, checkpoints, launch.processes, settings["seed"]), callbacks=[MarkComplete()],

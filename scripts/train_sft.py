@@ -21,14 +21,15 @@ def main(argv: list[str]) -> None:
     launch = begin()
     settings = load_stage(run / "sft" / "sft.yaml")
     sft, model = SFTSettings(**settings["sft"]), ModelSettings(**settings["model"])
-    stage = Stage(run / "sft" / "policy", settings, [run / "data" / "rows"])
+    rows_file = run / "data" / "rows" / "sft.jsonl"
+    stage = Stage(run / "sft" / "policy", settings, [rows_file])
     if model.name_or_path is not None:
         stage.external = {"start": policy_hash(model.name_or_path, model)}
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"
     arguments = optimizer_arguments(sft, checkpoints, launch.processes, settings["seed"])
-    rows = read_rows(run / "data" / "rows" / "sft.jsonl", Demonstration)
+    rows = read_rows(rows_file, Demonstration)
     if model.name_or_path is None:
         # Behind a role header each message begins a line, and its first word is another token than inside a sentence.
         texts = ("\n" + message["content"] for row in rows for message in [*row.prompt, *row.completion])

@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
+from handbook_ext.artifacts import manifest_path
 from handbook_ext.errors import run_main
 from handbook_ext.metrics import word_verdict
 from handbook_ext.recipes import load_stage
 from handbook_ext.reporting import Run, draw_curves, draw_means, draw_rewards, read_run, summarise
-from handbook_ext.runs import Stage, manifest_path
+from handbook_ext.runs import Stage
 from handbook_ext.settings import ReportSettings
 
 

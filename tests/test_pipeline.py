@@ -31,7 +31,7 @@ def copy(finished: Workspace, tmp_path: Path) -> Iterator[Workspace]:
 
 
 def names(commands: list[str]) -> list[str]:
-    return [" ".join(Path(word).name for word in command.split()[2 if "=" in command else 1 :]) for command in commands]
+    return [" ".join(Path(word).name for word in ("scripts/" + command.split("scripts/")[1]).split()) for command in commands]
 
 
 def test_a_run_leaves_every_artifact_and_a_manifest_that_says_from_what(finished: Workspace) -> None:

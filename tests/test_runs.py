@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from handbook_ext.artifacts import manifest_path, sha256_of, verified
 from handbook_ext.errors import UserError
-from handbook_ext.runs import Stage, manifest_path, sha256_of, verified
+from handbook_ext.runs import Stage
 
 COUNTS = {"in": 1, "out": 1}
 

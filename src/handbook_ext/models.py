@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from handbook_ext.artifacts import sha256_of
 from handbook_ext.chat import apply_template
 from handbook_ext.errors import UserError
-from handbook_ext.runs import sha256_of
 from handbook_ext.settings import ModelSettings
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from handbook_ext.artifacts import manifest_path, part_hashes, sha256_of, verified
 from handbook_ext.errors import UserError
 from handbook_ext.provenance import code_state, hardware, package_versions
 
@@ -24,60 +25,9 @@ from handbook_ext.provenance import code_state, hardware, package_versions
 SHARE = "HANDBOOK_SHARE"
 # What every manifest says of its own making; the rest are a stage's findings.
 OWN_FACTS = {
-    "stage", "recipe", "iteration", "sha256", "key", "inputs", "external", "settings", "counts", "seed", "seconds", "code",
-    "hardware", "packages",
+    "stage", "recipe", "iteration", "sha256", "parts", "key", "inputs", "external", "settings", "counts", "seed", "seconds",
+    "code", "hardware", "packages",
 }  # fmt: skip
-UNHASHED = {"manifest.json", "trainer_state.json"}
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the hash of a file, or of a folder's relative names and contents (without manifest and log)."""
-    if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    parts = [
-        f"{part.relative_to(path)} {sha256_of(part)}"
-        for part in sorted(path.rglob("*"))
-        if part.is_file() and part.name not in UNHASHED
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def manifest_path(artifact: Path) -> Path:
-    """Returns where an artifact's manifest lies: in a folder, or beside a file."""
-    if artifact.suffix in {".jsonl", ".json"}:
-        return artifact.with_name(artifact.stem + ".manifest.json")
-    return artifact / "manifest.json"
-
-
-def read_manifest(artifact: Path) -> dict[str, Any]:
-    """Returns the manifest; a UserError says that the artifact is not finished where there is none."""
-    path = manifest_path(artifact)
-    if not path.is_file():
-        raise UserError(f"{artifact} is not finished: {path.name} is missing; run make, which makes it first")
-    manifest: dict[str, Any] = json.loads(path.read_text())
-    return manifest
-
-
-def verified(artifact: Path) -> str:
-    """Returns the artifact's hash; refuses one that was changed, or that was made from inputs since replaced."""
-    manifest = read_manifest(artifact)
-    if not artifact.exists():
-        raise UserError(f"{artifact} is missing though its manifest exists; delete {manifest_path(artifact)}, run make")
-    found = sha256_of(artifact)
-    if found != manifest["sha256"]:
-        raise UserError(
-            f"{artifact} was changed after stage '{manifest['stage']}' made it (sha256 {found[:12]}, its manifest says "
-            f"{manifest['sha256'][:12]}); restore it, or delete it and {manifest_path(artifact).name} to make it again"
-        )
-    for name, expected in manifest["inputs"].items():
-        source = Path(os.path.normpath(artifact.parent / name))
-        if manifest_path(source).is_file() and read_manifest(source)["sha256"] != expected:
-            raise UserError(
-                f"{artifact} is stale: it was made from another {source} (sha256 {expected[:12]}, now "
-                f"{read_manifest(source)['sha256'][:12]}); run make, which makes it again"
-            )
-    return found
 
 
 @dataclass
@@ -90,7 +40,7 @@ class Stage:
     hashes: dict[str, str] = field(default_factory=dict)
     external: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
-    lock: int | None = None
+    locks: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -113,7 +63,8 @@ class Stage:
         A finished artifact is touched, so that make sees it newer than its inputs. Otherwise the workspace is made
         ready; one left by other settings or inputs is deleted, saying what changed.
         """
-        self._lock()
+        self.artifact.parent.mkdir(parents=True, exist_ok=True)
+        self._lock(self.artifact.parent)
         self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs}
         manifest = manifest_path(self.artifact)
         if manifest.is_file() and self.artifact.exists():
@@ -126,7 +77,12 @@ class Stage:
                 return True
         self._prepare_workspace()
         # An evaluation says whose it is, so each run makes its own.
-        return os.environ.get(SHARE) == "1" and self.name != "evaluate" and self._shared()
+        if os.environ.get(SHARE) != "1" or self.name == "evaluate":
+            return False
+        locks = self._run().parent / ".shared"
+        locks.mkdir(exist_ok=True)
+        self._lock(locks / self._key())
+        return self._shared()
 
     def publish(self, counts: dict[str, Any], **facts: Any) -> None:
         """Puts the finished `out` and its manifest in place; counts are {"in", "out", "dropped": {reason: n}}.
@@ -138,7 +94,8 @@ class Stage:
             raise UserError(f"{self.artifact}: {lost} of {counts['in']} rows are lost without a reason {counts}")
         manifest = {
             "stage": self.name, "recipe": self.settings.get("recipe"), "iteration": self.settings.get("iteration"),
-            "sha256": sha256_of(self.out), "key": self._key(), "inputs": self.hashes, "external": self.external,
+            "sha256": sha256_of(self.out), "parts": part_hashes(self.out) if self.out.is_dir() else {},
+            "key": self._key(), "inputs": self.hashes, "external": self.external,
             "settings": self.settings, "counts": counts, "seed": self.settings.get("seed"),
             "seconds": round(time.time() - self.started, 2), "code": code_state(), "hardware": hardware(),
             "packages": package_versions(), **facts,
@@ -160,27 +117,29 @@ class Stage:
         sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
 
     def release(self) -> None:
-        """Lets other processes work in this folder, as the end of this process would."""
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
+        """Lets other processes work on this artifact, as the end of this process would."""
+        while self.locks:
+            os.close(self.locks.pop())
 
-    def _lock(self) -> None:
-        """Waits until no other process works in this folder: one that outlived its make must not be raced by a second."""
-        self.artifact.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(self.artifact.parent, os.O_RDONLY)
+    def _lock(self, place: Path) -> None:
+        """Waits until no other process works there: one that outlived its make, or a run that makes the same by content."""
+        self.locks.append(os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDONLY | os.O_CREAT))
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stderr.write(f"{self.name}: waiting for another process that works in {self.artifact.parent}\n")
-            fcntl.flock(self.lock, fcntl.LOCK_EX)
+            sys.stderr.write(f"{self.name}: {self.artifact} waits for another process that is making the same\n")
+            fcntl.flock(self.locks[-1], fcntl.LOCK_EX)
+
+    def _run(self) -> Path:
+        """Returns the folder of the run."""
+        return next((parent for parent in self.artifact.parents if (parent / "run.mk").is_file()), self.artifact.parent)
 
     def _shared(self) -> bool:
         """Takes over a sibling run's artifact that was made from the same settings and inputs; tells whether there was one.
 
         The files of a folder are linked, not copied: methods that share an SFT policy keep its weights on disk once.
         """
-        run = next((parent for parent in self.artifact.parents if (parent / "run.mk").is_file()), self.artifact.parent)
+        run = self._run()
         inside = self.artifact.relative_to(run)
         for manifest in sorted(run.parent.glob(f"*/{manifest_path(inside)}")):
             told, twin = json.loads(manifest.read_text()), run.parent / manifest.relative_to(run.parent).parts[0] / inside
