@@ -26,7 +26,7 @@ SHARE = "HANDBOOK_SHARE"
 # What every manifest says of its own making; the rest are a stage's findings.
 OWN_FACTS = {
     "stage", "recipe", "iteration", "sha256", "parts", "key", "inputs", "external", "settings", "counts", "seed", "seconds",
-    "code", "hardware", "packages",
+    "code", "hardware", "packages", "shared_from",
 }  # fmt: skip
 
 
