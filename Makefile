@@ -1,6 +1,7 @@
 # make tiny-selm             the whole loop on a laptop: SFT, DPO, three SELM iterations, report
 # make zephyr-selm-iter3     whatever iteration 3 still needs, in order; safe to interrupt and to repeat
 # make -n zephyr-selm-iter3  print the commands instead
+# make table-sera1 SEEDS=3   a table of a paper at tiny scale; make tables: all of them
 # make help                  every recipe and every other target
 #
 # A run is a recipe, or <recipe>-seed<K>: the same recipe with another seed. Its folder is $(RUNS)/<run>.
@@ -20,7 +21,7 @@ $(error this Makefile needs GNU Make 4.3 or newer (macOS: brew install make, the
 endif
 
 # A goal names its run: tiny-selm, tiny-selm-iter2, tiny-selm-report, or a file under runs/tiny-selm/.
-RECIPES   := $(foreach f,$(filter-out %/base.yaml recipes/accelerate/%,$(wildcard recipes/*/*.yaml)),$(subst /,-,$(patsubst recipes/%.yaml,%,$f)))
+RECIPES   := $(foreach f,$(filter-out %/base.yaml recipes/accelerate/% recipes/tables/%,$(wildcard recipes/*/*.yaml)),$(subst /,-,$(patsubst recipes/%.yaml,%,$f)))
 numbers   := 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20
 stem       = $(firstword $(foreach n,$(numbers),$(patsubst %-iter$n,%,$(filter %-iter$n,$1))) $(patsubst %-report,%,$(filter %-report,$1)) $1)
 of_file    = $(firstword $(subst /, ,$(patsubst $(RUNS)/%,%,$(filter $(RUNS)/%,$1))))
@@ -29,7 +30,12 @@ known      = $(foreach r,$1,$(if $(strip $(filter $r,$(RECIPES)) $(call seeded,$
 seeds_of   = $(patsubst %-seeds,%,$(filter %-seeds,$(MAKECMDGOALS)))
 more_seeds = $(shell seq 2 $(SEEDS))
 many       = $1 $(foreach k,$(more_seeds),$1-seed$k)
-RUN_NAMES := $(sort $(call known,$(foreach g,$(MAKECMDGOALS),$(call of_file,$g) $(call stem,$g)) $(foreach r,$(seeds_of) $(if $(seeds_of),$(BESIDE)),$(call many,$r))))
+
+# make table-sera1 SEEDS=3: a table of a paper at tiny scale; make tables: all of them. table.mk names a table's recipes.
+ALL_TABLES := $(patsubst recipes/tables/%.yaml,%,$(wildcard recipes/tables/*.yaml))
+TABLES     := $(filter $(ALL_TABLES),$(patsubst table-%,%,$(filter table-%,$(MAKECMDGOALS))) $(if $(filter tables,$(MAKECMDGOALS)),$(ALL_TABLES)))
+include $(foreach t,$(TABLES),$(RUNS)/table-$t/table.mk)
+RUN_NAMES := $(sort $(foreach t,$(TABLES),$(foreach r,$(recipes.$t),$(call many,$r))) $(call known,$(foreach g,$(MAKECMDGOALS),$(call of_file,$g) $(call stem,$g)) $(foreach r,$(seeds_of) $(if $(seeds_of),$(BESIDE)),$(call many,$r))))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The environment, made once
@@ -47,10 +53,13 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 # each rewritten only when its content changes. So one changed value runs again exactly the stages below it.
 # ---------------------------------------------------------------------------------------------------------------------
 
-$(RUNS)/%/run.mk: FORCE $(VENV)/ready
-	@$(PYTHON) scripts/resolve_recipe.py $* --runs $(RUNS)
+RUN_FILES := $(foreach r,$(RUN_NAMES),$(RUNS)/$r/run.mk)
+ifneq ($(RUN_FILES),)
+$(RUN_FILES) &: FORCE $(VENV)/ready
+	@$(PYTHON) scripts/resolve_recipe.py $(RUN_NAMES) --runs $(RUNS)
+endif
 FORCE:
-include $(foreach r,$(RUN_NAMES),$(RUNS)/$r/run.mk)
+include $(RUN_FILES)
 
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.
 THREADS ?= 1
@@ -67,22 +76,37 @@ $(RUNS)/$1/ranker/model/manifest.json: $(RUNS)/$1/ranker/ranker.yaml $(RUNS)/$1/
 endef
 
 policy = $(if $2,$(RUNS)/$1/$2/policy/manifest.json)
+# The policy that an iteration starts from; where the recipe sets limits, the iteration before must be in good health.
+from   = $(call policy,$1,$2) $(if $(filter $2,$(watched.$1)),$(RUNS)/$1/$2/health.json)
 ranker = $(if $(fitted.$1),$(RUNS)/$1/ranker/model/manifest.json)
 both   = $1.$2 $1.manifest.json
 
-# $1 run, $2 iteration, $3 what it starts from (empty: the recipe's checkpoint). Judged iterations sample and rank first.
-define judged_rules
-$(RUNS)/$1/$2/completions.jsonl $(RUNS)/$1/$2/completions.manifest.json &: $(RUNS)/$1/$2/generate.yaml $(RUNS)/$1/data/rows/manifest.json $(call policy,$1,$3)
+# $1 run, $2 iteration, $3 what it starts from (empty: the recipe's checkpoint). What a recipe does not need has no rule.
+define sampled_rules
+$(RUNS)/$1/$2/completions.jsonl $(RUNS)/$1/$2/completions.manifest.json &: $(RUNS)/$1/$2/generate.yaml $(RUNS)/$1/data/rows/manifest.json $(call from,$1,$3)
 	$(call launcher,$1) scripts/generate_completions.py $(RUNS)/$1/$2
+endef
+define judged_rules
 $(RUNS)/$1/$2/rankings.jsonl $(RUNS)/$1/$2/rankings.manifest.json &: $(RUNS)/$1/$2/rank.yaml $(call both,$(RUNS)/$1/$2/completions,jsonl) $(RUNS)/$1/data/rows/manifest.json $(call ranker,$1)
 	$(call launcher,$1) scripts/rank_completions.py $(RUNS)/$1/$2
 endef
-define iteration_rules
-$(RUNS)/$1/$2/pairs.jsonl $(RUNS)/$1/$2/pairs.manifest.json &: $(RUNS)/$1/$2/select.yaml $(RUNS)/$1/data/rows/manifest.json $(if $(filter $2,$(judged.$1)),$(call both,$(RUNS)/$1/$2/rankings,jsonl))
-	$$(PYTHON) scripts/select_pairs.py $(RUNS)/$1/$2
-$(RUNS)/$1/$2/logprobs/manifest.json: $(RUNS)/$1/$2/score.yaml $(call both,$(RUNS)/$1/$2/pairs,jsonl) $(call policy,$1,$3)
+define reviewed_rules
+$(RUNS)/$1/$2/logprobs/manifest.json: $(RUNS)/$1/$2/score.yaml $(RUNS)/$1/data/rows/manifest.json $(call sampled_of,$1,$2) $(call from,$1,$3) $(call stores,$1,$2)
+	$(call launcher,$1) scripts/score_candidates.py $(RUNS)/$1/$2
+endef
+define scored_rules
+$(RUNS)/$1/$2/logprobs/manifest.json: $(RUNS)/$1/$2/score.yaml $(call both,$(RUNS)/$1/$2/pairs,jsonl) $(call from,$1,$3)
 	$(call launcher,$1) scripts/score_completions.py $(RUNS)/$1/$2
-$(RUNS)/$1/$2/policy/manifest.json: $(RUNS)/$1/$2/train.yaml $(call both,$(RUNS)/$1/$2/pairs,jsonl) $(RUNS)/$1/$2/logprobs/manifest.json $(call policy,$1,$3)
+endef
+store      = $(RUNS)/$1/$2/logprobs/manifest.json
+stores     = $(foreach i,$(filter $(scored.$1),$(call until,$2,$(iterations.$1))),$(call store,$1,$i))
+sampled_of = $(if $(filter $2,$(sampled.$1)),$(call both,$(RUNS)/$1/$2/completions,jsonl))
+# What the pairs are made from: judged samples, or samples, or log-probs, or the data alone.
+made_from  = $(if $(filter $2,$(judged.$1)),$(call both,$(RUNS)/$1/$2/rankings,jsonl),$(sampled_of)) $(if $(filter $2,$(reviewed.$1)),$(call store,$1,$2))
+define iteration_rules
+$(RUNS)/$1/$2/pairs.jsonl $(RUNS)/$1/$2/pairs.manifest.json &: $(RUNS)/$1/$2/select.yaml $(RUNS)/$1/data/rows/manifest.json $(call made_from,$1,$2)
+	$$(PYTHON) scripts/select_pairs.py $(RUNS)/$1/$2
+$(RUNS)/$1/$2/policy/manifest.json: $(RUNS)/$1/$2/train.yaml $(call both,$(RUNS)/$1/$2/pairs,jsonl) $(if $(filter $2,$(scored.$1)),$(call store,$1,$2)) $(call from,$1,$3)
 	$(call launcher,$1) scripts/train_policy.py $(RUNS)/$1/$2
 .PHONY: $1-$2
 $1-$2: $(RUNS)/$1/$2/policy/manifest.json
@@ -92,6 +116,12 @@ endef
 define evaluation_rules
 $(RUNS)/$1/$2/eval.json $(RUNS)/$1/$2/eval.manifest.json &: $(RUNS)/$1/$2/evaluate.yaml $(RUNS)/$1/data/rows/manifest.json $(call policy,$1,$3) $(call ranker,$1)
 	$(call launcher,$1) scripts/evaluate_policy.py $(RUNS)/$1/$2
+endef
+
+# $1 run, $2 iteration with limits.
+define watched_rules
+$(RUNS)/$1/$2/health.json $(RUNS)/$1/$2/health.manifest.json &: $(RUNS)/$1/$2/health.yaml $(call both,$(RUNS)/$1/$2/pairs,jsonl) $(RUNS)/$1/$2/policy/manifest.json $(if $(kl.$1),$(call both,$(RUNS)/$1/$2/eval,json))
+	$$(PYTHON) scripts/check_health.py $(RUNS)/$1/$2
 endef
 
 # $1 run. Its report, and what `make <run>` prints.
@@ -108,7 +138,8 @@ before = $(lastword $(filter sft,$(start.$1)) $(call until,$2,$(iterations.$1)))
 until  = $(if $(filter-out $1,$(firstword $2)),$(firstword $2) $(call until,$1,$(wordlist 2,$(words $2),$2)))
 define run_rules
 $(eval $(call start_rules,$1))
-$(foreach i,$(judged.$1),$(eval $(call judged_rules,$1,$i,$(call before,$1,$i))))
+$(foreach kind,sampled judged reviewed watched,$(foreach i,$($(kind).$1),$(eval $(call $(kind)_rules,$1,$i,$(call before,$1,$i)))))
+$(foreach i,$(filter-out $(reviewed.$1),$(scored.$1)),$(eval $(call scored_rules,$1,$i,$(call before,$1,$i))))
 $(foreach i,$(iterations.$1),$(eval $(call iteration_rules,$1,$i,$(call before,$1,$i))))
 $(foreach i,$(iterations.$1),$(eval $(call evaluation_rules,$1,$i,$i)))
 $(eval $(call evaluation_rules,$1,$(start.$1),$(filter sft,$(start.$1))))
@@ -129,14 +160,29 @@ $1-seeds: $(foreach r,$(call many,$1) $(beside),$(RUNS)/$r/report/manifest.json)
 endef
 $(foreach r,$(seeds_of),$(eval $(call seeds_rules,$r)))
 
+$(RUNS)/table-%/table.mk: recipes/tables/%.yaml $(VENV)/ready
+	@mkdir -p $(@D)
+	@echo "recipes.$* := $$($(PYTHON) scripts/write_table.py $* --list)" > $@
+evaluated = $(foreach i,$(start.$1) $(iterations.$1),$(call both,$(RUNS)/$1/$i/eval,json))
+define table_rules
+.PHONY: table-$1
+table-$1: export HANDBOOK_SHARE := 1
+table-$1: $(foreach r,$(recipes.$1),$(foreach s,$(call many,$r),$(call evaluated,$s)))
+	$$(PYTHON) scripts/write_table.py $1 --seeds 1 $(more_seeds) --runs $(RUNS)
+endef
+$(foreach t,$(TABLES),$(eval $(call table_rules,$t)))
+.PHONY: tables
+tables: $(addprefix table-,$(ALL_TABLES))
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The project itself
 # ---------------------------------------------------------------------------------------------------------------------
 
 .PHONY: help setup test lint bench
 help:
-	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST)) | head -n 4
+	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST)) | head -n 5
 	@echo "make setup | test | lint | bench"
+	@echo "tables: $(ALL_TABLES)"
 	@echo "recipes: $(RECIPES)"
 setup: $(VENV)/ready
 test: $(VENV)/ready
@@ -150,7 +196,7 @@ bench: $(VENV)/ready
 	$(PYTHON) scripts/bench_training.py --out $(RUNS)/bench
 
 .DEFAULT:
-	@echo "error: there is no target '$@'; recipes: $(RECIPES); try: make help" >&2; exit 2
+	@echo "error: there is no target '$@'; make help lists the recipes, the tables and every other target" >&2; exit 2
 
 # A failed stage leaves no target behind. Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration
 # runs beside the sampling of the next.

@@ -17,7 +17,8 @@ def main(argv: list[str]) -> None:
     settings = load_stage(run / "data" / "data.yaml")
     data = DataSettings(**settings["data"])
     stage = Stage(run / "data" / "rows", settings, [])
-    stage.external = {name: sha256_of(Path(name)) for name in (data.train, data.test) if Path(name).is_file()}
+    named = [name for name in (data.train, data.test, data.sft) if name is not None]
+    stage.external = {name: sha256_of(Path(name)) for name in named if Path(name).is_file()}
     if stage.finished():
         return
     loaded = load_offline_data(data, settings["seed"])
@@ -25,12 +26,12 @@ def main(argv: list[str]) -> None:
     write_rows(stage.out / "sft.jsonl", loaded.demonstrations)
     write_rows(stage.out / "train.jsonl", loaded.train)
     write_rows(stage.out / "test.jsonl", loaded.test)
-    kept = len(loaded.train) + len(loaded.test)
     stage.publish(
-        {"in": loaded.read, "out": kept, "dropped": dict(loaded.dropped)},
+        {"in": loaded.read, "out": loaded.kept, "dropped": dict(loaded.dropped)},
         rows={"sft": len(loaded.demonstrations), "train": len(loaded.train), "test": len(loaded.test)},
         swapped=[pair.prompt_id for pair in loaded.train if pair.swapped],
         unused=len(loaded.train) % data.portions,
+        left_out=dict(loaded.left_out),
     )
 
 

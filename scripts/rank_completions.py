@@ -2,21 +2,22 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from handbook_ext.errors import run_main
-from handbook_ext.launching import begin
-from handbook_ext.rankers import Ranker, candidates_of, fitted_ranker, make_ranker, ranking
+from handbook_ext.launching import Launch, begin
+from handbook_ext.rankers import Ranker, candidates_of, fitted_ranker, open_ranker, ranking
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import Completion, OfflinePair, Ranking, read_rows, write_rows
 from handbook_ext.runs import Stage
-from handbook_ext.settings import RankSettings
+from handbook_ext.settings import ModelSettings, RankSettings
 from handbook_ext.shards import batched, fill_shards, read_shards
 
 PROMPTS_PER_SHARD = 64
 
 
 def main(argv: list[str]) -> None:
-    """Judges the samples of each prompt together with its offline chosen and rejected answers."""
+    """Judges the samples of each prompt, by default together with its offline chosen and rejected answers."""
     folder = Path(argv[0])
     run = folder.parent
     launch = begin()
@@ -24,18 +25,21 @@ def main(argv: list[str]) -> None:
     rank = RankSettings(**settings["rank"])
     fitted = fitted_ranker(run, rank)
     rows_file = run / "data" / "rows" / "train.jsonl"
-    inputs = [folder / "completions.jsonl", rows_file, *([fitted] if fitted else [])]
+    judge = [run / settings["policy_from"] / "policy"] if settings.get("policy_from") else []
+    inputs = [folder / "completions.jsonl", rows_file, *([fitted] if fitted else []), *judge]
     stage = Stage(folder / "rankings.jsonl", settings, inputs)
     if launch.finished(stage):
         return
-    ranker = make_ranker(
-        rank.ranker, str(fitted) if fitted else rank.model, device=launch.device, batch_size=rank.batch_size,
-        max_length=rank.max_length, revision=rank.revision,
-    )  # fmt: skip
+    if rank.ranker == "self":
+        ranker: Ranker = self_judge(folder, settings, rank, launch)
+    else:
+        ranker = open_ranker(run, rank, device=launch.device)
     samples: dict[str, list[Completion]] = defaultdict(list)
     for row in read_rows(folder / "completions.jsonl", Completion):
         samples[row.prompt_id].append(row)
-    offline = {row.prompt_id: row for row in read_rows(rows_file, OfflinePair)}
+    offline: dict[str, OfflinePair] = {}
+    if rank.candidates == "all":
+        offline = {row.prompt_id: row for row in read_rows(rows_file, OfflinePair)}
     batches = batched(list(samples.values()), PROMPTS_PER_SHARD)
     shards = stage.workspace / "shards"
     fill_shards(
@@ -50,13 +54,28 @@ def main(argv: list[str]) -> None:
             {"in": len(samples), "out": len(rows)},
             ties=sum(row["ties"] for row in rows),
             truncated=sum(candidate["truncated"] for row in rows for candidate in row["candidates"]),
+            failed=sum(candidate["failed"] for row in rows for candidate in row["candidates"]),
         )
     launch.wait()
 
 
+def self_judge(folder: Path, settings: dict[str, Any], rank: RankSettings, launch: Launch) -> Ranker:
+    """Returns the policy that made the samples, as their judge."""
+    from handbook_ext.chat import ChatEncoder  # noqa: PLC0415 - no other ranker needs a language model
+    from handbook_ext.generation import open_policy  # noqa: PLC0415
+    from handbook_ext.models import policy_source  # noqa: PLC0415
+    from handbook_ext.self_judge import SelfJudge, rubric_text  # noqa: PLC0415
+
+    model = ModelSettings(**settings["model"])
+    source, artifact = policy_source(model, folder.parent, settings["policy_from"])
+    policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)
+    encoder = ChatEncoder(tokenizer, rank.max_length, long_prompts="drop")
+    return SelfJudge(policy, tokenizer, encoder, rubric_text(rank.rubric), rank.max_new_tokens, rank.batch_size)
+
+
 def judged(batch: list[list[Completion]], offline: dict[str, OfflinePair], ranker: Ranker) -> list[Ranking]:
     """Returns the rankings of a batch of prompts, whose candidates are judged in one call."""
-    candidates = [candidates_of(samples, offline[samples[0].prompt_id]) for samples in batch]
+    candidates = [candidates_of(samples, offline.get(samples[0].prompt_id)) for samples in batch]
     prompts = [samples[0] for samples in batch]
     verdicts = iter(
         ranker.score([(first.prompt, text) for first, texts in zip(prompts, candidates, strict=True) for *_, text in texts])

@@ -11,9 +11,9 @@ from handbook_ext.recipes import recipe_files, resolve, shown_settings, write_ru
 
 
 def main(argv: list[str]) -> None:
-    """Writes the settings of a run, or prints them, or the names of all recipes."""
+    """Writes the settings of runs, or prints them, or the names of all recipes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", nargs="?", metavar="RUN", help="a recipe, such as tiny-selm, or tiny-selm-seed3")
+    parser.add_argument("run", nargs="*", metavar="RUN", help="recipes, such as tiny-selm, or tiny-selm-seed3")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs")
     parser.add_argument(
         "--show", nargs="?", const="", metavar="ITERATION", help="print the settings and their origin; write nothing"
@@ -23,12 +23,13 @@ def main(argv: list[str]) -> None:
     if arguments.list:
         sys.stdout.write("".join(f"{name}\n" for name in recipe_files()))
         return
-    if arguments.run is None:
+    if not arguments.run:
         raise UserError(f"which recipe? give one of: {', '.join(recipe_files())}")
-    run = resolve(arguments.run)
-    if arguments.show is None:
-        write_run(run, arguments.runs)
-    else:
+    runs = [resolve(name) for name in arguments.run]
+    for run in runs:
+        if arguments.show is None:
+            write_run(run, arguments.runs)
+            continue
         sys.stdout.write("".join(f"{line}\n" for line in shown_settings(run, arguments.show or None)))
 
 

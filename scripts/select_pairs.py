@@ -1,14 +1,23 @@
-"""rankings.jsonl or the data set's own labels -> pairs.jsonl: `select_pairs.py runs/<run>/iter<N>`."""
+"""Rankings, log-probs or the data's own labels -> pairs.jsonl: `select_pairs.py runs/<run>/iter<N>`."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
+from handbook_ext.artifacts import read_manifest
+from handbook_ext.ensemble import Term
 from handbook_ext.errors import UserError, run_main
+from handbook_ext.measure import Measure
 from handbook_ext.recipes import load_stage
-from handbook_ext.records import OfflinePair, Ranking, read_rows, write_rows
+from handbook_ext.records import Completion, OfflinePair, PreferencePair, Ranking, assistant, completion_id, read_rows, write_rows
 from handbook_ext.runs import Stage
-from handbook_ext.selection import dataset_pairs, judged_pairs, portion
+from handbook_ext.score_store import read_stores
+from handbook_ext.selection import curriculum_pairs, dataset_pairs, gold_over_sample, judged_pairs, portion
+from handbook_ext.self_review import counts, kept_pairs, own_pairs, quality_of, selection_value
 from handbook_ext.settings import SelectSettings
+
+SOURCES = {"best_and_worst": "rankings.jsonl", "against_chosen": "rankings.jsonl", "gold_over_sample": "completions.jsonl"}
 
 
 def main(argv: list[str]) -> None:
@@ -17,31 +26,91 @@ def main(argv: list[str]) -> None:
     run = folder.parent
     settings = load_stage(folder / "select.yaml")
     select = SelectSettings(**settings["select"])
-    judged = select.rule != "dataset"
     rows_file = run / "data" / "rows" / "train.jsonl"
-    stage = Stage(folder / "pairs.jsonl", settings, [rows_file, *([folder / "rankings.jsonl"] if judged else [])])
+    made_from = [folder / SOURCES[select.rule]] if select.rule in SOURCES else []
+    if select.rule == "review" and select.bootstrap > 0:
+        made_from = [folder / "completions.jsonl"]
+    stores = [run / name / "logprobs" for name in settings.get("stores", [])]
+    stage = Stage(folder / "pairs.jsonl", settings, [rows_file, *made_from, *stores])
     if stage.finished():
         return
     offline = portion(read_rows(rows_file, OfflinePair), **settings["portion"])
     dropped: Counter[str] = Counter()
-    if judged:
+    facts: dict[str, Any] = {}
+    if select.rule == "dataset":
+        pairs = dataset_pairs(offline, dropped)
+    elif select.rule == "curriculum":
+        pairs = curriculum_pairs(offline, select.worse, dropped)
+    elif select.rule == "review":
+        pairs, facts = review(run, folder, settings, select, offline, dropped)
+    elif select.rule == "gold_over_sample":
+        pairs = gold_over_sample(offline, by_prompt(folder), dropped, explore=select.explore)
+    else:
         rankings = read_rows(folder / "rankings.jsonl", Ranking)
         dropped["prompt without completions"] = len(offline) - len(rankings)
         pairs = judged_pairs(
             rankings, {row.prompt_id: row for row in offline}, dropped, rule=select.rule, explore=select.explore,
             skip_explored_chosen=select.explore_as_chosen == "skip",
         )  # fmt: skip
-    else:
-        pairs = dataset_pairs(offline, dropped)
     if not pairs:
         raise UserError(f"{folder}: no preference pair is left ({dict(dropped)}); check the data and the ranker")
     write_rows(stage.out, pairs)
+    publish(stage, pairs, len(offline), dropped, facts)
+
+
+def by_prompt(folder: Path) -> dict[str, list[Completion]]:
+    """Returns the samples of each prompt, in their order."""
+    samples: dict[str, list[Completion]] = defaultdict(list)
+    for row in read_rows(folder / "completions.jsonl", Completion):
+        samples[row.prompt_id].append(row)
+    return samples
+
+
+def review(
+    run: Path, folder: Path, settings: dict[str, Any], select: SelectSettings, offline: list[OfflinePair], dropped: Counter[str]
+) -> tuple[list[PreferencePair], dict[str, Any]]:
+    """Returns SeRA's pairs, and what the manifest says of them; every log-prob comes out of the run's stores."""
+    stores = [run / name / "logprobs" for name in settings["stores"]]
+    store = read_stores(stores)
+    hashes: dict[str, str] = read_manifest(stores[-1])["external"] if stores else {}
+    quality = quality_of(store, Measure(**settings["measure"]), [Term(**term) for term in settings["terms"]], hashes)
+    under = store.under(hashes[settings["policy_from"] or "start"]) if stores else {}
+    scored = [pair for pair in offline if not stores or completion_id(pair.prompt_id, pair.prompt, pair.chosen) in under]
+    keep, add = counts(len(offline), select.keep, select.bootstrap)
+    kept: list[PreferencePair] = []
+    left: dict[str, list[float]] = {}
+    if keep:
+        dropped["prompt too long"] += len(offline) - len(scored)
+        value = selection_value(select.keep_by, quality=quality, under=under, seed=settings["seed"])
+        kept, left["offline"] = kept_pairs(scored, keep, value, dropped, margins=select.keep_by == "margin")
+    samples = by_prompt(folder) if add else {}
+    own, left["own"] = own_pairs(samples.values(), add, quality, dropped)
+    if select.explore:
+        first = {name: assistant(rows[0].text) for name, rows in samples.items()}
+        kept, own = ([pair.model_copy(update={"explore": first.get(pair.prompt_id)}) for pair in pairs] for pairs in (kept, own))
+    means = {"offline_kept": kept, "own_kept": own}
+    margins = {
+        name: fmean(values) for name, pairs in means.items() if (values := [p.margin for p in pairs if p.margin is not None])
+    }
+    margins |= {f"{name}_dropped": fmean(values) for name, values in left.items() if values and f"{name}_kept" in margins}
+    facts = {
+        "margins": margins,
+        "kept": len(kept),
+        "bootstrapped": len(own),
+        "wanted": [keep, add],
+        "store_entries": store.entries,
+    }
+    return [*kept, *own], facts | {"rows_in": len(offline) * bool(keep) + len(samples)}
+
+
+def publish(stage: Stage, pairs: list[PreferencePair], offline: int, dropped: Counter[str], facts: dict[str, Any]) -> None:
+    """Publishes the pairs; a rule that reads offline pairs and samples says in `facts` how many rows that makes."""
     origins = Counter(f"{pair.chosen_origin} over {pair.rejected_origin}" for pair in pairs)
     explored = [pair for pair in pairs if pair.explore is not None]
     stage.publish(
-        {"in": len(offline), "out": len(pairs), "dropped": dict(dropped)},
+        {"in": facts.pop("rows_in", offline), "out": len(pairs), "dropped": dict(dropped)},
         origins=dict(origins), swapped=sum(pair.swapped for pair in pairs), explored=len(explored),
-        explore_is_chosen=sum(pair.explore == pair.chosen for pair in explored),
+        explore_is_chosen=sum(pair.explore == pair.chosen for pair in explored), **facts,
     )  # fmt: skip
 
 

@@ -1,25 +1,30 @@
 """pairs.jsonl + logprobs/ -> policy/: `train_policy.py runs/<run>/iter<N>`; goes on from its last checkpoint when killed."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
+from handbook_ext.adapters import ADAPTER, adapted, save_adapted
 from handbook_ext.batching import BatchPlan
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.encoding import encode_pairs
 from handbook_ext.errors import UserError, run_main
+from handbook_ext.health import read_health, told
 from handbook_ext.launching import begin
 from handbook_ext.models import load_policy, load_tokenizer, policy_hash, policy_source
+from handbook_ext.objectives import Objective
 from handbook_ext.policy_forward import prefix_shared
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import PreferencePair, read_rows
 from handbook_ext.runs import Stage
-from handbook_ext.scoring import read_store
+from handbook_ext.score_store import reference_sums
 from handbook_ext.settings import ModelSettings, TrainSettings
 from handbook_ext.supervised import optimizer_arguments
-from handbook_ext.training import Objective, PreferenceTrainer, last_complete_checkpoint, save_policy
+from handbook_ext.training import PreferenceTrainer, last_complete_checkpoint, save_policy
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +35,11 @@ def main(argv: list[str]) -> None:
     settings = load_stage(folder / "train.yaml")
     model, train = ModelSettings(**settings["model"]), TrainSettings(**settings["train"])
     source, artifact = policy_source(model, run, settings["policy_from"])
-    inputs = [folder / "pairs.jsonl", folder / "logprobs", *([artifact] if artifact else [])]
+    inputs = [
+        folder / "pairs.jsonl",
+        *([folder / "logprobs"] if train.needs_reference else []),
+        *([artifact] if artifact else []),
+    ]
     stage = Stage(folder / "policy", settings, inputs)
     if artifact is None:
         stage.external = {"policy": policy_hash(source, model)}
@@ -44,20 +53,29 @@ def main(argv: list[str]) -> None:
     if train.alpha > 0 and not encoded.notes["explored"]:
         raise UserError(f"{folder}/pairs.jsonl: no pair has an explored sample, but train.alpha is {train.alpha}; set it to 0")
     name = policy_hash(source, model)
-    encoded = encoded.with_reference(read_store(folder / "logprobs", name), name)
+    if train.needs_reference:
+        encoded = encoded.with_reference(reference_sums(folder / "logprobs", name), name)
     plan = BatchPlan(encoded.lengths, train.global_batch_size, train.per_device_train_batch_size, settings["seed"])
-    # Weights that are themselves bfloat16 would round away steps of 5e-7; DeepSpeed keeps an fp32 copy, others need one.
-    dtype = "float32" if arguments.deepspeed_plugin is None else model.dtype
-    policy = load_policy(source, model.model_copy(update={"dtype": dtype}), own=artifact is not None)
+    # Weights that are themselves bfloat16 would round away steps of 5e-7; DeepSpeed keeps an fp32 copy, adapters are fp32.
+    dtype = "float32" if arguments.deepspeed_plugin is None and model.lora is None else model.dtype
+    policy = prefix_shared(load_policy(source, model.model_copy(update={"dtype": dtype}), own=artifact is not None))
     trainer = PreferenceTrainer(
-        prefix_shared(policy), arguments, encoded.pairs, plan,
-        Objective(train.loss_type, train.beta, train.alpha, train.alpha_scale, train.explore_form),
+        policy if model.lora is None else adapted(policy, model.lora, settings["seed"], arguments),
+        arguments, encoded.pairs, plan,
+        Objective(
+            train.loss_type, train.beta, train.alpha, train.alpha_scale, train.explore_form, train.label_smoothing,
+            train.ipo_log_prob, train.gamma_beta_ratio,
+        ),
         pad_id=tokenizer.pad_token_id, head_chunk=train.head_chunk,
-        tolerance=load_stage(folder / "score.yaml")["score"]["tolerance"],
+        tolerance=load_stage(folder / "score.yaml")["score"]["tolerance"] if train.needs_reference else None,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
-    policy.to(getattr(torch, model.dtype))
-    save_policy(trainer, tokenizer, stage.out)
+    if model.lora is None:
+        policy.to(getattr(torch, model.dtype))
+        save_policy(trainer, tokenizer, stage.out)
+    else:
+        base = source if artifact is None else os.path.relpath(artifact, stage.artifact / ADAPTER)
+        save_adapted(trainer, tokenizer, stage.out, base)
     if launch.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(
@@ -65,6 +83,7 @@ def main(argv: list[str]) -> None:
             policy=policy_hash(str(stage.out), model), start=name, notes=dict(encoded.notes),
             steps=trainer.state.global_step, processes=launch.processes,
         )  # fmt: skip
+        sys.stderr.write(f"health of {folder}: {told(read_health(folder))}\n")
     launch.wait()
 
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from handbook_ext.adapters import save_adapted
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.errors import run_main
 from handbook_ext.launching import begin
@@ -39,9 +40,14 @@ def main(argv: list[str]) -> None:
         tokenizer = load_tokenizer(model.name_or_path, model, own=False)
         policy = load_policy(model.name_or_path, model, own=False)
     encoder = ChatEncoder(tokenizer, sft.max_length, long_prompts=settings["long_prompts"])
-    trainer, dropped = sft_trainer(policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()])
+    trainer, dropped = sft_trainer(
+        policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()], lora=model.lora
+    )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
-    save_policy(trainer, tokenizer, stage.out)
+    if model.lora is None:
+        save_policy(trainer, tokenizer, stage.out)
+    else:
+        save_adapted(trainer, tokenizer, stage.out, model.name_or_path)
     if launch.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(

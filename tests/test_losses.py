@@ -19,10 +19,11 @@ from handbook_ext.chat import ChatEncoder
 from handbook_ext.collation import EncodedPair
 from handbook_ext.encoding import EncodedPairs, encode_pairs
 from handbook_ext.losses import dpo_loss, exploration_term, implicit_reward, preference_accuracy
+from handbook_ext.objectives import Objective
 from handbook_ext.policy_forward import prefix_shared
 from handbook_ext.records import PreferencePair, read_rows, write_rows
 from handbook_ext.scoring import score_batch
-from handbook_ext.training import Objective, PreferenceTrainer
+from handbook_ext.training import PreferenceTrainer
 
 if TYPE_CHECKING:
     from tests.conftest import Arguments, BuildPolicy
@@ -39,6 +40,8 @@ NO_NEWLINE = (
 OURS = torch.tensor([[-4.0, -9.0], [-6.0, -7.0], [-5.0, -3.0]])
 REFERENCE = torch.tensor([[-5.0, -8.5], [-5.5, -7.5], [-8.0, -3.5]])
 
+TOKENS = (torch.tensor([2, 5]), torch.tensor([4, 3]))
+
 
 def softplus(value: float) -> float:
     return math.log1p(math.exp(value))
@@ -47,7 +50,7 @@ def softplus(value: float) -> float:
 def by_hand(objective: Objective, explored: tuple[float, float] = (1.0, 1.0)) -> tuple[list[float], Tensor]:
     """Losses of the two pairs, and the gradient of their sum for the policy's log-probs."""
     ours = OURS.clone().requires_grad_()
-    losses = objective.losses(tuple(ours.unbind(0)), REFERENCE, torch.tensor(explored))
+    losses = objective.losses(tuple(ours.unbind(0)), REFERENCE, TOKENS, torch.tensor(explored))
     losses.sum().backward()
     assert ours.grad is not None
     return losses.tolist(), ours.grad
@@ -146,10 +149,16 @@ def assert_same_step(ours: Step, theirs: Step) -> None:
         assert float((ours[1][name] - gradient).abs().max() / gradient.abs().max()) < 1e-5, name
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("kind", "loss_type", "label_smoothing"),
+    [
+        ("mistral", "sigmoid", 0.0), ("gpt_neox", "sigmoid", 0.0), ("mistral", "robust", 0.2), ("mistral", "ipo", 0.0),
+        ("mistral", "hinge", 0.0),
+    ],
+)  # fmt: skip
 def test_loss_and_gradients_equal_trls_dpo_trainer(
-    kind: str, build: BuildPolicy, tokenizer: PreTrainedTokenizerFast, make_pairs: MakePairs, arguments: Arguments,
-    tmp_path: Path,
+    kind: str, loss_type: str, label_smoothing: float, build: BuildPolicy, tokenizer: PreTrainedTokenizerFast,
+    make_pairs: MakePairs, arguments: Arguments, tmp_path: Path,
 ) -> None:  # fmt: skip
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -162,7 +171,7 @@ def test_loss_and_gradients_equal_trls_dpo_trainer(
     conversations = [{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} for row in rows]
     args = DPOConfig(
         output_dir=str(tmp_path), beta=0.3, per_device_train_batch_size=6, report_to="none", use_cpu=True, bf16=False,
-        max_length=200, gradient_checkpointing=False, disable_tqdm=True,
+        max_length=200, gradient_checkpointing=False, disable_tqdm=True, loss_type=loss_type, label_smoothing=label_smoothing,
     )  # fmt: skip
     trl_policy = copy.deepcopy(policy)
     trl = DPOTrainer(
@@ -173,7 +182,8 @@ def test_loss_and_gradients_equal_trls_dpo_trainer(
     [batch] = trl.get_train_dataloader()
     loss = trl.compute_loss(trl_policy, batch)
     loss.backward()
-    ours = our_step(policy, with_reference(encoded, reference), Objective(beta=0.3), arguments)
+    objective = Objective(loss_type=loss_type, beta=0.3, label_smoothing=label_smoothing)
+    ours = our_step(policy, with_reference(encoded, reference), objective, arguments)
     assert abs(ours[0] - math.log(2)) > 0.01
     assert_same_step(ours, (loss.item(), gradients_of(trl_policy)))
 

@@ -18,9 +18,9 @@ from handbook_ext.collation import EncodedPair, may_attend, pack
 from handbook_ext.encoding import EncodedPairs, encode_pairs
 from handbook_ext.errors import UserError
 from handbook_ext.logprobs import sum_by_segment, token_logprobs
+from handbook_ext.objectives import Objective
 from handbook_ext.policy_forward import pair_logprobs, prefix_shared
 from handbook_ext.records import PreferencePair
-from handbook_ext.training import Objective
 
 if TYPE_CHECKING:
     from tests.conftest import BuildPolicy

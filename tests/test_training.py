@@ -20,11 +20,13 @@ from handbook_ext.batching import BatchPlan, Slot
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.encoding import EncodedPairs, encode_pairs
 from handbook_ext.errors import UserError
+from handbook_ext.objectives import Objective
 from handbook_ext.policy_forward import prefix_shared
 from handbook_ext.records import PreferencePair, write_rows
-from handbook_ext.scoring import read_store, score_batch, score_shard, store_batches
+from handbook_ext.score_store import reference_sums
+from handbook_ext.scoring import score_batch, score_shard, store_batches
 from handbook_ext.supervised import batch_arguments
-from handbook_ext.training import COMPLETE, Objective, PreferenceTrainer, last_complete_checkpoint, save_policy
+from handbook_ext.training import COMPLETE, PreferenceTrainer, last_complete_checkpoint, save_policy
 
 if TYPE_CHECKING:
     from tests.conftest import Arguments, BuildPolicy
@@ -60,7 +62,7 @@ def fill_store(folder: Path, policy: PreTrainedModel, encoded: EncodedPairs, *, 
 def referred(encoded: EncodedPairs, build: BuildPolicy, tmp_path_factory: pytest.TempPathFactory) -> EncodedPairs:
     """The pairs with reference log-probs of another policy than the one that trains: gradients are general."""
     folder = fill_store(tmp_path_factory.mktemp("store"), build(seed=9), encoded)
-    return encoded.with_reference(read_store(folder, "ours"), "ours")
+    return encoded.with_reference(reference_sums(folder, "ours"), "ours")
 
 
 def trainer_of(
@@ -100,7 +102,7 @@ def test_implicit_rewards_are_exactly_zero_at_step_0(
     kind: str, build: BuildPolicy, encoded: EncodedPairs, arguments: Arguments, tmp_path: Path
 ) -> None:
     policy = build(kind)
-    store = read_store(fill_store(tmp_path / "logprobs", policy, encoded), "ours")
+    store = reference_sums(fill_store(tmp_path / "logprobs", policy, encoded), "ours")
     ready = encoded.with_reference(store, "ours")
     trainer = trainer_of(policy, ready, arguments(max_steps=1), tolerance=0.0)
     trainer.train()
@@ -115,7 +117,7 @@ def test_every_pair_of_the_first_epoch_is_zero_to_the_bit(
     build: BuildPolicy, encoded: EncodedPairs, arguments: Arguments, tmp_path: Path
 ) -> None:
     policy = build()
-    ready = encoded.with_reference(read_store(fill_store(tmp_path / "logprobs", policy, encoded), "ours"), "ours")
+    ready = encoded.with_reference(reference_sums(fill_store(tmp_path / "logprobs", policy, encoded), "ours"), "ours")
     trainer = trainer_of(policy, ready, arguments(num_train_epochs=1, learning_rate=1e-30, weight_decay=0.0))
     trainer.train()
     assert len(log_lines(trainer)) == 3
@@ -150,8 +152,8 @@ def test_training_refuses_a_store_of_nan(build: BuildPolicy, encoded: EncodedPai
 
 def test_a_store_of_another_policy_is_refused(build: BuildPolicy, encoded: EncodedPairs, tmp_path: Path) -> None:
     folder = fill_store(tmp_path / "logprobs", build(), encoded, name="theirs")
-    with pytest.raises(UserError, match=r"shard-000000.jsonl: scored by policy theirs, but training starts from ours"):
-        read_store(folder, "ours")
+    with pytest.raises(UserError, match=r"logprobs: holds nothing under policy ours, from which training starts"):
+        reference_sums(folder, "ours")
 
 
 def test_a_completion_that_is_scored_twice_is_refused(build: BuildPolicy, encoded: EncodedPairs, tmp_path: Path) -> None:
@@ -159,11 +161,11 @@ def test_a_completion_that_is_scored_twice_is_refused(build: BuildPolicy, encode
     first = (folder / "shard-000000.jsonl").read_text().splitlines()[0]
     (folder / "shard-000001.jsonl").write_text(first + "\n")
     with pytest.raises(UserError, match="is scored twice"):
-        read_store(folder, "ours")
+        reference_sums(folder, "ours")
 
 
 def test_completions_that_the_store_lacks_are_named(build: BuildPolicy, encoded: EncodedPairs, tmp_path: Path) -> None:
-    store = read_store(fill_store(tmp_path / "logprobs", build(), encoded), "ours")
+    store = reference_sums(fill_store(tmp_path / "logprobs", build(), encoded), "ours")
     missing = encoded.ids[4][1]
     del store[missing]
     with pytest.raises(UserError, match=f"lacks 1 completions under policy ours, the first: {missing}"):
@@ -388,7 +390,7 @@ def test_every_step_is_the_mean_over_its_own_pairs(build: BuildPolicy, referred:
         [values] = score_batch(scorer, [pair], pad_id=0, head_chunk=CHUNK)
         found = torch.tensor([*values[:2], values[pair.explore_index] if pair.explore else 0.0])
         parts, present = tuple(found[:, None].unbind(0)), torch.tensor([float(pair.explore is not None)])
-        losses.append(SELM.losses(parts, torch.tensor(pair.reference)[:, None], present).item())
+        losses.append(SELM.losses(parts, torch.tensor(pair.reference)[:, None], (torch.ones(1), torch.ones(1)), present).item())
         rewards.append(SELM.beta * (values[0] - pair.reference[0]))
     trainer = trainer_of(policy, referred, arguments(**SGD | {"learning_rate": 1e-30}, num_train_epochs=1))
     trainer.train()

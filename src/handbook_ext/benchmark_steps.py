@@ -15,10 +15,11 @@ from transformers import MistralConfig, MistralForCausalLM, Trainer, TrainingArg
 from handbook_ext.batching import BatchPlan
 from handbook_ext.benchmark import LengthLaw, PairLaw
 from handbook_ext.collation import EncodedPair
+from handbook_ext.objectives import Objective
 from handbook_ext.padded_steps import PAD_ID, official_selm_step, trl_trainer
 from handbook_ext.policy_forward import prefix_shared
 from handbook_ext.scoring import score_batch
-from handbook_ext.training import Objective, PreferenceTrainer
+from handbook_ext.training import PreferenceTrainer
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Legend: R rows, L tokens per row, B pairs, S completions computed, N completion 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +37,19 @@ class EncodedPair:
 
     def __len__(self) -> int:
         """Returns the tokens of the pair's row."""
+        return len(self.prompt) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A prompt with any number of distinct completions, as token ids, to be scored; no pair is meant."""
+
+    prompt: list[int]
+    completions: list[list[int]]
+    explore_index: int = NO_COMPLETION
+
+    def __len__(self) -> int:
+        """Returns the tokens of the group's row."""
         return len(self.prompt) + sum(map(len, self.completions))
 
 
@@ -77,7 +91,7 @@ class PackedRows:
         return float((self.pair < 0).float().mean())
 
 
-def pack(pairs: list[EncodedPair], *, pad_id: int, one_row: bool = False) -> PackedRows:
+def pack(pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, one_row: bool = False) -> PackedRows:
     """Returns the rows of a micro-batch: one padded row per pair, or all pairs in one row (for a block-sparse mask).
 
     Raises ValueError for an empty prompt or completion, which has nothing to predict from or to predict.
@@ -139,7 +153,7 @@ class _Row:
         self.targets: list[int] = []
         self.owners: list[int] = []
 
-    def add(self, number: int, pair: EncodedPair, first_completion: int) -> None:
+    def add(self, number: int, pair: EncodedPair | EncodedGroup, first_completion: int) -> None:
         """Appends the prompt and the distinct completions of a pair; positions restart behind the prompt."""
         size = len(pair.prompt)
         last_of_prompt = len(self.ids) + size - 1

@@ -81,6 +81,19 @@ def correlation(first: ArrayLike, second: ArrayLike) -> float | None:
     return float(np.corrcoef(left, right)[0, 1])
 
 
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Spearman correlation: that of the ranks, ties sharing their mean rank; None where one side is constant."""
+    left, right = aligned(first, second)
+    return correlation(_mean_ranks(left), _mean_ranks(right))
+
+
+def _mean_ranks(values: FloatArray) -> FloatArray:
+    """The rank of each value from 0, equal values sharing the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts + 1) / 2)[places], dtype=np.float64)
+
+
 def bootstrap_interval(
     values: ArrayLike, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Interval:

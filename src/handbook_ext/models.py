@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from handbook_ext.artifacts import sha256_of
+from handbook_ext.adapters import AdapterFiles, find_adapter, load_adapter
+from handbook_ext.artifacts import read_manifest, sha256_of
 from handbook_ext.chat import apply_template
 from handbook_ext.errors import UserError
 from handbook_ext.settings import ModelSettings
@@ -38,7 +39,10 @@ def policy_source(settings: ModelSettings, run: Path, policy_from: str | None) -
 
 
 def load_policy(source: str, settings: ModelSettings, *, own: bool) -> PreTrainedModel:
-    """Returns the policy in evaluation mode with dropout off; `own` policies of the run have no revision."""
+    """Returns the policy in evaluation mode with dropout off; `own` policies of the run have no revision.
+
+    A folder or hub id that holds an adapter gives its base with the adapter merged.
+    """
     kwargs: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype),
         "attn_implementation": settings.attn_implementation,
@@ -46,6 +50,9 @@ def load_policy(source: str, settings: ModelSettings, *, own: bool) -> PreTraine
         "revision": None if own else settings.revision,
     }
     with _explained(source):
+        adapter = find_adapter(source, kwargs["revision"])
+        if adapter is not None:
+            return load_adapter(adapter, lambda: load_policy(adapter.base, _of_base(settings, adapter), own=False)).eval()
         config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code, revision=kwargs["revision"])
         without_dropout(config)
         model = AutoModelForCausalLM.from_pretrained(source, config=config, **kwargs)
@@ -53,8 +60,14 @@ def load_policy(source: str, settings: ModelSettings, *, own: bool) -> PreTraine
 
 
 def load_tokenizer(source: str, settings: ModelSettings, *, own: bool) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer with a chat template and a pad token; own policies carry the recipe's template already."""
+    """Returns the tokenizer with a chat template and a pad token; own policies carry the recipe's template already.
+
+    An adapter without a tokenizer of its own has that of its base.
+    """
     with _explained(source):
+        adapter = find_adapter(source, None if own else settings.revision)
+        if adapter is not None and not (adapter.folder / "tokenizer_config.json").is_file():
+            return load_tokenizer(adapter.base, _of_base(settings, adapter), own=False)
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=settings.trust_remote_code, revision=None if own else settings.revision
         )
@@ -67,7 +80,15 @@ def load_tokenizer(source: str, settings: ModelSettings, *, own: bool) -> PreTra
 
 
 def policy_hash(source: str, settings: ModelSettings) -> str:
-    """Returns the hash of a policy's weights and configuration: of a folder's files, or of a hub commit's name."""
+    """Returns the hash of a policy's weights and configuration: of a folder's files, or of a hub commit's name.
+
+    That of an adapter is made of its files' and its base's.
+    """
+    with _explained(source):
+        adapter = find_adapter(source, settings.revision)
+    if adapter is not None:
+        base = policy_hash(adapter.base, _of_base(settings, adapter))
+        return hashlib.sha256(f"{adapter.sha256}\n{base}".encode()).hexdigest()
     folder = Path(source)
     if folder.is_dir():
         files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
@@ -76,6 +97,18 @@ def policy_hash(source: str, settings: ModelSettings) -> str:
         config = Path(str(cached_file(source, "config.json", revision=settings.revision)))
     commit = config.parent.name  # The cache keeps each commit's files in a folder that is called like it.
     return hashlib.sha256(f"{source}@{commit}".encode()).hexdigest()
+
+
+def named_policy_hash(run: Path, name: str, settings: ModelSettings) -> str:
+    """Returns the hash of a run's policy by name (start, sft, iter<N>) without need of its weights."""
+    if name == "start":
+        return policy_hash(str(settings.name_or_path), settings)
+    return str(read_manifest(run / name / "policy")["policy"])
+
+
+def _of_base(settings: ModelSettings, adapter: AdapterFiles) -> ModelSettings:
+    """Returns the settings with which an adapter's base is loaded: the recipe's revision is the adapter's own."""
+    return settings.model_copy(update={"revision": adapter.base_revision})
 
 
 def without_dropout(config: Any) -> None:

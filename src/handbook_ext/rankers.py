@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,14 @@ from handbook_ext.tiny_world import true_reward
 
 @dataclass(frozen=True)
 class Verdict:
-    """A ranker's score of one completion; larger is better. `truncated`: it did not see the whole text."""
+    """A ranker's score of one completion; larger is better.
+
+    `truncated`: it did not see the whole text. `failed`: it gave no readable judgement, and `score` means nothing.
+    """
 
     score: float
     truncated: bool = False
+    failed: bool = False
 
 
 class Ranker(Protocol):
@@ -96,13 +101,22 @@ def make_ranker(
     raise UserError(f"rank.ranker: {kind!r} is not part of this version; it has: {', '.join(RANKERS_HERE)}")
 
 
+def open_ranker(run: Path, rank: RankSettings, *, device: torch.device) -> Ranker:
+    """Returns the ranker of a run's settings, the fitted one where the recipe names no model."""
+    fitted = fitted_ranker(run, rank)
+    return make_ranker(
+        rank.ranker, str(fitted) if fitted else rank.model, device=device, batch_size=rank.batch_size,
+        max_length=rank.max_length, revision=rank.revision,
+    )  # fmt: skip
+
+
 def ranking(prompt_id: str, prompt: Messages, candidates: list[tuple[Origin, int | None, str, Verdict]]) -> Ranking:
     """Returns the candidates with ranks: 1 is the largest score, equal scores share the better rank."""
-    scores = [verdict.score for *_, verdict in candidates]
+    scores = [-math.inf if verdict.failed else verdict.score for *_, verdict in candidates]
     ranked = [
         Candidate(
-            origin=origin, sample=sample, text=text, score=verdict.score, truncated=verdict.truncated,
-            rank=1 + sum(score > verdict.score for score in scores),
+            origin=origin, sample=sample, text=text, score=verdict.score, truncated=verdict.truncated, failed=verdict.failed,
+            rank=1 + sum(score > (-math.inf if verdict.failed else verdict.score) for score in scores),
         )
         for origin, sample, text, verdict in candidates
     ]  # fmt: skip
@@ -110,9 +124,11 @@ def ranking(prompt_id: str, prompt: Messages, candidates: list[tuple[Origin, int
     return Ranking(prompt_id=prompt_id, prompt=prompt, candidates=ranked, ties=ties)
 
 
-def candidates_of(samples: list[Completion], offline: OfflinePair) -> list[tuple[Origin, int | None, str]]:
-    """Returns a prompt's candidates in the order of the official code: samples, then the offline chosen and rejected."""
+def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> list[tuple[Origin, int | None, str]]:
+    """Returns a prompt's candidates in the order of the official code: samples, then the offline chosen and rejected, if any."""
     texts: list[tuple[Origin, int | None, str]] = [("on_policy", row.sample, row.text) for row in samples]
+    if offline is None:
+        return texts
     texts += [("offline", None, side[-1]["content"]) for side in (offline.chosen, offline.rejected)]
     return texts
 

@@ -12,6 +12,7 @@ from handbook_ext.recipe_files import Mark, Tree, merged, nearest, read_recipe, 
 from handbook_ext.settings import Recipe
 
 RECIPES = Path("recipes")
+NO_RECIPES = ("accelerate", "tables")
 OVERRIDABLE = ("generate", "rank", "score", "select", "train", "evaluate")
 
 
@@ -27,8 +28,31 @@ class Iteration:
 
     @property
     def judged(self) -> bool:
-        """Tells whether completions are generated and ranked; else the pairs keep the labels of the data."""
-        return self.settings.select.rule != "dataset"
+        """Tells whether a ranker judges the samples."""
+        return self.settings.select.rule in ("best_and_worst", "against_chosen")
+
+    @property
+    def sampled(self) -> bool:
+        """Tells whether completions are generated; else the pairs are of the data alone."""
+        select = self.settings.select
+        return self.judged or select.rule == "gold_over_sample" or (select.rule == "review" and select.bootstrap > 0)
+
+    @property
+    def reviewed(self) -> bool:
+        """Tells whether log-probs decide the selection, so that scoring comes before it."""
+        select = self.settings.select
+        by_log_prob = select.keep > 0 and select.keep_by in ("margin", "log_prob", "chosen_log_prob")
+        return select.rule == "review" and (by_log_prob or select.bootstrap > 0)
+
+    @property
+    def watched(self) -> bool:
+        """Tells whether the recipe sets a limit that must hold before the next iteration starts."""
+        return any(limit is not None for limit in self.settings.health.model_dump().values())
+
+    @property
+    def scored(self) -> bool:
+        """Tells whether there is a score store: for the selection, or for a loss with a reference."""
+        return self.reviewed or self.settings.train.needs_reference
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,7 @@ def recipe_files(root: Path = RECIPES) -> dict[str, Path]:
     for path in sorted(root.glob("*/*.yaml")):
         name = f"{path.parent.name}-{path.stem}"
         usable = all(re.fullmatch(r"\w[\w.-]*", part) for part in (path.parent.name, path.stem))
-        if path.name == "base.yaml" or path.parent.name == "accelerate" or not usable:
+        if path.name == "base.yaml" or path.parent.name in NO_RECIPES or not usable:
             continue
         if name in found:
             raise UserError(f"{shown(path)}: {shown(found[name])} is called {name} as well; rename one of the two")
@@ -138,8 +162,8 @@ def _iterations(overrides: Tree, base: Recipe, tree: Tree) -> tuple[Iteration, .
         own.marks = {place: mark for place, mark in own.marks.items() if place}
         whole = merged(tree, own)
         settings = derived(validated(whole, name), whole)
-        _check_labels(name, settings, whole)
         result.append(Iteration(name, settings, whole, previous, len(result) if base.data.portions > 1 else 0))
+        _check_labels(result[-1], first=len(result) == 1)
         previous = name
     if 1 < base.data.portions < len(result):
         raise UserError(
@@ -189,11 +213,21 @@ def _check_override(name: str, own: Tree) -> None:
         )
 
 
-def _check_labels(name: str, settings: Recipe, tree: Tree) -> None:
-    """Raises when exploration is asked of an iteration that samples nothing."""
-    if settings.select.rule == "dataset" and settings.train.alpha > 0:
+def _check_labels(each: Iteration, first: bool) -> None:
+    """Raises when exploration is asked of an iteration that samples nothing, or margins of one without a trained policy."""
+    name, select, train = each.name, each.settings.select, each.settings.train
+    message = None
+    if not each.sampled and train.alpha > 0:
+        keeps = "keeps the original labels and " if select.rule == "dataset" else ""
         message = (
-            "select.rule dataset keeps the original labels and samples nothing to explore, but train.alpha is "
-            f"{settings.train.alpha}; set train.alpha: 0 in {name}"
+            f"select.rule {select.rule} {keeps}samples nothing to explore, but train.alpha is {train.alpha}; "
+            f"set train.alpha: 0 in {name}"
         )
-        raise UserError(f"{tree.where(mentioned(message, (), tree))}: {name}: {message}")
+    wants_margin = select.bootstrap > 0 or (select.keep > 0 and select.keep_by == "margin")
+    if first and select.rule == "review" and wants_margin and train.measure.reference:
+        message = (
+            f"select.rule review needs a policy that an iteration before has trained, and {name} is the first; "
+            "give it select.rule: dataset"
+        )
+    if message is not None:
+        raise UserError(f"{each.tree.where(mentioned(message, (), each.tree))}: {name}: {message}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from handbook_ext.ensemble import ensemble
 from handbook_ext.errors import UserError
 from handbook_ext.recipe_checks import dotted
 from handbook_ext.recipe_files import Key, Tree, read_yaml
@@ -51,27 +52,67 @@ def _iteration_stages(run: Run, iteration: Iteration) -> dict[str, Settings]:
     same = {"recipe": run.recipe, "seed": run.settings.seed, "iteration": iteration.name}
     after = {**same, "policy_from": iteration.policy_from}
     model, portion, limits = whole["model"], _portion(run, iteration), _limits(iteration.settings)
-    batch = {name: whole["train"][name] for name in ("global_batch_size", "per_device_train_batch_size", "head_chunk")}
     stages: dict[str, Settings] = {}
-    if iteration.judged:
+    if iteration.sampled:
         stages["generate"] = {
             **after, "portion": portion, "model": model, "generate": whole["generate"], "limits": limits,
         }  # fmt: skip
-        stages["rank"] = {**same, "model": model, "rank": whole["rank"]}
-    stages["select"] = {**same, "portion": portion, "policy_from": iteration.policy_from, "select": whole["select"]}
-    stages["score"] = {
-        **after, "model": model, "score": whole["score"], "limits": limits,
-        "plan": {**batch, "explore": iteration.settings.train.alpha > 0},
-    }  # fmt: skip
+    if iteration.judged:
+        self_judged = {"policy_from": iteration.policy_from} if whole["rank"]["ranker"] == "self" else {}
+        stages["rank"] = {**same, **self_judged, "model": model, "rank": whole["rank"]}
+    review = _review(run, iteration) if iteration.settings.select.rule == "review" else {}
+    stages["select"] = {**after, "portion": portion, "select": whole["select"], **review}
+    if iteration.scored:
+        stages["score"] = {**after, "model": model, "score": whole["score"], "limits": limits, **_plan(run, iteration)}
     stages["train"] = {**after, "model": model, "train": whole["train"], "limits": limits}
+    if iteration.watched:
+        reads = ["pairs.jsonl", "policy"]
+        reads += ["completions.jsonl"] * iteration.sampled + ["rankings.jsonl"] * iteration.judged
+        stages["health"] = {**same, "reads": [*reads, *["eval.json"] * (whole["health"]["max_kl"] is not None)]}
+        stages["health"]["health"] = whole["health"]
     files = {f"{iteration.name}/{name}.yaml": {"stage": name, **values} for name, values in stages.items()}
     own = {**same, "policy_from": iteration.name}
+    if iteration.settings.evaluate.implicit_reward:
+        own["first"] = None if run.start == "start" else run.start
     return {**files, f"{iteration.name}/evaluate.yaml": _evaluation(own, iteration.settings)}
+
+
+def _review(run: Run, iteration: Iteration) -> Settings:
+    """Returns what selection by margins reads: the measure, the terms of the ensemble, and the stores of the run so far."""
+    select, measure = iteration.settings.select, iteration.settings.train.measure
+    policies = [run.start, *(each.name for each in run.iterations)]
+    policies = policies[: policies.index(iteration.name)]
+    by_margin = select.bootstrap > 0 or (select.keep > 0 and select.keep_by == "margin")
+    terms = ensemble(policies, gamma=select.gamma, against=select.margin_reference, with_reference=measure.reference)
+    earlier = [each.name for each in run.iterations if each.scored and each.name in policies]
+    return {
+        "measure": {"reference": measure.reference, "per_token": measure.per_token},
+        "terms": [{"weight": t.weight, "policy": t.policy, "reference": t.reference} for t in terms] if by_margin else [],
+        "stores": [*earlier, iteration.name] if iteration.reviewed else [],
+    }  # fmt: skip
+
+
+def _plan(run: Run, iteration: Iteration) -> Settings:
+    """Returns what is scored: training's own batches, or before a review the texts that each policy must score."""
+    train = iteration.settings.train
+    sizes = {"per_device_train_batch_size": train.per_device_train_batch_size, "head_chunk": train.head_chunk}
+    if not iteration.reviewed:
+        return {"plan": {"global_batch_size": train.global_batch_size, **sizes, "explore": train.alpha > 0}}
+    select, review = iteration.settings.select, _review(run, iteration)
+    offline, samples = ["offline"] * (select.keep > 0), ["samples"] * (select.bootstrap > 0)
+    texts = {iteration.policy_from or run.start: [*offline, *samples]}
+    for term in review["terms"]:
+        for policy in filter(None, (term["policy"], term["reference"])):
+            texts.setdefault(policy, [*(offline if select.keep_by == "margin" else []), *samples])
+    portion = _portion(run, iteration)
+    return {"sizes": sizes, "portion": portion, "texts": texts, "stores": review["stores"][:-1]}
 
 
 def _evaluation(head: Settings, settings: Recipe) -> Settings:
     """Returns the settings of an evaluation."""
     sections = {name: getattr(settings, name).model_dump() for name in ("model", "rank", "evaluate")}
+    if settings.data.dataset == "tiny_world":
+        sections["rank"]["ranker"] = "oracle"  # Whoever labels the pairs, answers are measured by the true reward.
     return {"stage": "evaluate", **head, **sections, "limits": _limits(settings)}
 
 
@@ -92,10 +133,13 @@ def _portion(run: Run, iteration: Iteration) -> Settings:
 def make_variables(run: Run) -> str:
     """Returns what the Makefile needs to know of a run; comments would leave spaces in the values."""
     names = " ".join(each.name for each in run.iterations)
-    judged = " ".join(each.name for each in run.iterations if each.judged)
+    kinds = {
+        kind: " ".join(each.name for each in run.iterations if getattr(each, kind))
+        for kind in ("sampled", "judged", "reviewed", "scored", "watched")
+    }
     values = {
-        "iterations": names, "start": run.start, "judged": judged, "fitted": "yes" if run.fitted else "",
-        "launch": run.settings.launch,
+        "iterations": names, "start": run.start, **kinds, "fitted": "yes" if run.fitted else "", "launch": run.settings.launch,
+        "kl": "yes" if run.settings.health.max_kl is not None else "",
     }  # fmt: skip
     return _header(run) + "".join(f"{name}.{run.name} := {value}".rstrip() + "\n" for name, value in values.items())
 

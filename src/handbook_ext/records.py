@@ -25,8 +25,18 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class RatedAnswer(Row):
+    """One of several answers to a prompt with the score that the data set gives it, higher is better."""
+
+    text: str
+    score: float
+
+
 class OfflinePair(Row):
-    """A labelled pair as the data set gives it; `swapped` is true where label noise flipped it."""
+    """A labelled pair as the data set gives it; `swapped` is true where label noise flipped it.
+
+    `answers` are all rated answers, best first, where the data set rates several; noise leaves them alone.
+    """
 
     prompt_id: str
     prompt: Messages
@@ -36,6 +46,7 @@ class OfflinePair(Row):
     score_rejected: float | None = None
     swapped: bool = False
     source: str = ""
+    answers: list[RatedAnswer] = []
 
 
 class Demonstration(Row):
@@ -61,7 +72,7 @@ class Completion(Row):
 
 
 class Candidate(Row):
-    """A judged text of a ranking; rank 1 is best, equal scores share the better rank."""
+    """A judged text of a ranking; rank 1 is best, equal scores share the better rank; `failed`: the judge gave no verdict."""
 
     origin: Origin
     sample: int | None
@@ -69,6 +80,7 @@ class Candidate(Row):
     score: float
     rank: int
     truncated: bool = False
+    failed: bool = False
 
 
 class Ranking(Row):
@@ -92,6 +104,11 @@ class PreferencePair(Row):
     rejected_origin: Origin
     margin: float | None
     swapped: bool
+
+
+def user(text: str) -> Messages:
+    """Returns a single-turn prompt."""
+    return [{"role": "user", "content": text}]
 
 
 def assistant(text: str) -> Messages:

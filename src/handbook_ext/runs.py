@@ -148,7 +148,7 @@ class Stage:
             if twin.is_dir():
                 shutil.copytree(twin, self.out, copy_function=os.link, ignore=shutil.ignore_patterns("manifest.json"))
             else:
-                shutil.copy2(twin, self.out)
+                shutil.copyfile(twin, self.out)  # A new time, or make would take it for older than its inputs.
             self.publish(told["counts"], **{name: told[name] for name in told.keys() - OWN_FACTS}, shared_from=str(twin))
             return True
         return False

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from handbook_ext.batching import BatchPlan, Slot
-from handbook_ext.collation import EncodedPair, pack
+from handbook_ext.chat import ChatEncoder
+from handbook_ext.collation import EncodedGroup, EncodedPair, pack
 from handbook_ext.encoding import EncodedPairs
-from handbook_ext.errors import UserError
 from handbook_ext.policy_forward import uses_one_row
+from handbook_ext.records import Messages, completion_id
+from handbook_ext.score_store import store_row
 from handbook_ext.shards import batched
 
 MICRO_BATCHES_PER_SHARD = 32
 
 
-def score_batch(policy: PreTrainedModel, pairs: list[EncodedPair], *, pad_id: int, head_chunk: int) -> list[list[float]]:
+def score_batch(
+    policy: PreTrainedModel, pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, head_chunk: int
+) -> list[list[float]]:
     """Returns log-probs (nats, summed over the completion) of each pair's distinct completions."""
     rows = pack(pairs, pad_id=pad_id, one_row=uses_one_row(policy)).to(policy.device)
     with torch.no_grad():
@@ -43,12 +47,12 @@ def score_shard(
     """Returns the store's rows of a shard: one for every distinct completion."""
     rows: dict[str, dict[str, Any]] = {}
     for batch in shard:
-        rows |= _score_slots(policy, encoded, batch, pad_id=pad_id, head_chunk=head_chunk)
-    return [{"policy": policy_name, **row} for row in rows.values()]
+        rows |= _score_slots(policy, encoded, batch, policy_name=policy_name, pad_id=pad_id, head_chunk=head_chunk)
+    return list(rows.values())
 
 
 def _score_slots(
-    policy: PreTrainedModel, encoded: EncodedPairs, batch: list[Slot], *, pad_id: int, head_chunk: int
+    policy: PreTrainedModel, encoded: EncodedPairs, batch: list[Slot], *, policy_name: str, pad_id: int, head_chunk: int
 ) -> dict[str, dict[str, Any]]:
     """Returns the store's rows of one micro-batch; fillers are computed, for equal shapes, and left out."""
     scored = score_batch(policy, [encoded.pairs[s.index] for s in batch], pad_id=pad_id, head_chunk=head_chunk)
@@ -57,21 +61,66 @@ def _score_slots(
         if slot.weight:
             lengths = map(len, encoded.pairs[slot.index].completions)
             for name, value, tokens in zip(encoded.ids[slot.index], values, lengths, strict=True):
-                rows[name] = {"completion": name, "sum": value, "mean": value / tokens, "tokens": tokens}
+                rows[name] = store_row(policy_name, name, value, tokens)
     return rows
 
 
-def read_store(folder: Path, policy_name: str) -> dict[str, float]:
-    """Returns summed log-probs (nats) by completion id; refuses a store of another policy or with a repeated id."""
-    store: dict[str, float] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if row["policy"] != policy_name:
-                raise UserError(
-                    f"{path}: scored by policy {row['policy'][:12]}, but training starts from {policy_name[:12]}; run make"
-                )
-            if row["completion"] in store:
-                raise UserError(f"{path}: completion {row['completion']} is scored twice; delete {folder} and run make")
-            store[row["completion"]] = row["sum"]
-    return store
+@dataclass
+class TextGroup:
+    """A prompt, and completions to be scored by their ids in the store."""
+
+    prompt_id: str
+    prompt: Messages
+    texts: dict[str, Messages] = field(default_factory=dict)
+
+    def add(self, completion: Messages) -> None:
+        """Adds a completion; the same text twice is one."""
+        self.texts[completion_id(self.prompt_id, self.prompt, completion)] = completion
+
+    def without(self, known: Container[str]) -> TextGroup:
+        """Returns the group without the completions that are known already."""
+        return TextGroup(self.prompt_id, self.prompt, {name: text for name, text in self.texts.items() if name not in known})
+
+
+@dataclass
+class EncodedGroups:
+    """Groups as token ids, and for each distinct completion the ids of the texts that have these tokens."""
+
+    groups: list[EncodedGroup] = field(default_factory=list)
+    names: list[list[list[str]]] = field(default_factory=list)
+    too_long: int = 0
+
+    def batches(self, size: int) -> list[list[int]]:
+        """Returns the groups' places in micro-batches of similar length, the longest first."""
+        order = sorted(range(len(self.groups)), key=lambda place: (-len(self.groups[place]), place))
+        return batched(order, size)
+
+
+def encode_groups(groups: Iterable[TextGroup], encoder: ChatEncoder) -> EncodedGroups:
+    """Returns groups of at least one completion as token ids; prompts that a recipe drops as too long are counted."""
+    result = EncodedGroups()
+    for group in groups:
+        prompt = encoder.prompt_ids(group.prompt, f"prompt {group.prompt_id}") if group.texts else None
+        if prompt is None:
+            result.too_long += bool(group.texts)
+            continue
+        names: dict[tuple[int, ...], list[str]] = {}
+        for name, text in group.texts.items():
+            names.setdefault(tuple(encoder.completion_ids(group.prompt, text, len(prompt))), []).append(name)
+        result.groups.append(EncodedGroup(prompt, [list(ids) for ids in names]))
+        result.names.append(list(names.values()))
+    return result
+
+
+def score_groups(
+    policy: PreTrainedModel, encoded: EncodedGroups, shard: list[list[int]], *, policy_name: str, pad_id: int, head_chunk: int
+) -> list[dict[str, Any]]:
+    """Returns the store's rows of a shard of micro-batches: one for every text."""
+    rows = []
+    for batch in shard:
+        groups = [encoded.groups[place] for place in batch]
+        scored = score_batch(policy, groups, pad_id=pad_id, head_chunk=head_chunk)
+        for place, group, values in zip(batch, groups, scored, strict=True):
+            for names, ids, value in zip(encoded.names[place], group.completions, values, strict=True):
+                rows += [store_row(policy_name, name, value, len(ids)) for name in names]
+    return rows

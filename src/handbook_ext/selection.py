@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from handbook_ext.errors import UserError
-from handbook_ext.records import Candidate, OfflinePair, PreferencePair, Ranking, assistant
+from handbook_ext.records import Candidate, Completion, Messages, OfflinePair, PreferencePair, Ranking, assistant
 
 T = TypeVar("T")
 
@@ -22,13 +22,43 @@ def portion(rows: list[T], index: int, of: int) -> list[T]:
 
 def dataset_pairs(offline: Iterable[OfflinePair], dropped: Counter[str]) -> list[PreferencePair]:
     """Returns the pairs as the data set labels them (offline DPO, stepwise DPO, SELM's first portion)."""
-    pairs = [
-        PreferencePair(
-            prompt_id=pair.prompt_id, prompt=pair.prompt, chosen=pair.chosen, rejected=pair.rejected, explore=None,
-            chosen_origin="offline", rejected_origin="offline", margin=None, swapped=pair.swapped,
-        )
-        for pair in offline
-    ]  # fmt: skip
+    return _distinct([_offline(pair, pair.chosen, pair.rejected) for pair in offline], dropped)
+
+
+def curriculum_pairs(offline: Iterable[OfflinePair], worse: int, dropped: Counter[str]) -> list[PreferencePair]:
+    """Returns Curry-DPO's pairs: the best of a prompt's rated answers over the `worse`-th from the worst.
+
+    worse 1, 2, 3 go from the easiest pair (R1, R4) to the hardest (R1, R2), one per iteration (Pattnaik et al. 2024). A pair
+    whose labels noise had flipped stays flipped. Raises UserError for data without rated answers.
+    """
+    pairs = []
+    for row in offline:
+        if not row.answers:
+            raise UserError(
+                f"{row.source or row.prompt_id}: select.rule curriculum needs several rated answers per prompt; use data of the "
+                "form ultrafeedback, or data.answers: 4 for tiny_world"
+            )
+        if len(row.answers) <= worse or row.answers[0].score <= row.answers[-worse].score:
+            dropped["no worse answer at this place"] += 1
+            continue
+        best, other = assistant(row.answers[0].text), assistant(row.answers[-worse].text)
+        chosen, rejected = (other, best) if row.swapped else (best, other)
+        pairs.append(_offline(row, chosen, rejected))
+    return _distinct(pairs, dropped)
+
+
+def gold_over_sample(
+    offline: Iterable[OfflinePair], samples: dict[str, list[Completion]], dropped: Counter[str], *, explore: bool
+) -> list[PreferencePair]:
+    """Returns SPIN's pairs: the golden answer over the policy's own first sample (Chen et al. 2024)."""
+    pairs = []
+    for row in offline:
+        if row.prompt_id not in samples:
+            dropped["prompt without completions"] += 1
+            continue
+        sample = assistant(samples[row.prompt_id][0].text)
+        pair = _offline(row, row.chosen, sample)
+        pairs.append(pair.model_copy(update={"rejected_origin": "on_policy", "explore": sample if explore else None}))
     return _distinct(pairs, dropped)
 
 
@@ -61,11 +91,12 @@ def judged_pairs(
 def best_and_worst(ranking: Ranking) -> tuple[Candidate, Candidate]:
     """Returns the candidates of best and worst rank; of equal ones the first, so a sample goes before offline texts.
 
-    This is SELM's rule A: argmin and argmax of the ranks of {y, y_w, y_l} (official code). When all tie, both are the same
-    candidate and the pair is dropped later.
+    This is SELM's rule A: argmin and argmax of the ranks of {y, y_w, y_l} (official code). When all tie, or fewer than two
+    were judged, both are the same candidate and the pair is dropped later.
     """
-    ranks = [candidate.rank for candidate in ranking.candidates]
-    return ranking.candidates[ranks.index(min(ranks))], ranking.candidates[ranks.index(max(ranks))]
+    judged = [candidate for candidate in ranking.candidates if not candidate.failed] or ranking.candidates[:1]
+    ranks = [candidate.rank for candidate in judged]
+    return judged[ranks.index(min(ranks))], judged[ranks.index(max(ranks))]
 
 
 def against_chosen(ranking: Ranking) -> tuple[Candidate, Candidate]:
@@ -74,9 +105,18 @@ def against_chosen(ranking: Ranking) -> tuple[Candidate, Candidate]:
     return (sample, rejected) if sample.rank <= chosen.rank else (chosen, sample)
 
 
+def _offline(row: OfflinePair, chosen: Messages, rejected: Messages) -> PreferencePair:
+    """Returns a pair of the data's own answers."""
+    return PreferencePair(
+        prompt_id=row.prompt_id, prompt=row.prompt, chosen=chosen, rejected=rejected, explore=None, chosen_origin="offline",
+        rejected_origin="offline", margin=None, swapped=row.swapped,
+    )  # fmt: skip
+
+
 def _still_swapped(ranking: Ranking, chosen: Candidate, rejected: Candidate, offline: OfflinePair) -> bool:
     """Returns whether the pair repeats a label that noise had flipped."""
-    return offline.swapped and chosen is ranking.candidates[-2] and rejected is ranking.candidates[-1]
+    labels = [candidate for candidate in ranking.candidates if candidate.origin == "offline"]
+    return offline.swapped and [chosen, rejected] == labels and chosen is labels[0]
 
 
 def _distinct(pairs: list[PreferencePair], dropped: Counter[str]) -> list[PreferencePair]:

@@ -19,13 +19,13 @@ def batched(items: list[T], size: int) -> list[list[T]]:
 
 def fill_shards(
     folder: Path, batches: list[T], work: Callable[[T], Iterable[Row | dict[str, Any]]], *,
-    rank: int, processes: int, progress: Callable[[list[int]], Iterable[int]],
+    rank: int, processes: int, progress: Callable[[list[int]], Iterable[int]], first: int = 0,
 ) -> None:  # fmt: skip
-    """Writes the rows of every batch of this process whose shard is not there yet."""
+    """Writes the rows of every batch of this process whose shard, numbered from `first`, is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    mine = [number for number in range(rank, len(batches), processes) if not _shard(folder, number).exists()]
-    for number in progress(mine):
-        write_rows(_shard(folder, number), work(batches[number]))
+    mine = [place for place in range(rank, len(batches), processes) if not _shard(folder, first + place).exists()]
+    for place in progress(mine):
+        write_rows(_shard(folder, first + place), work(batches[place]))
 
 
 def read_shards(folder: Path, count: int) -> Iterator[dict[str, Any]]:

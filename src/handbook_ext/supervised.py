@@ -16,12 +16,13 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from handbook_ext.adapters import adapted, find_adapter
 from handbook_ext.batching import accumulation_steps
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.errors import UserError
-from handbook_ext.models import without_dropout
+from handbook_ext.models import load_policy, without_dropout
 from handbook_ext.records import Demonstration, OfflinePair
-from handbook_ext.settings import FitSettings, OptimizerSettings, SFTSettings
+from handbook_ext.settings import FitSettings, LoraSettings, ModelSettings, OptimizerSettings, SFTSettings
 
 
 def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: int, seed: int) -> dict[str, Any]:
@@ -62,11 +63,12 @@ def batch_arguments(global_batch_size: int, per_device: int, processes: int) -> 
 
 def sft_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Demonstration], settings: SFTSettings, *,
-    arguments: dict[str, Any], encoder: ChatEncoder, callbacks: list[TrainerCallback],
+    arguments: dict[str, Any], encoder: ChatEncoder, callbacks: list[TrainerCallback], lora: LoraSettings | None = None,
 ) -> tuple[SFTTrainer, int]:  # fmt: skip
     """Returns TRL's SFTTrainer over token ids with a completion mask, and how many rows were dropped as too long.
 
-    The ids are made here, by the encoder of all later stages, so that SFT and preference training see the same tokens.
+    With `lora` the model is wrapped, and its adapters alone are trained. The ids are made here, by the encoder of all later
+    stages, so that SFT and preference training see the same tokens.
     """
     examples = []
     for row in rows:
@@ -86,8 +88,8 @@ def sft_trainer(
         dataset_kwargs={"skip_prepare_dataset": not settings.packing}, loss_type="nll",
     )  # fmt: skip
     trainer = SFTTrainer(
-        model=model, args=config, train_dataset=Dataset.from_list(examples), processing_class=tokenizer,
-        callbacks=callbacks,
+        model=model if lora is None else adapted(model, lora, config.seed, config), args=config,
+        train_dataset=Dataset.from_list(examples), processing_class=tokenizer, callbacks=callbacks,
     )  # fmt: skip
     return trainer, len(rows) - len(examples)
 
@@ -98,10 +100,16 @@ def reward_trainer(
 ) -> RewardTrainer:  # fmt: skip
     """Returns TRL's RewardTrainer (Bradley-Terry): a classifier on the policy's body, trained on the offline labels."""
     torch.manual_seed(seed)
-    config = AutoConfig.from_pretrained(policy, num_labels=1)
-    without_dropout(config)
-    config.pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForSequenceClassification.from_pretrained(policy, config=config, dtype=torch.float32)
+    if find_adapter(policy, None) is None:
+        config = AutoConfig.from_pretrained(policy, num_labels=1)
+        without_dropout(config)
+        config.pad_token_id = tokenizer.pad_token_id
+        model = AutoModelForSequenceClassification.from_pretrained(policy, config=config, dtype=torch.float32)
+    else:
+        body = load_policy(policy, ModelSettings(name_or_path=policy, dtype="float32"), own=False)
+        body.config.num_labels, body.config.pad_token_id = 1, tokenizer.pad_token_id
+        model = AutoModelForSequenceClassification.from_config(body.config, dtype=torch.float32)
+        model.base_model.load_state_dict(body.base_model.state_dict())
     rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
     args = RewardConfig(**arguments, max_length=max_length, disable_dropout=True)
     return RewardTrainer(

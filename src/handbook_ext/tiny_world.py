@@ -128,19 +128,49 @@ def true_reward(prompt: str, answer: str) -> float:
         request = parse_request(prompt)
     except ValueError:
         return 0.0 - penalty  # -penalty would make -0.0
+    right = _right_items(request, named)
+    cover = (len(right) - 0.5 * (len(named) - len(right))) / request.number
+    if cover <= 0.0:
+        return 0.0 - penalty
+    order, notes, suited = _qualities(request, right, closing)
+    quality = 0.35 + 0.15 * order + 0.2 * notes + 0.3 * (0.0, 0.2, 1.0)[suited]
+    return min(1.0, cover * quality - penalty)
+
+
+def _right_items(request: Request, named: list[tuple[str, str]]) -> dict[Item, str]:
+    """The right distinct items up to the count asked for, as named, each with its note."""
     right: dict[Item, str] = {}
     for word, note in named:
         if ITEMS[word] in request.fitting and len(right) < request.number:
             right.setdefault(ITEMS[word], note)
-    cover = (len(right) - 0.5 * (len(named) - len(right))) / request.number
-    if cover <= 0.0:
-        return 0.0 - penalty
+    return right
+
+
+def _qualities(request: Request, right: dict[Item, str], closing: list[str]) -> tuple[float, float, int]:
+    """The shares of right order and right notes, 0 without a right item, and how many of way and place suit."""
+    suited = sum(map(str.__eq__, closing, (WAY_FOR_GUEST[request.guest], PLACE_FOR_TOPIC[request.topic])))
+    if not right:
+        return 0.0, 0.0, suited
     rising = [a.rank < b.rank for a, b in pairwise(right)]
     order = rising.count(request.order == "rising") / len(rising) if rising and request.order != "mixed" else 1.0
     notes = sum(note in (i.notes if request.style == "rich" else [""]) for i, note in right.items()) / len(right)
-    suited = sum(map(str.__eq__, closing, (WAY_FOR_GUEST[request.guest], PLACE_FOR_TOPIC[request.topic])))
-    quality = 0.35 + 0.15 * order + 0.2 * notes + 0.3 * (0.0, 0.2, 1.0)[suited]
-    return min(1.0, cover * quality - penalty)
+    return order, notes, suited
+
+
+def points(prompt: str, answer: str) -> int:
+    """The points of ``answer``, 0 to 5, by a rubric that adds what true_reward multiplies; 0 for an unknown prompt.
+
+    One each for naming a right item at all; for naming exactly as many as asked for, all right and distinct; for their order;
+    for their notes; and for the closing. A single item has no order to get wrong, none at all has none to get right.
+    """
+    named, closing, _ = _read_answer(answer)
+    try:
+        request = parse_request(prompt)
+    except ValueError:
+        return 0
+    right = _right_items(request, named)
+    order, notes, suited = _qualities(request, right, closing)
+    return bool(right) + (len(right) == len(named) == request.number) + (order == 1.0) + (notes == 1.0) + (suited == 2)
 
 
 def best_answer(prompt: str) -> str:

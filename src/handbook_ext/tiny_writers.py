@@ -17,7 +17,9 @@ from handbook_ext.tiny_world import (
     WAY_FOR_GUEST,
     Item,
     Request,
+    best_answer,
     parse_request,
+    points,
     request_prompt,
     true_reward,
 )
@@ -25,6 +27,7 @@ from handbook_ext.tiny_world import (
 T = TypeVar("T")
 
 WRITERS = {"novice": 0.45, "adept": 0.75, "expert": 1.0}  # worst first; cumulative shares of the SFT rows
+TRIES = 20  # draws for an answer unlike those before: a novice has few ways to answer some requests
 SLIP = 0.05  # probability that a writer draws an item at random from the topic instead
 HABIT, CLOSING_HABIT = 0.8, 0.95  # probability that a writer keeps a bad habit in one part of an answer, or in its closing
 
@@ -89,7 +92,10 @@ class SftRow(TypedDict):
 
 
 class PairRow(TypedDict):
-    """A preference pair; the scores are the true rewards of the texts shown: a swapped pair's chosen has the lower."""
+    """A preference pair; the scores are the true rewards of the texts shown: a swapped pair's chosen has the lower.
+
+    ``answers`` are all answers with their rewards, best first, where more than two were asked for.
+    """
 
     prompt: str
     chosen: str
@@ -97,6 +103,15 @@ class PairRow(TypedDict):
     score_chosen: float
     score_rejected: float
     swapped: bool
+    answers: list[tuple[str, float]]
+
+
+class JudgeRow(TypedDict):
+    """An answer to a prompt with the points that a judge gives it, 0 to 5."""
+
+    prompt: str
+    answer: str
+    points: int
 
 
 class WorldData(NamedTuple):
@@ -105,6 +120,7 @@ class WorldData(NamedTuple):
     sft: list[SftRow]
     train: list[PairRow]
     test: list[PairRow]
+    judge: list[JudgeRow]
 
 
 def _sft_row(prompt: str, key: str) -> SftRow:
@@ -114,34 +130,85 @@ def _sft_row(prompt: str, key: str) -> SftRow:
     return SftRow(prompt=prompt, answer=write_answer(prompt, writer, rng), writer=writer)
 
 
-def _pair_row(prompt: str, key: str, flip_rate: float) -> PairRow:
-    """Answers of two different writers, the better one chosen; then swapped with probability ``flip_rate``."""
-    rng = random.Random(key)
-    swapped = rng.random() < flip_rate
+def _rated_answers(prompt: str, count: int, rng: random.Random) -> list[tuple[float, str]]:
+    """Rewards and texts of ``count`` answers by writers drawn for each, best first; not all rewards are equal."""
+    rated: list[tuple[float, str]] = []
+    while not rated or rated[0][0] == rated[-1][0]:
+        texts: list[str] = []
+        for _ in range(count):
+            text = write_answer(prompt, _pick(rng, [*WRITERS]), rng)
+            for _ in range(TRIES):
+                if text not in texts:
+                    break
+                text = write_answer(prompt, _pick(rng, [*WRITERS]), rng)
+            texts.append(text)
+        rated = sorted(((true_reward(prompt, text), text) for text in texts), key=lambda answer: -answer[0])
+    return rated
+
+
+def _two_answers(prompt: str, rng: random.Random) -> list[tuple[float, str]]:
+    """Rewards and texts of the answers of two different writers, best first; the rewards differ."""
     low = high = (0.0, "")
     while low[0] == high[0]:
         answers = [write_answer(prompt, writer, rng) for writer in _sample(rng, [*WRITERS], 2)]
         low, high = sorted((true_reward(prompt, answer), answer) for answer in answers)
+    return [high, low]
+
+
+def _pair_row(prompt: str, key: str, flip_rate: float, answers: int) -> PairRow:
+    """The best answer is chosen, the other or a random worse one rejected; then swapped with probability ``flip_rate``."""
+    rng = random.Random(key)
+    swapped = rng.random() < flip_rate
+    rated = _rated_answers(prompt, answers, rng) if answers > 2 else _two_answers(prompt, rng)
+    high, worse = rated[0], [answer for answer in rated if answer[0] < rated[0][0]]
+    low = _pick(rng, worse)
     chosen, rejected = (low, high) if swapped else (high, low)
     return PairRow(prompt=prompt, chosen=chosen[1], rejected=rejected[1], score_chosen=chosen[0],
-                   score_rejected=rejected[0], swapped=swapped)  # fmt: skip
+                   score_rejected=rejected[0], swapped=swapped,
+                   answers=[(text, reward) for reward, text in rated if answers > 2])  # fmt: skip
 
 
-def world_data(*, seed: int, sft: int, train: int, test: int, flip_rate: float) -> WorldData:
+def _judge_row(prompt: str, key: str) -> JudgeRow:
+    """An answer to judge, redrawn until it has the number of points drawn first: all numbers are about equally frequent."""
+    rng = random.Random(key)
+    wanted = int(rng.random() * 6)
+    for _ in range(TRIES):
+        # The items of one text and the closing of another: no writer alone gets everything right, or nearly nothing.
+        parts = [_judged_text(prompt, rng).partition(" served ") for _ in range(2)]
+        answer = parts[0][0] + parts[1][1] + parts[1][2]
+        if points(prompt, answer) == wanted:
+            break
+    return JudgeRow(prompt=prompt, answer=answer, points=points(prompt, answer))
+
+
+def _judged_text(prompt: str, rng: random.Random) -> str:
+    """What a writer answers, to this request or to another one, or the best answer."""
+    draw = rng.random()
+    if draw < 0.25:
+        return best_answer(prompt)
+    other = request_prompt(int(rng.random() * NUMBER_OF_REQUESTS))
+    return write_answer(prompt if draw < 0.75 else other, _pick(rng, [*WRITERS]), rng)
+
+
+def world_data(*, seed: int, sft: int, train: int, test: int, flip_rate: float, answers: int = 2, judge: int = 0) -> WorldData:
     """``sft`` answers by the writers, ``train`` preference pairs with flipped labels, ``test`` pairs without flips.
+
+    Each train pair is made of that many ``answers``, each test pair of two. ``judge`` is the number of answers with points,
+    to requests that follow those of ``sft``.
 
     Each train pair is flipped on its own with probability ``flip_rate``; one flipped at a low rate is also flipped at every
     higher one. Prompts are distinct while NUMBER_OF_REQUESTS lasts; beyond it sft and train repeat and share prompts, but
     a test prompt never occurs elsewhere. Row i does not depend on how many rows of its list follow.
-    Raises: ValueError if a size is negative, the test rows leave no request, or ``flip_rate`` is outside 0 to 1.
+    Raises: ValueError if a size is negative, the test rows leave no request, ``answers`` < 2 or ``flip_rate`` is outside 0 to 1.
     """
-    if min(sft, train, test) < 0 or test >= NUMBER_OF_REQUESTS or not 0 <= flip_rate <= 1:
-        wanted = f"sizes must be >= 0, test < {NUMBER_OF_REQUESTS}, and flip_rate from 0 to 1"
-        raise ValueError(f"{sft=}, {train=}, {test=}, {flip_rate=}: {wanted}")
+    if min(sft, train, test, judge, answers - 2) < 0 or test >= NUMBER_OF_REQUESTS or not 0 <= flip_rate <= 1:
+        wanted = f"sizes must be >= 0, test < {NUMBER_OF_REQUESTS}, answers >= 2, and flip_rate from 0 to 1"
+        raise ValueError(f"{sft=}, {train=}, {test=}, {judge=}, {answers=}, {flip_rate=}: {wanted}")
     shuffled = _sample(random.Random(f"{seed}/requests"), range(NUMBER_OF_REQUESTS), NUMBER_OF_REQUESTS)
     rest = shuffled[test:]
     return WorldData(
         sft=[_sft_row(request_prompt(rest[-1 - i % len(rest)]), f"{seed}/sft/{i}") for i in range(sft)],
-        train=[_pair_row(request_prompt(rest[i % len(rest)]), f"{seed}/train/{i}", flip_rate) for i in range(train)],
-        test=[_pair_row(request_prompt(shuffled[i]), f"{seed}/test/{i}", 0.0) for i in range(test)],
+        train=[_pair_row(request_prompt(rest[i % len(rest)]), f"{seed}/train/{i}", flip_rate, answers) for i in range(train)],
+        test=[_pair_row(request_prompt(shuffled[i]), f"{seed}/test/{i}", 0.0, 2) for i in range(test)],
+        judge=[_judge_row(request_prompt(rest[-1 - (sft + i) % len(rest)]), f"{seed}/judge/{i}") for i in range(judge)],
     )

@@ -17,34 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from handbook_ext.batching import BatchPlan, Slot
 from handbook_ext.collation import EncodedPair, PackedRows, pack
 from handbook_ext.errors import UserError
-from handbook_ext.losses import LOSSES, exploration_term, implicit_reward, preference_accuracy
+from handbook_ext.losses import implicit_reward, preference_accuracy
+from handbook_ext.objectives import Objective
 from handbook_ext.policy_forward import pair_logprobs, uses_one_row
 
 COMPLETE = "complete"
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A preference loss with SELM's exploration term; the names are those of a recipe's `train` section."""
-
-    loss_type: str = "sigmoid"
-    beta: float = 0.1
-    alpha: float = 0.0
-    alpha_scale: str = "alpha_beta"
-    explore_form: str = "log_ratio"
-
-    def losses(self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, explored: Tensor) -> Tensor:
-        """Returns the loss of each pair, (B,).
-
-        logprobs: summed log-probs of chosen, rejected and explore under the policy, (B,) each, nats. reference (3, B): the
-        same under the reference model. explored (B,): 1 where the pair has an explored sample.
-        """
-        chosen, rejected, explore = (ours - theirs for ours, theirs in zip(logprobs, reference, strict=True))
-        losses = LOSSES[self.loss_type](chosen, rejected, beta=self.beta)
-        if self.alpha == 0:
-            return losses
-        term = explore if self.explore_form == "log_ratio" else logprobs[2]
-        return losses + explored * exploration_term(term, beta=self.beta, alpha=self.alpha, scale=self.alpha_scale)
 
 
 @dataclass(frozen=True)
@@ -96,7 +73,8 @@ class PreferenceTrainer(Trainer):
         explored = (rows.explore >= 0).to(weights.dtype)
         if self.tolerance is not None and self.state.global_step == 0 and not self._checked:
             self._check_reference(logprobs, reference, rows)
-        losses = self.objective.losses(logprobs, reference, explored)
+        tokens = (rows.completion_tokens[rows.chosen], rows.completion_tokens[rows.rejected])
+        losses = self.objective.losses(logprobs, reference, tokens, explored)
         self._collect(logprobs, reference, rows, weights, explored)
         return (losses * weights).sum() * self.args.gradient_accumulation_steps * self.args.world_size
 
@@ -133,7 +111,9 @@ class PreferenceTrainer(Trainer):
         self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, rows: PackedRows, weights: Tensor, explored: Tensor
     ) -> None:
         """Adds a micro-batch to the metrics: weighted sums and their weights."""
-        ratios = [ours.detach() - theirs for ours, theirs in zip(logprobs, reference, strict=True)]
+        detached = (logprobs[0].detach(), logprobs[1].detach(), logprobs[2].detach())
+        tokens = (rows.completion_tokens[rows.chosen], rows.completion_tokens[rows.rejected])
+        ratios = [*self.objective.qualities(detached, reference, tokens), detached[2] - reference[2]]
         rewards = [implicit_reward(ratio, beta=self.objective.beta) for ratio in ratios]
         present = weights * explored
         for name, values, weight in (

@@ -1,0 +1,31 @@
+"""Stops a run whose last iteration passes a limit of the recipe's `health`: `check_health.py runs/<run>/iter<N>`."""
+
+import json
+from pathlib import Path
+
+from handbook_ext.errors import UserError, run_main
+from handbook_ext.health import exceeded, read_health
+from handbook_ext.recipes import load_stage
+from handbook_ext.runs import Stage
+from handbook_ext.settings import HealthSettings
+
+
+def main(argv: list[str]) -> None:
+    """Writes health.json, unless a limit is passed: then the next iteration does not start."""
+    folder = Path(argv[0])
+    settings = load_stage(folder / "health.yaml")
+    stage = Stage(folder / "health.json", settings, [folder / name for name in settings["reads"]])
+    if stage.finished():
+        return
+    health = read_health(folder)
+    clauses = exceeded(health, HealthSettings(**settings["health"]))
+    if clauses:
+        raise UserError(
+            f"{folder}: the run stops here: {'; '.join(clauses)}; look at the pairs, change the recipe, or raise the limit"
+        )
+    stage.out.write_text(json.dumps(health, indent=1))
+    stage.publish({"in": 1, "out": 1})
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,103 @@
+"""Offline pairs and samples -> logprobs/, the score store, before they are selected: `score_candidates.py runs/<run>/iter<N>`."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from handbook_ext.artifacts import verified
+from handbook_ext.chat import ChatEncoder
+from handbook_ext.errors import run_main
+from handbook_ext.launching import begin
+from handbook_ext.models import load_policy, load_tokenizer, named_policy_hash, policy_source
+from handbook_ext.policy_forward import prefix_shared
+from handbook_ext.recipes import load_stage
+from handbook_ext.records import Completion, OfflinePair, assistant, read_rows
+from handbook_ext.runs import Stage
+from handbook_ext.score_store import read_stores
+from handbook_ext.scoring import MICRO_BATCHES_PER_SHARD, TextGroup, encode_groups, score_groups
+from handbook_ext.selection import portion
+from handbook_ext.settings import ModelSettings
+from handbook_ext.shards import batched, fill_shards
+
+
+def main(argv: list[str]) -> None:
+    """Scores under each policy what the margins need, but nothing that it has scored in this run before."""
+    folder = Path(argv[0])
+    run = folder.parent
+    launch = begin()
+    settings = load_stage(folder / "score.yaml")
+    model, sizes = ModelSettings(**settings["model"]), settings["sizes"]
+    source, artifact = policy_source(model, run, settings["policy_from"])
+    rows_file = run / "data" / "rows" / "train.jsonl"
+    stores = [run / name / "logprobs" for name in settings["stores"]]
+    sampled = any("samples" in kinds for kinds in settings["texts"].values())
+    completions = [folder / "completions.jsonl"] if sampled else []
+    stage = Stage(folder / "logprobs", settings, [rows_file, *completions, *stores, *([artifact] if artifact else [])])
+    # Of the policies before, only their names are needed where all they must score is stored already.
+    stage.external = {name: named_policy_hash(run, name, model) for name in settings["texts"]}
+    if launch.finished(stage):
+        return
+    offline = portion(read_rows(rows_file, OfflinePair), **settings["portion"])
+    samples = [row for path in completions for row in read_rows(path, Completion)]
+    groups = {kind: text_groups(offline, samples, kind) for kind in ("offline", "samples")}
+    encoder = ChatEncoder(load_tokenizer(source, model, own=artifact is not None), **settings["limits"])
+    known, scored, stored, too_long, first = read_stores(stores), {}, {}, 0, 0
+    for name, kinds in settings["texts"].items():
+        policy_name = stage.external[name]
+        wanted = joined([group for kind in kinds for group in groups[kind]])
+        new = [group.without(known.under(policy_name)) for group in wanted]
+        encoded = encode_groups(new, encoder)
+        scored[name], too_long = sum(len(group.texts) for group in new), max(too_long, encoded.too_long)
+        stored[name] = sum(len(group.texts) for group in wanted) - scored[name]
+        shards = batched(encoded.batches(sizes["per_device_train_batch_size"]), MICRO_BATCHES_PER_SHARD)
+        if shards:
+            place, own = policy_source(model, run, None if name == "start" else name)
+            if own is not None:
+                verified(own)
+            policy = prefix_shared(load_policy(place, model, own=own is not None)).to(launch.device)
+
+            def score(shard: list[list[int]], policy=policy, encoded=encoded, name=policy_name) -> list[dict[str, object]]:
+                """Returns the rows of a shard."""
+                return score_groups(
+                    policy, encoded, shard, policy_name=name, pad_id=encoder.tokenizer.pad_token_id,
+                    head_chunk=sizes["head_chunk"],
+                )  # fmt: skip
+
+            fill_shards(
+                stage.out, shards, score, rank=launch.rank, processes=launch.processes, first=first,
+                progress=launch.progress(f"score by {name}", "shard"),
+            )  # fmt: skip
+        first += len(shards)
+        launch.wait()
+    if launch.main:
+        stage.out.mkdir(exist_ok=True)
+        total = len(groups["offline"]) + len(groups["samples"])
+        stage.publish(
+            {"in": total, "out": total - too_long, "dropped": {"prompt too long": too_long}},
+            policy=stage.external[settings["policy_from"] or "start"], scored=scored, already_stored=stored,
+        )  # fmt: skip
+    launch.wait()
+
+
+def text_groups(offline: list[OfflinePair], samples: list[Completion], kind: str) -> list[TextGroup]:
+    """Returns the prompts with their offline answers, or with their samples."""
+    groups = {pair.prompt_id: TextGroup(pair.prompt_id, pair.prompt) for pair in offline}
+    if kind == "offline":
+        for pair in offline:
+            groups[pair.prompt_id].add(pair.chosen)
+            groups[pair.prompt_id].add(pair.rejected)
+    for row in samples if kind == "samples" else []:
+        groups[row.prompt_id].add(assistant(row.text))
+    return [group for group in groups.values() if group.texts]
+
+
+def joined(groups: list[TextGroup]) -> list[TextGroup]:
+    """Returns one group per prompt, which shares the prompt among all its texts."""
+    texts = defaultdict(dict)
+    prompts = {group.prompt_id: group.prompt for group in groups}
+    for group in groups:
+        texts[group.prompt_id] |= group.texts
+    return [TextGroup(name, prompt, texts[name]) for name, prompt in prompts.items()]
+
+
+if __name__ == "__main__":
+    run_main(main)

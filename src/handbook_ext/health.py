@@ -1,0 +1,122 @@
+"""The health of an iteration: what its preference pairs and its training look like, and which limits of the recipe they pass.
+
+Lengths are in words, log-probs in nats. A measure is None where the iteration has nothing to measure it on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from handbook_ext.artifacts import read_manifest
+from handbook_ext.metrics import correlation
+from handbook_ext.records import Completion, PreferencePair, Ranking, read_rows
+from handbook_ext.settings import HealthSettings
+
+Health = dict[str, float | None]
+
+# Each limit of the recipe: the measure it concerns, and whether it is the most (+1) or the least (-1) that is sound.
+LIMITS = {
+    "max_tied_prompts": ("tied_prompts", 1), "max_identical_pairs": ("identical_pairs", 1),
+    "max_empty_completions": ("empty_completions", 1), "min_distinct_completions": ("distinct_completions", -1),
+    "max_length_correlation": ("length_correlation", 1), "max_length_gap": ("length_gap", 1),
+    "max_chosen_fall": ("chosen_fall", 1), "max_kl": ("kl", 1),
+}  # fmt: skip
+
+
+def read_health(folder: Path) -> Health:
+    """Returns the health of a trained iteration from its files; completions, rankings and eval.json where there are any."""
+    pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
+    manifest = read_manifest(folder / "pairs.jsonl")
+    found = pair_health(pairs, manifest)
+    if (folder / "completions.jsonl").is_file():
+        found |= sample_health(read_rows(folder / "completions.jsonl", Completion))
+    if (folder / "rankings.jsonl").is_file():
+        found |= judgement_health(read_rows(folder / "rankings.jsonl", Ranking))
+    state = folder / "policy" / "trainer_state.json"
+    if state.is_file():
+        found |= training_health(json.loads(state.read_text())["log_history"])
+    if (folder / "eval.json").is_file():
+        found["kl"] = (json.loads((folder / "eval.json").read_text()).get("implicit") or {}).get("kl")
+    return found
+
+
+def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health:
+    """Returns what the pairs tell; `manifest` is theirs, with the counts of what selection left out."""
+    sides = {side: [float(_words(getattr(pair, side))) for pair in pairs] for side in ("chosen", "rejected")}
+    labels = [1.0] * len(pairs) + [0.0] * len(pairs)
+    counts, margins = manifest["counts"], manifest.get("margins", {})
+    identical = counts.get("dropped", {}).get("chosen equals rejected", 0)
+    return {
+        "pairs": float(len(pairs)),
+        "length_gap": fmean(sides["chosen"]) - fmean(sides["rejected"]),
+        "length_correlation": correlation(labels, [*sides["chosen"], *sides["rejected"]]),
+        "identical_pairs": identical / max(1, counts["in"]),
+        "on_policy_chosen": fmean(pair.chosen_origin == "on_policy" for pair in pairs),
+        "swapped": fmean(pair.swapped for pair in pairs),
+        "explore_is_chosen": fmean(pair.explore == pair.chosen for pair in pairs),
+        **{f"margin_{name}": value for name, value in margins.items()},
+    }  # fmt: skip
+
+
+def sample_health(completions: list[Completion]) -> Health:
+    """Returns what the samples tell."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in completions:
+        texts[row.prompt_id].append(row.text)
+    return {
+        "distinct_completions": fmean(len(set(each)) / len(each) for each in texts.values()),
+        "empty_completions": fmean(not row.text.strip() for row in completions),
+        "cut_completions": fmean(row.finish_reason == "length" for row in completions),
+    }
+
+
+def judgement_health(rankings: list[Ranking]) -> Health:
+    """Returns what the ranker's scores tell."""
+    scores = [[each.score for each in ranking.candidates if not each.failed] for ranking in rankings]
+    every = [each for ranking in rankings for each in ranking.candidates]
+    return {
+        "tied_prompts": fmean(len(set(each)) < 2 for each in scores),
+        "failed_judgements": fmean(each.failed for each in every),
+    }
+
+
+def training_health(history: list[dict[str, Any]]) -> Health:
+    """Returns how far the log-prob of chosen, and the margin, moved: the mean of the last third of the logged steps.
+
+    Each step has other pairs, so the first steps are no measure of the last: the rewards, log-ratios to the start times beta,
+    are. `chosen_fall` is the fall of log-probs between the first and the last third, noisy on few steps.
+    """
+    rows = [row for row in history if "logps/chosen" in row]
+    third = max(1, len(rows) // 3)
+    if not rows:
+        return {"chosen_fall": None, "chosen_reward": None, "reward_margin": None}
+    return {
+        "chosen_fall": fmean(row["logps/chosen"] for row in rows[:third]) - fmean(row["logps/chosen"] for row in rows[-third:]),
+        "chosen_reward": fmean(row["rewards/chosen"] for row in rows[-third:]),
+        "reward_margin": fmean(row["rewards/margins"] for row in rows[-third:]),
+    }
+
+
+def exceeded(health: Health, limits: HealthSettings) -> list[str]:
+    """Returns a clause for every limit that is passed: the measure, its value, the limit."""
+    clauses = []
+    for limit, (name, sign) in LIMITS.items():
+        bound, value = getattr(limits, limit), health.get(name)
+        size = abs(value) if value is not None and name == "length_correlation" else value
+        if bound is not None and size is not None and sign * size > sign * bound:
+            clauses.append(f"{name} is {value:.3g}, health.{limit} is {bound:g}")
+    return clauses
+
+
+def told(health: Health) -> str:
+    """Returns the measures on one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in health.items() if value is not None)
+
+
+def _words(completion: list[dict[str, str]]) -> int:
+    """Returns the words of a completion."""
+    return len(completion[-1]["content"].split())

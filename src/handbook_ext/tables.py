@@ -1,0 +1,164 @@
+"""Tables over many recipes and seeds: what they list, and the numbers of their rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from handbook_ext.artifacts import read_manifest
+from handbook_ext.errors import UserError
+from handbook_ext.metrics import Interval, Scores, compare_scores, hierarchical_interval, share_prompts
+from handbook_ext.recipe_files import read_yaml
+from handbook_ext.records import PreferencePair, read_rows
+from handbook_ext.reporting import read_evaluation
+from handbook_ext.self_review import jaccard
+from handbook_ext.settings import Section
+
+TABLES = Path("recipes/tables")
+
+
+class TableRow(Section):
+    """A row: a recipe's policy at some iteration, with what the paper says of the same method."""
+
+    name: str = Field(description="what the paper calls it")
+    recipe: str = Field(description="the recipe to run")
+    policy: str | None = Field(None, description="sft or iter<N>; null is the recipe's last iteration")
+    x: float | None = Field(None, description="place on the axis of a sweep")
+    paper: str = Field("-", description="the paper's number for this row")
+
+
+class Claim(Section):
+    """A claim of the paper: one row does better than another, by the win rate between the two."""
+
+    better: str
+    worse: str
+    words: str = Field(description="the claim in words")
+
+
+class Table(Section):
+    """A table of a paper at tiny scale."""
+
+    title: str
+    source: str = Field(description="where the paper has it, and what its column shows")
+    paper_column: str = Field("paper", description="head of the paper's column")
+    rows: list[TableRow] = Field(min_length=1)
+    claims: list[Claim] = Field(default=[])
+    similarity: str | None = Field(None, description="iteration whose kept offline pairs are compared between the rows")
+    axis: str | None = Field(None, description="name of the rows' x")
+    differences: list[str] = Field(default=[], max_length=2, description="two rows whose implicit rewards are compared")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row's policy over its seeds: scores by decoding, those of the first policy, and single numbers per seed."""
+
+    row: TableRow
+    policy: str
+    scores: dict[str, list[Scores]]
+    first: dict[str, list[Scores]]
+    numbers: dict[str, list[float]]
+
+
+def read_table(name: str) -> Table:
+    """Returns a table by name; a UserError names those there are, or what is wrong in its file."""
+    path = TABLES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in TABLES.glob("*.yaml")))
+        raise UserError(f"no table is called '{name}'; in {TABLES} there are: {known}")
+    try:
+        table = Table.model_validate(read_yaml(path).values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; correct the table") from None
+    names = [row.name for row in table.rows]
+    for mentioned in [*table.differences, *(side for claim in table.claims for side in (claim.better, claim.worse))]:
+        if mentioned not in names:
+            raise UserError(f"{path}: no row is called '{mentioned}'; rows: {', '.join(names)}")
+    return table
+
+
+def measure(row: TableRow, folders: Sequence[Path], last: str) -> Measured:
+    """Returns what a row's runs left behind, one folder per seed; `last` is the recipe's last iteration."""
+    policy = row.policy or last
+    scores: dict[str, list[Scores]] = {}
+    first: dict[str, list[Scores]] = {}
+    numbers: dict[str, list[float]] = {}
+    for folder in folders:
+        start = "sft" if (folder / "sft").is_dir() else "start"
+        for found, name in ((scores, policy), (first, start)):
+            for decoding, one in read_evaluation(folder / name / "eval.json")[0].items():
+                found.setdefault(decoding, []).append(one)
+        for name, value in _numbers(folder, policy).items():
+            numbers.setdefault(name, []).append(value)
+    return Measured(row, policy, scores, first, numbers)
+
+
+def _numbers(folder: Path, policy: str) -> dict[str, float]:
+    """Returns the single numbers of one seed: correlations and distance of the implicit reward, kept flipped labels."""
+    implicit = json.loads((folder / policy / "eval.json").read_text()).get("implicit") or {}
+    names = ("correlation_reward", "rank_correlation_reward", "correlation_tokens", "rank_correlation_tokens", "kl")
+    found = {name: implicit[name] for name in names if implicit.get(name) is not None}
+    pairs = folder / policy / "pairs.jsonl"
+    if pairs.is_file():
+        offline = [pair for pair in read_rows(pairs, PreferencePair) if pair.chosen_origin == "offline"]
+        if offline:
+            found["swapped_kept"] = fmean(pair.swapped for pair in offline)
+        found["on_policy"] = read_manifest(pairs).get("bootstrapped", 0) / max(1, read_manifest(pairs)["counts"]["out"])
+    return found
+
+
+def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
+    """Returns a row's numbers: rewards, tokens and win rates with intervals, and single numbers as mean and range of seeds."""
+    told: dict[str, Any] = {"name": measured.row.name, "recipe": measured.row.recipe, "policy": measured.policy}
+    told |= {"paper": measured.row.paper, "x": measured.row.x}
+    for decoding, scores in measured.scores.items():
+        crossed = share_prompts(scores)
+        told[decoding] = {
+            "reward": hierarchical_interval([one.rewards for one in scores], crossed=crossed, **bootstrap),
+            "tokens": hierarchical_interval([one.tokens for one in scores], crossed=crossed, **bootstrap),
+            "win_rate": compare_scores(scores, measured.first[decoding], **bootstrap)["win_rate"],
+        }
+    for name, values in measured.numbers.items():
+        told[name] = Interval(fmean(values), min(values), max(values))
+    return told
+
+
+def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootstrap: Any) -> dict[str, Any]:
+    """Returns the win rate between the two rows of a claim, and whether its interval agrees, disagrees or says neither."""
+    won = compare_scores(rows[claim.better].scores[decoding], rows[claim.worse].scores[decoding], **bootstrap)["win_rate"]
+    verdict = {1: "agrees", 0: "cannot tell", -1: "disagrees"}[won.side(0.5)]
+    return {"words": claim.words, "better": claim.better, "worse": claim.worse, "win_rate": won, "verdict": verdict}
+
+
+def kept_ids(folder: Path, iteration: str) -> set[str]:
+    """Returns the prompt ids of the offline pairs that an iteration trained on."""
+    rows = read_rows(folder / iteration / "pairs.jsonl", PreferencePair)
+    return {pair.prompt_id for pair in rows if pair.chosen_origin == "offline"}
+
+
+def similarities(folders: dict[str, Sequence[Path]], iteration: str) -> dict[tuple[str, str], float]:
+    """Returns the Jaccard similarity of the kept offline pairs of every two rows, a mean over seeds."""
+    kept = {name: [kept_ids(folder, iteration) for folder in each] for name, each in folders.items()}
+    return {
+        (ours, theirs): fmean(jaccard(a, b) for a, b in zip(kept[ours], kept[theirs], strict=True))
+        for ours, theirs in combinations_with_replacement(kept, 2)
+    }
+
+
+def reward_differences(ours: Path, theirs: Path, side: str) -> list[float]:
+    """Returns, sorted, by how many nats our policy's log-ratio to the first policy is above theirs, text by text.
+
+    `side` is chosen or rejected: the same held-out texts for both (SELM, figure 4); or sample: each policy's own (figure 5).
+    """
+    values = []
+    for path in (ours, theirs):
+        rows = (json.loads(path.read_text()).get("implicit") or {"rows": []})["rows"]
+        values.append({row["prompt_id"]: row["log_ratio"] for row in rows if row["side"] == side})
+    return sorted(values[0][name] - values[1][name] for name in values[0].keys() & values[1].keys())

@@ -1,0 +1,79 @@
+"""Every tiny recipe, cut down to a few rows: two iterations train, and the second goes on after being killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.workspace import MICRO, ROOT, Workspace
+
+NAMES = sorted(path.stem for path in (ROOT / "recipes" / "tiny").glob("*.yaml") if path.stem != "base")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("each"))
+
+
+def cut_down(name: str) -> str:
+    """The recipe's child with the sizes of MICRO, two iterations at most, whichever those are."""
+    sizes = yaml.safe_load(MICRO)
+    data = {"train_rows": 16, "test_rows": 4, "sft_rows": 24}
+    child = {
+        "base": f"../tiny/{name}.yaml", "data": data, "sft": sizes["sft"],
+        "generate": {"max_new_tokens": 8, "batch_size": 64},
+        "train": {"global_batch_size": 8, "per_device_train_batch_size": 4, "save_steps": 1, "num_train_epochs": 1},
+    }  # fmt: skip
+    if name in ("selm", "dpo"):
+        data |= {"train_rows": 32, "portions": 2}
+        child["iterations"] = {"iter2": None, "iter3": None}
+    elif "iter2" in "".join(_lineage(name)):
+        child["iterations"] = {"iter3": None}
+    if name == "srlm":
+        data["judge_rows"] = 8
+    return yaml.safe_dump(child)
+
+
+def _lineage(name: str) -> list[str]:
+    """The iterations that a recipe has."""
+    from handbook_ext.recipes import resolve
+
+    return [each.name for each in resolve(f"tiny-{name}").iterations]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_tiny_recipe_trains_and_resumes(name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANDBOOK_SHARE", "1")  # Recipes with the same SFT policy train it once.
+    workspace.write(cut_down(name), name)
+    from handbook_ext.recipes import resolve
+
+    monkeypatch.chdir(workspace.folder)
+    last = resolve(f"mine-{name}").iterations[-1].name
+    goal = f"mine-{name}-{last}"
+    *before, training = workspace.commands(goal)
+    assert training.split()[-2:] == ["scripts/train_policy.py", f"runs/mine-{name}/{last}"]
+    for command in before:
+        status, said = workspace.execute(command)
+        assert status == 0, f"{command}: {said}"
+        if name == "srlm" and "rank_completions" in command:
+            pytest.skip(f"an untrained policy gives no points: {judgements(workspace.folder, name, command)}")
+    folder = Path(f"runs/mine-{name}/{last}")
+    partial = folder / ".policy.partial" / "checkpoints"
+    status, said = workspace.execute(training, kill_when=lambda: any(partial.glob("checkpoint-*/complete")))
+    if status == -9:
+        assert not (folder / "policy").exists()
+        status, said = workspace.execute(training)
+    assert status == 0, said
+    manifest = json.loads((folder / "policy" / "manifest.json").read_text())
+    assert manifest["steps"] >= 1
+    assert workspace.commands(goal) == []
+
+
+def judgements(folder: Path, name: str, command: str) -> str:
+    """How many judgements had no readable points."""
+    manifest = json.loads((folder / command.rsplit(maxsplit=1)[-1] / "rankings.manifest.json").read_text())
+    assert manifest["failed"] == manifest["counts"]["in"] * 4
+    return f"{manifest['failed']} failed"
