@@ -24,7 +24,8 @@ from handbook_ext.artifacts import manifest_path
 from handbook_ext.errors import run_main
 from handbook_ext.metrics import word_verdict
 from handbook_ext.recipes import load_stage
-from handbook_ext.reporting import Run, draw_curves, draw_means, draw_rewards, read_run, summarise
+from handbook_ext.report_pictures import draw_curves, draw_means, draw_rewards
+from handbook_ext.reporting import Run, read_run, summarise
 from handbook_ext.runs import Stage
 from handbook_ext.settings import ReportSettings
 

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 
 from handbook_ext.errors import run_main
 from handbook_ext.recipes import resolve
-from handbook_ext.reporting import COLOURS, style
+from handbook_ext.report_pictures import COLOURS, style
 from handbook_ext.runs import Stage
 from handbook_ext.tables import (
     Table,

@@ -1,4 +1,4 @@
-"""A working folder for tests of recipes: the delivered tiny recipes and launch files, where tests add their own."""
+"""A working folder for tests of recipes: the base of tiny, its SELM and DPO, the launch files; tests add their own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def enter_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copies the tiny recipes there and makes it the current folder."""
-    for name in ("tiny", "accelerate"):
-        shutil.copytree(ROOT / "recipes" / name, folder / "recipes" / name)
+    """Copies the recipes there and makes it the current folder."""
+    shutil.copytree(ROOT / "recipes" / "accelerate", folder / "recipes" / "accelerate")
+    (folder / "recipes" / "tiny").mkdir()
+    for name in ("base", "selm", "dpo"):
+        shutil.copy(ROOT / "recipes" / "tiny" / f"{name}.yaml", folder / "recipes" / "tiny")
     (folder / "recipes" / "mine").mkdir()
     monkeypatch.chdir(folder)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -115,16 +116,21 @@ def spoil(adapter: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def halve(path: Path) -> None:
+    save_file({name: weight for name, weight in load_file(path).items() if "layers.0" in name}, path)
+
+
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
-        (lambda a: shutil.rmtree(a.parents[1] / "base"), "the base of this adapter cannot be had: ../../base: cannot be loaded"),
+        (lambda a: shutil.rmtree(a.parents[1] / "base"), "the base of this adapter cannot be had: .*/base: cannot be loaded"),
         (lambda a: spoil(a, base_model_name_or_path=None), "this adapter names no base"),
         (lambda a: (a / "adapter_model.safetensors").rename(a / "adapter_model.bin"), "has no adapter_model.safetensors"),
-        (lambda a: spoil(a, r=7), r"does not fit its base .*size"),
+        (lambda a: spoil(a, r=7), "does not fit its base .*size mismatch"),
         (lambda a: (a / "adapter_model.safetensors").write_bytes(b"no"), "does not fit its base"),
+        (lambda a: halve(a / "adapter_model.safetensors"), r"does not fit its base .*missing adapter keys.*layers\.1"),
     ],
-    ids=["no_base", "unnamed_base", "pickle", "rank", "broken"],
+    ids=["no_base", "unnamed_base", "pickle", "rank", "broken", "half"],
 )
 def test_an_adapter_that_cannot_be_had_is_one_line(saved: Path, mistake: Callable[[Path], Any], words: str) -> None:
     mistake(saved / "adapter")
@@ -178,7 +184,7 @@ def test_a_run_leaves_merged_policies_and_their_adapters(finished: Workspace, en
     for stage, base in (("sft", None), ("iter0", "../../../sft/policy"), ("iter1", "../../../iter0/policy")):
         policy = run / stage / "policy"
         assert json.loads((policy / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == base
-        assert not [path for path in policy.rglob("*") if path.suffix in {".bin", ".pt"}]
+        assert not [path for path in policy.rglob("*") if path.suffix in {".bin", ".pt", ".md"}]
         if base is not None:
             first = json.loads((policy / "trainer_state.json").read_text())["log_history"][0]
             assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
@@ -209,6 +215,15 @@ def test_killed_training_of_adapters_ends_with_the_same_weights(
     assert status == -9
     assert (checkpoint / "adapter_model.safetensors").exists()
     assert not (checkpoint / "model.safetensors").exists()
-    status, said = workspace.execute(command)
+    marked = set()
+
+    def watched() -> bool:
+        """Sees the checkpoint being written once more, as it would be by a run that starts afresh."""
+        with contextlib.suppress(FileNotFoundError):
+            marked.add((checkpoint / "complete").stat().st_mtime_ns)
+        return False
+
+    status, said = workspace.execute(command, kill_when=watched)
     assert status == 0, said
+    assert len(marked) == 1
     assert manifest(policy)["sha256"] == manifest(finished.folder / "runs/mine-micro" / stage / "policy")["sha256"]

@@ -122,6 +122,7 @@ def test_comparisons_of_summaries(tmp_path: Path) -> None:
 
 WRONG = {
     "score": (uf("a", ("b", "high"), ("c", 1.0)), "'overall_score' is 'high', but a score is a number or null"),
+    "true as score": (uf("a", ("b", True), ("c", 1.0)), "'overall_score' is 'True'"),
     "no responses": (uf("a", *FOUR) | {"completions": [{"text": "b"}, 3]}, "a list of rows with 'response'"),
     "choice": (tldr("p", "a", "b", choice=2), "'choice' is 2, but must be 0 or 1"),
     "one summary": (tldr("p", "a", "b") | {"summaries": [{"text": "a"}]}, "'summaries' two rows with 'text'"),
@@ -133,8 +134,9 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_row_against_its_schema_is_named(name: str, tmp_path: Path) -> None:
     row, words = WRONG[name]
-    sound = {"score": uf("x", *FOUR), "no responses": uf("x", *FOUR), "no transcript": hh("H: a A: b", "H: a A: c"),
-             "pair score": pair(2)}.get(name, tldr("x", "a", "b"))  # fmt: skip
+    rated, transcript = uf("x", *FOUR), hh("H: a A: b", "H: a A: c")
+    others = {"score": rated, "true as score": rated, "no responses": rated, "no transcript": transcript, "pair score": pair(2)}
+    sound = others.get(name, tldr("x", "a", "b"))
     with pytest.raises(UserError) as error:
         load(tmp_path, [sound, row])
     assert "train.jsonl:2: " in str(error.value) and words in str(error.value)

@@ -66,8 +66,10 @@ def make_run(folder: Path, iterations: int = 3, *, start: str = "sft", gain: flo
             continue
         write_manifest(one / "pairs.manifest.json", "select")
         sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
-        pair = sides | {"chosen_origin": "on_policy", "rejected_origin": "offline", "swapped": False}
-        (one / "pairs.jsonl").write_text("".join(json.dumps(pair | {"swapped": bool(i)}) + "\n" for i in range(2)))
+        pair = sides | {"chosen_origin": "on_policy", "rejected_origin": "offline", "explore": None, "margin": None}
+        pair |= {"prompt": [{"role": "user", "content": "Which?"}]}
+        lines = [json.dumps(pair | {"prompt_id": str(i), "swapped": bool(i)}) + "\n" for i in range(2)]
+        (one / "pairs.jsonl").write_text("".join(lines))
         rows = [{"step": step, "loss": 0.7 / step, "rewards/margins": 0.1 * step} for step in (1, 2)]
         (one / "policy" / "trainer_state.json").write_text(json.dumps({"log_history": [*rows, {"train_loss": 1}]}))
     return folder

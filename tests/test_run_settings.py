@@ -45,10 +45,10 @@ def test_each_stage_gets_exactly_what_determines_it(folder: Path) -> None:
         "sft/sft.yaml": [*HEAD, "model", "long_prompts", "empty_completions", "sft"],
         "ranker/ranker.yaml": [*HEAD, "policy_from", "model", "rank"],
         "sft/evaluate.yaml": [*ITER, "policy_from", "model", "rank", "evaluate", "limits"],
-        "iter0/select.yaml": [*ITER, "portion", "policy_from", "select"],
+        "iter0/select.yaml": [*ITER, "policy_from", "portion", "select"],
         "iter0/score.yaml": [*ITER, "policy_from", "model", "score", "limits", "plan"],
         "iter0/train.yaml": [*ITER, "policy_from", "model", "train", "limits"],
-        "iter0/evaluate.yaml": [*ITER, "policy_from", "model", "rank", "evaluate", "limits"],
+        "iter0/evaluate.yaml": [*ITER, "policy_from", "first", "model", "rank", "evaluate", "limits"],
         "iter1/generate.yaml": [*ITER, "policy_from", "portion", "model", "generate", "limits"],
         "iter1/rank.yaml": [*ITER, "model", "rank"],
         "report.yaml": [*HEAD, "iterations", "report"],
@@ -138,11 +138,53 @@ def test_make_learns_the_shape_of_the_run(folder: Path) -> None:
         "# resolved from recipe mine-selm; edit the recipe, not this file",
         "iterations.mine-selm := iter0 iter1 iter2 iter3",
         "start.mine-selm := sft",
+        "sampled.mine-selm := iter1 iter2 iter3",
         "judged.mine-selm := iter1 iter2 iter3",
+        "reviewed.mine-selm :=",
+        "scored.mine-selm := iter0 iter1 iter2 iter3",
+        "watched.mine-selm :=",
         "fitted.mine-selm := yes",
         "launch.mine-selm := ddp",
+        "kl.mine-selm :=",
     ]
     assert "fitted.tiny-selm :=\n" in make_variables(resolve("tiny-selm"))
+
+
+SERA = """
+data: {portions: 1}
+train: {alpha: 0}
+select: {rule: review}
+iterations: {iter0: null, iter1: {select: {rule: dataset}}}
+"""
+
+
+def test_a_review_is_scored_before_it_selects_and_names_the_policies_of_its_margins(folder: Path) -> None:
+    run = mine(SERA)
+    stages = stage_settings(run)
+    assert "reviewed.mine-selm := iter2 iter3\n" in make_variables(run)
+    assert stages["iter2/score.yaml"]["texts"] == {"iter1": ["offline", "samples"], "sft": ["offline", "samples"]}
+    assert list(stages["iter3/score.yaml"]["texts"]) == ["iter2", "iter1", "sft"]
+    assert stages["iter3/score.yaml"]["stores"] == ["iter1", "iter2"]
+    assert stages["iter3/select.yaml"]["stores"] == ["iter1", "iter2", "iter3"]
+    assert [term["policy"] for term in stages["iter3/select.yaml"]["terms"]] == ["iter2", "iter1"]
+    with_limit = mine(SERA + "health: {max_kl: 3}\n")
+    assert "watched.mine-selm := iter1 iter2 iter3\n" in make_variables(with_limit)
+    assert stage_settings(with_limit)["iter2/health.yaml"]["reads"] == ["pairs.jsonl", "policy", "completions.jsonl", "eval.json"]
+
+
+@pytest.mark.parametrize(("text", "kinds"), [
+    ("select: {rule: review, bootstrap: 0}", ("", "iter2 iter3", "iter1 iter2 iter3")),
+    ("select: {rule: review, keep: 0}", ("iter2 iter3", "iter2 iter3", "iter1 iter2 iter3")),
+    ("select: {rule: review, keep_by: random, bootstrap: 0}", ("", "", "iter1 iter2 iter3")),
+    ("select: {rule: review}\ntrain: {alpha: 0, loss_type: simpo}", ("iter2 iter3", "iter2 iter3", "iter2 iter3")),
+    ("select: {rule: dataset}\ntrain: {alpha: 0, loss_type: orpo}", ("", "", "")),
+])  # fmt: skip
+def test_stages_that_a_method_does_not_need_are_left_out(folder: Path, text: str, kinds: tuple[str, str, str]) -> None:
+    lines = make_variables(
+        mine(SERA.replace("select: {rule: review}", text).replace("train: {alpha: 0}\n", "", int("train" in text)))
+    )
+    told = dict(line.split(".mine-selm :=") for line in lines.splitlines()[1:])
+    assert tuple(told[kind].strip() for kind in ("sampled", "reviewed", "scored")) == kinds
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:

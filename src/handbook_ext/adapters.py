@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from handbook_ext.settings import LoraSettings
 
 ADAPTER = "adapter"  # A policy's sub-folder that holds its last adapter.
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LONGEST = 240  # Characters of a library's error that are passed on.
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def find_adapter(source: str, revision: str | None) -> AdapterFiles | None:
     if _file(source, WEIGHTS, revision) is None:
         raise UserError(f"{source}: this adapter has no {WEIGHTS}; save it anew with peft, which writes safetensors")
     # The adapters of a run name their base from where they lie, so that a run may be moved.
-    beside = config.parent / base
-    return AdapterFiles(source, config.parent, os.path.normpath(beside) if beside.is_dir() else base, told.get("revision"))
+    beside = os.path.normpath(config.parent / base)
+    own = os.path.isdir(beside) or (base.startswith(".") and not os.path.isdir(base))
+    return AdapterFiles(source, config.parent, beside if own else base, told.get("revision"))
 
 
 def load_adapter(adapter: AdapterFiles, load_base: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -75,12 +78,14 @@ def load_adapter(adapter: AdapterFiles, load_base: Callable[[], PreTrainedModel]
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
     tied = None not in ends and ends[0].weight is ends[1].weight
     try:
-        policy = PeftModel.from_pretrained(base, str(adapter.folder), torch_device="cpu")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{adapter.source}: this adapter does not fit its base {adapter.base} ({first})") from None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # A layer would keep a random adapter.
+            policy = PeftModel.from_pretrained(base, str(adapter.folder), torch_device="cpu")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserWarning) as error:
+        told = " ".join(f"{error}".split())[:LONGEST] or type(error).__name__
+        raise UserError(f"{adapter.source}: this adapter does not fit its base {adapter.base} ({told})") from None
     if not hasattr(policy.base_model, "merge_and_unload"):
-        kind = policy.active_peft_config.peft_type
+        kind = policy.active_peft_config.peft_type.value
         raise UserError(f"{adapter.source}: an adapter of type {kind} cannot be merged into its base; give one of type LORA")
     if tied and any(isinstance(end, BaseTunerLayer) for end in _ends(policy)):
         raise UserError(

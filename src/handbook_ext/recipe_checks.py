@@ -172,6 +172,8 @@ def _found_data(data: DataSettings, tree: Tree) -> DataSettings:
                 f"{tree.where(key)}: data.{name}: '{value}' is neither a split nor a {', '.join(FILES)} file; "
                 "convert the file to one of these"
             )
+    if data.sft is not None and data.sft.endswith(FILES):
+        data = data.model_copy(update={"sft": _found(("data", "sft"), data.sft, tree)})
     if not files:
         return data
     paths = {name: _found(("data", name), value, tree) for name, value in stated.items()}

@@ -1,31 +1,21 @@
-"""What a report says: reads what runs of a recipe left behind, and makes numbers and pictures of it."""
+"""What a report says: reads what runs of a recipe left behind, and makes numbers of it."""
 
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from handbook_ext.errors import UserError
+from handbook_ext.health import read_health
 from handbook_ext.metrics import Scores, comparable, compare_scores, summarise_scores
 
 Json = dict[str, Any]
-# Okabe and Ito's colours can be told apart with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
-CURVES = {
-    "loss (nats)": ("loss",),
-    "implicit reward margin (nats)": ("rewards/margins",),
-    "accuracy of implicit reward": ("rewards/accuracies",),
-    "implicit reward (nats)": ("rewards/chosen", "rewards/rejected", "rewards/explore"),
-}
 
 
 @dataclass(frozen=True)
@@ -40,6 +30,7 @@ class Run:
     history: dict[str, list[Json]]
     stages: list[Json]
     pairs: list[Json]
+    health: list[Json]
     skipped: list[str]
 
 
@@ -90,8 +81,10 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> Run:
     history = {name: rows for name, rows in steps.items() if rows}
     stages = [stage for name in names for stage in read_stages(folder / name)]
     pairs = [read_pairs(folder / name / "pairs.jsonl") for name in names if (folder / name / "pairs.jsonl").is_file()]
+    trained = [folder / name for name in names if (folder / name / "pairs.manifest.json").is_file()]
+    health = [{"iteration": path.name, **read_health(path)} for path in trained]
     skipped = [name for name in iterations if name not in names]
-    return Run(folder, *about, policies, history, stages, pairs, skipped)
+    return Run(folder, *about, policies, history, stages, pairs, health, skipped)
 
 
 def judged_by(run: Run) -> str:
@@ -165,6 +158,7 @@ def summarise_recipe(runs: Sequence[Run], **bootstrap: Any) -> Json:
         "policies": [{"policy": name} | {key: table[key][i] for key in decodings} for i, name in enumerate(names)],
         "stages": [{"seed": run.seed} | row for run in runs for row in run.stages],
         "pairs": [{"seed": run.seed} | row for run in runs for row in run.pairs],
+        "health": [{"seed": run.seed} | row for run in runs for row in run.health],
         "training": [
             {"seed": run.seed, "iteration": name, "first": rows[0], "last": rows[-1]}
             for run in runs
@@ -184,67 +178,3 @@ def compare_recipes(ours: Sequence[Run], theirs: Sequence[Run], **bootstrap: Any
         for key in (pairs[0][0] if pairs else ())
     }
     return {"recipe": theirs[0].recipe, "policy": shared[-1:], "seeds": len(pairs), "decodings": won}
-
-
-def draw_means(summary: Json) -> Figure:
-    """Mean reward and mean length (tokens) of each policy with intervals: a colour per recipe, a line per decoding."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    panels = dict(zip(("reward", "tokens"), figure.subplots(1, 2), strict=True))
-    order = list(dict.fromkeys(row["policy"] for recipe in summary["recipes"] for row in recipe["policies"]))
-    lines = [(recipe, key) for recipe in summary["recipes"] for key in recipe["temperatures"]]
-    for (column, axes), (index, (recipe, key)) in product(panels.items(), enumerate(lines)):
-        means = [row[key][column] for row in recipe["policies"]]
-        ends = np.array([[mean.value - mean.low, mean.high - mean.value] for mean in means]).T
-        x = np.array([order.index(row["policy"]) for row in recipe["policies"]]) + 0.08 * (index - (len(lines) - 1) / 2)
-        colour = COLOURS[summary["recipes"].index(recipe) % len(COLOURS)]
-        kind = {"ls": "-" if key == summary["primary"] else "--", "marker": "o", "ms": 4, "capsize": 2}
-        axes.errorbar(x, [mean.value for mean in means], ends, c=colour, label=f"{recipe['recipe']}, {key}", **kind)
-        axes.set_xticks(range(len(order)), order)
-    style(panels["reward"], "policy", f"{summary['reward']}, mean")
-    style(panels["tokens"], "policy", "completion length (tokens), mean")
-    panels["reward"].legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_rewards(runs: Sequence[Run], summary: Json) -> Figure:
-    """Histograms of the reward of a prompt, a row per policy, the starting policy outlined in each."""
-    names, key = [row["policy"] for row in summary["recipes"][0]["policies"]], summary["primary"]
-    rewards = [np.concatenate([run.policies[name][key].rewards for run in runs]) for name in names]
-    bins = np.histogram_bin_edges(np.concatenate(rewards), 30)
-    shares = [100 * np.histogram(one, bins)[0] / one.size for one in rewards]
-    figure = Figure(figsize=(7, 1 + 1.1 * len(names)), layout="constrained")
-    panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    for axes, name, share, reward in zip(panels, names, shares, rewards, strict=True):
-        axes.stairs(share, bins, fill=True, color=COLOURS[0], alpha=0.6)
-        axes.stairs(shares[0], bins, color="0.35")
-        axes.axvline(reward.mean(), color=COLOURS[1], lw=2)
-        style(axes, "", f"{name}\n% of prompts")
-    panels[-1].set_xlabel(f"{summary['reward']} of a prompt, {key} (bar: mean; outline: {names[0]})")
-    return figure
-
-
-def draw_curves(runs: Sequence[Run]) -> Figure:
-    """Logged training metrics over the optimizer steps of all iterations in a row, a line per seed."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    for axes, (label, keys) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
-        for run in runs:
-            begin = 0
-            for name, rows in run.history.items():
-                for key, colour in zip(keys, COLOURS, strict=False):
-                    points = np.array([(begin + row["step"], row[key]) for row in rows if key in row]).reshape(-1, 2)
-                    axes.plot(*points.T, color=colour, lw=1, label=key if (run, begin) == (runs[0], 0) else None)
-                if run is runs[0]:
-                    axes.axvline(begin, color="0.8", lw=0.8, zorder=0)
-                    axes.text(begin, 1, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8, color="0.4")
-                begin += rows[-1]["step"]
-        if len(keys) > 1:
-            axes.legend(frameon=False, fontsize=8)
-        style(axes, "optimizer step", label)
-    return figure
-
-
-def style(axes: Axes, x: str, y: str) -> None:
-    """Labels both axes and takes the frame away."""
-    axes.set(xlabel=x, ylabel=y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
