@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
         texts = ("\n" + message["content"] for row in rows for message in [*row.prompt, *row.completion])
         tokenizer = train_tokenizer(texts, model)
         policy = build_policy(model, tokenizer, settings["seed"])
+        model = model.model_copy(update={"lora": None})  # Adapters on random weights that stay as they are learn little.
     else:
         tokenizer = load_tokenizer(model.name_or_path, model, own=False)
         policy = load_policy(model.name_or_path, model, own=False)

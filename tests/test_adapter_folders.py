@@ -163,13 +163,18 @@ def test_an_adapter_on_one_end_of_tied_embeddings_is_refused(saved: Path, build:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 # Dropout, so that a resumed run must also draw the same random numbers.
-RUN = MICRO + "model: {lora: {r: 4, lora_dropout: 0.1}}\n"
+LORA = "model: {lora: {r: 4, lora_dropout: 0.1}%s}\n"
+RUN = MICRO + LORA % ""
+FROM = ", name_or_path: %s, architecture: null, tokenizer_vocab_size: null, chat_template: null"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(tmp_path_factory.mktemp("finished"), RUN)
     workspace.run("mine-micro-iter1")
+    # A second recipe tunes what the first one left: adapters are for checkpoints, not for random weights.
+    workspace.write(MICRO + LORA % (FROM % (workspace.folder / "runs/mine-micro/sft/policy")), "tuned")
+    workspace.run("mine-tuned-iter0")
     return workspace
 
 
@@ -181,35 +186,35 @@ def manifest(policy: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_run_leaves_merged_policies_and_their_adapters(finished: Workspace, encoded: EncodedPairs) -> None:
     run = finished.folder / "runs/mine-micro"
-    for stage, base in (("sft", None), ("iter0", "../../../sft/policy"), ("iter1", "../../../iter0/policy")):
-        policy = run / stage / "policy"
+    assert not (run / "sft/policy/adapter").exists()
+    tuned = finished.folder / "runs/mine-tuned/sft/policy"
+    bases = {run / "iter0": "../../../sft/policy", run / "iter1": "../../../iter0/policy"}
+    for policy, base in ((folder / "policy", base) for folder, base in bases.items()):
         assert json.loads((policy / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == base
         assert not [path for path in policy.rglob("*") if path.suffix in {".bin", ".pt", ".md"}]
-        if base is not None:
-            first = json.loads((policy / "trainer_state.json").read_text())["log_history"][0]
-            assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
-            whole, start = load_file(policy / "model.safetensors"), load_file(policy / "adapter" / base / "model.safetensors")
-            again = loaded(policy / "adapter").state_dict()
-            assert {name for name in whole if not torch.equal(whole[name], start[name])} == {
-                name for name in whole if "_proj" in name
-            }
-            for name, weight in whole.items():
-                torch.testing.assert_close(again[name], weight, rtol=0, atol=1e-6)
-    assert manifest(run / "sft/policy")["weights"] == sum(
-        weight.numel() for weight in load_file(run / "sft/policy/model.safetensors").values()
-    )
+        first = json.loads((policy / "trainer_state.json").read_text())["log_history"][0]
+        assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
+        whole, start = load_file(policy / "model.safetensors"), load_file(policy / "adapter" / base / "model.safetensors")
+        again = loaded(policy / "adapter").state_dict()
+        assert {name for name in whole if not torch.equal(whole[name], start[name])} == {
+            name for name in whole if "_proj" in name
+        }
+        for name, weight in whole.items():
+            torch.testing.assert_close(again[name], weight, rtol=0, atol=1e-6)
+    assert (tuned / "adapter/adapter_model.safetensors").is_file()
+    assert manifest(tuned)["weights"] == sum(weight.numel() for weight in load_file(tuned / "model.safetensors").values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "script", "steps"), [("iter1", "train_policy.py", 2), ("sft", "train_sft.py", 4)])
+@pytest.mark.parametrize(("stage", "script", "steps"), [("micro/iter1", "train_policy.py", 2), ("tuned/sft", "train_sft.py", 4)])
 def test_killed_training_of_adapters_ends_with_the_same_weights(
     stage: str, script: str, steps: int, finished: Workspace, tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path / "copy", RUN)
     shutil.copytree(finished.folder / "runs", workspace.folder / "runs", copy_function=shutil.copy2)
-    policy = workspace.folder / "runs/mine-micro" / stage / "policy"
+    policy = workspace.folder / f"runs/mine-{stage}/policy"
     shutil.rmtree(policy)
-    command = f".venv/bin/python scripts/{script} runs/mine-micro" + ("/iter1" if stage == "iter1" else "")
+    command = f".venv/bin/python scripts/{script} runs/mine-{stage.removesuffix('/sft')}"
     checkpoint = policy.parent / f".policy.partial/checkpoints/checkpoint-{steps}"
     status, _ = workspace.execute(command, kill_when=(checkpoint / "complete").exists)
     assert status == -9
@@ -226,4 +231,4 @@ def test_killed_training_of_adapters_ends_with_the_same_weights(
     status, said = workspace.execute(command, kill_when=watched)
     assert status == 0, said
     assert len(marked) == 1
-    assert manifest(policy)["sha256"] == manifest(finished.folder / "runs/mine-micro" / stage / "policy")["sha256"]
+    assert manifest(policy)["sha256"] == manifest(finished.folder / f"runs/mine-{stage}/policy")["sha256"]

@@ -30,7 +30,9 @@ class ModelSettings(Section):
         None, description="entries of the byte-level BPE tokenizer that the SFT stage trains on its own text"
     )
     chat_template: str | None = Field(None, description="`zephyr`, or a Jinja file; null keeps the checkpoint's own")
-    lora: LoraSettings | None = Field(None, description="train low-rank adapters; null trains all weights")
+    lora: LoraSettings | None = Field(
+        None, description="train low-rank adapters, but for the SFT of a policy built from scratch; null trains all weights"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of the loaded weights")
     attn_implementation: Literal["sdpa", "eager", "flex_attention"] = Field(
         "sdpa", description="attention under the prefix-shared mask; flex_attention packs rows on CUDA"
