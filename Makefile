@@ -178,15 +178,17 @@ tables: $(addprefix table-,$(ALL_TABLES))
 # The project itself
 # ---------------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup test lint bench
+.PHONY: help setup test test-slow lint bench
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST)) | head -n 5
-	@echo "make setup | test | lint | bench"
+	@echo "make setup | test | test-slow | lint | bench"
 	@echo "tables: $(ALL_TABLES)"
 	@echo "recipes: $(RECIPES)"
 setup: $(VENV)/ready
 test: $(VENV)/ready
-	$(PYTHON) -m pytest tests -n 2 --dist worksteal
+	$(PYTHON) -m pytest tests -n 2 --dist worksteal -m "not slow"
+test-slow: $(VENV)/ready
+	$(PYTHON) -m pytest tests -n 2 --dist worksteal -m slow
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

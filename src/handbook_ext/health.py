@@ -59,6 +59,7 @@ def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health
         "swapped": fmean(pair.swapped for pair in pairs),
         "explore_is_chosen": fmean(pair.explore == pair.chosen for pair in pairs),
         **{f"margin_{name}": value for name, value in margins.items()},
+        **({"log_probs_stored": float(manifest["store_entries"])} if manifest.get("store_entries") else {}),
     }  # fmt: skip
 
 
