@@ -67,7 +67,7 @@ launcher = $(if $(filter cpu,$(launch.$1)),OMP_NUM_THREADS=$(THREADS) $(PYTHON) 
 
 # $1 run. The policy that starts the loop: the SFT stage's, or the recipe's checkpoint.
 define start_rules
-$(RUNS)/$1/data/rows/manifest.json: $(RUNS)/$1/data/data.yaml
+$(RUNS)/$1/data/rows/manifest.json: $(RUNS)/$1/data/data.yaml $(wildcard $(files.$1))
 	$$(PYTHON) scripts/prepare_data.py $(RUNS)/$1
 $(RUNS)/$1/sft/policy/manifest.json: $(RUNS)/$1/sft/sft.yaml $(RUNS)/$1/data/rows/manifest.json
 	$(call launcher,$1) scripts/train_sft.py $(RUNS)/$1
@@ -151,6 +151,8 @@ $(foreach r,$(RUN_NAMES),$(if $(iterations.$r),$(call run_rules,$r)))
 # BESIDE=tiny-dpo puts another recipe's finished seeds into the same tables. Runs under $(RUNS) share what they have in
 # common, such as the SFT policy, wherever settings and inputs are equal by content.
 BESIDE ?=
+$(foreach b,$(BESIDE),$(if $(filter $b,$(RECIPES)),,$(error BESIDE: no recipe is called '$b'; make help lists them)))
+$(if $(filter-out $(shell seq 1 99),$(SEEDS)),$(error SEEDS: '$(SEEDS)' is not a number from 1 to 99))
 beside := $(foreach b,$(BESIDE),$(call many,$b))
 define seeds_rules
 .PHONY: $1-seeds
@@ -162,7 +164,7 @@ $(foreach r,$(seeds_of),$(eval $(call seeds_rules,$r)))
 
 $(RUNS)/table-%/table.mk: recipes/tables/%.yaml $(VENV)/ready
 	@mkdir -p $(@D)
-	@echo "recipes.$* := $$($(PYTHON) scripts/write_table.py $* --list)" > $@
+	@names=$$($(PYTHON) scripts/write_table.py $* --list); echo "recipes.$* := $$names" > $@
 evaluated = $(foreach i,$(start.$1) $(iterations.$1),$(call both,$(RUNS)/$1/$i/eval,json))
 define table_rules
 .PHONY: table-$1
@@ -198,7 +200,8 @@ bench: $(VENV)/ready
 	$(PYTHON) scripts/bench_training.py --out $(RUNS)/bench
 
 .DEFAULT:
-	@echo "error: there is no target '$@'; make help lists the recipes, the tables and every other target" >&2; exit 2
+	@if test -x $(PYTHON); then $(PYTHON) scripts/resolve_recipe.py $@ > /dev/null; \
+	else echo "error: there is no target '$@'; make help lists the recipes, the tables and every other target" >&2; fi; exit 2
 
 # A failed stage leaves no target behind. Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration
 # runs beside the sampling of the next.

@@ -1,12 +1,13 @@
 """Prompts and offline preference pairs of a run -> data/rows/{sft,train,test}.jsonl: `prepare_data.py runs/<run>`."""
 
+import sys
 from pathlib import Path
 
 from handbook_ext.artifacts import sha256_of
 from handbook_ext.errors import run_main
 from handbook_ext.preference_data import load_offline_data
 from handbook_ext.recipes import load_stage
-from handbook_ext.records import write_rows
+from handbook_ext.records import content_id, write_rows
 from handbook_ext.runs import Stage
 from handbook_ext.settings import DataSettings
 
@@ -26,12 +27,16 @@ def main(argv: list[str]) -> None:
     write_rows(stage.out / "sft.jsonl", loaded.demonstrations)
     write_rows(stage.out / "train.jsonl", loaded.train)
     write_rows(stage.out / "test.jsonl", loaded.test)
+    seen = {content_id(row.prompt) for row in loaded.train} & {content_id(row.prompt) for row in loaded.test}
+    if seen:
+        sys.stderr.write(f"note: {len(seen)} held-out prompts are also training prompts; results on them tell less\n")
     stage.publish(
         {"in": loaded.read, "out": loaded.kept, "dropped": dict(loaded.dropped)},
         rows={"sft": len(loaded.demonstrations), "train": len(loaded.train), "test": len(loaded.test)},
         swapped=[pair.prompt_id for pair in loaded.train if pair.swapped],
         unused=len(loaded.train) % data.portions,
         left_out=dict(loaded.left_out),
+        held_out_prompts_in_train=len(seen),
     )
 
 

@@ -53,7 +53,8 @@ def main(argv: list[str]) -> None:
             place, own = policy_source(model, run, None if name == "start" else name)
             if own is not None:
                 verified(own)
-            policy = prefix_shared(load_policy(place, model, own=own is not None)).to(launch.device)
+            weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
+            policy = prefix_shared(load_policy(place, weights, own=own is not None)).to(launch.device)
 
             def score(shard: list[list[int]], policy=policy, encoded=encoded, name=policy_name) -> list[dict[str, object]]:
                 """Returns the rows of a shard."""
@@ -62,10 +63,12 @@ def main(argv: list[str]) -> None:
                     head_chunk=sizes["head_chunk"],
                 )  # fmt: skip
 
-            fill_shards(
-                stage.out, shards, score, rank=launch.rank, processes=launch.processes, first=first,
-                progress=launch.progress(f"score by {name}", "shard"),
-            )  # fmt: skip
+            with launch.precision(sizes["bf16"]):
+                fill_shards(
+                    stage.out, shards, score, rank=launch.rank, processes=launch.processes, first=first,
+                    progress=launch.progress(f"score by {name}", "shard"),
+                )  # fmt: skip
+            del policy, score  # Before the next one is loaded.
         first += len(shards)
         launch.wait()
     if launch.main:

@@ -32,16 +32,18 @@ def main(argv: list[str]) -> None:
     if launch.finished(stage):
         return
     tokenizer = load_tokenizer(source, model, own=artifact is not None)
-    policy = prefix_shared(load_policy(source, model, own=artifact is not None)).to(launch.device)
+    weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
+    policy = prefix_shared(load_policy(source, weights, own=artifact is not None)).to(launch.device)
     pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
     encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings["limits"]), explore=sizes["explore"])
     plan = BatchPlan(encoded.lengths, sizes["global_batch_size"], sizes["per_device_train_batch_size"], settings["seed"])
     name = policy_hash(source, model)
     work = partial(score_shard, policy, encoded, policy_name=name, pad_id=tokenizer.pad_token_id, head_chunk=sizes["head_chunk"])
-    fill_shards(
-        stage.out, store_batches(plan), work, rank=launch.rank, processes=launch.processes,
-        progress=launch.progress("score", "shard"),
-    )  # fmt: skip
+    with launch.precision(sizes["bf16"]):
+        fill_shards(
+            stage.out, store_batches(plan), work, rank=launch.rank, processes=launch.processes,
+            progress=launch.progress("score", "shard"),
+        )  # fmt: skip
     launch.wait()
     if launch.main:
         stage.publish(

@@ -52,6 +52,8 @@ def main(argv: list[str]) -> None:
             rankings, {row.prompt_id: row for row in offline}, dropped, rule=select.rule, explore=select.explore,
             skip_explored_chosen=select.explore_as_chosen == "skip",
         )  # fmt: skip
+    if select.explore_as_chosen == "skip":
+        pairs = [p.model_copy(update={"explore": None}) if p.explore == p.chosen else p for p in pairs]
     if not pairs:
         raise UserError(f"{folder}: no preference pair is left ({dict(dropped)}); check the data and the ranker")
     write_rows(stage.out, pairs)

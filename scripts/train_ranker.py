@@ -1,6 +1,7 @@
 """Offline pairs -> a reward model, for recipes whose ranker names none: `train_ranker.py runs/<run>`."""
 
 import shutil
+import sys
 from pathlib import Path
 
 from handbook_ext.errors import run_main
@@ -12,6 +13,8 @@ from handbook_ext.runs import Stage
 from handbook_ext.settings import FitSettings, ModelSettings
 from handbook_ext.supervised import fit_arguments, reward_trainer
 from handbook_ext.training import MarkComplete, last_complete_checkpoint, save_policy
+
+BARELY = 0.55  # of the training pairs right: hardly more than a coin
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +34,8 @@ def main(argv: list[str]) -> None:
     tokenizer = load_tokenizer(source, model, own=artifact is not None)
     pairs = read_rows(rows_file, OfflinePair)
     trainer = reward_trainer(
-        source, tokenizer, pairs, max_length=settings["rank"]["max_length"], seed=settings["seed"],
+        source, tokenizer, pairs, settings=model, own=artifact is not None, seed=settings["seed"],
+        max_length=settings["rank"]["max_length"],
         arguments=fit_arguments(fit, checkpoints, launch.processes, settings["seed"]), callbacks=[MarkComplete()],
     )  # fmt: skip
     kept = len(trainer.train_dataset)
@@ -40,6 +44,11 @@ def main(argv: list[str]) -> None:
     if launch.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
         last = [row for row in trainer.state.log_history if "accuracy" in row]
+        if last and last[-1]["accuracy"] < BARELY:
+            sys.stderr.write(
+                f"note: the reward model gets {last[-1]['accuracy']:.2f} of its own training pairs right at the end; judge its "
+                "rankings with care, or raise rank.fit\n"
+            )
         stage.publish(
             {"in": len(pairs), "out": kept, "dropped": {"longer than rank.max_length": len(pairs) - kept}},
             training_accuracy=last[-1]["accuracy"] if last else None,

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import torch
+
 from handbook_ext.adapters import save_adapted
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.errors import run_main
@@ -39,13 +41,15 @@ def main(argv: list[str]) -> None:
         model = model.model_copy(update={"lora": None})  # Adapters on random weights that stay as they are learn little.
     else:
         tokenizer = load_tokenizer(model.name_or_path, model, own=False)
-        policy = load_policy(model.name_or_path, model, own=False)
+        weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
+        policy = load_policy(model.name_or_path, weights, own=False)
     encoder = ChatEncoder(tokenizer, sft.max_length, long_prompts=settings["long_prompts"])
     trainer, dropped = sft_trainer(
         policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()], lora=model.lora
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     if model.lora is None:
+        policy.to(getattr(torch, model.dtype))
         save_policy(trainer, tokenizer, stage.out)
     else:
         save_adapted(trainer, tokenizer, stage.out, model.name_or_path)

@@ -43,6 +43,9 @@ MISTAKES = [
     ("select: {rule: review, keep: 1.2}\n", 2, "select.keep: 1.2 is not a number from 0 up to 1"),
     ("select: {rule: review, gamma: -0.1}\n", 2, "select.gamma: -0.1 is not a number from 0 up to 1"),
     ("select: {rule: review, keep: 0, bootstrap: 0}\n", 2, "which leaves no pair"),
+    ("train: {global_batch_size: 30}\n", 2, "train.global_batch_size 30 cannot be divided by 1 processes x per_device"),
+    ("generate: {temperature: 0}\nrank: {candidates: samples}\n", 2, "need at least two that differ"),
+    ("evaluate: {implicit_reward: false}\nhealth: {max_kl: 3}\n", 3, "health.max_kl needs evaluate.implicit_reward: true"),
     ("train: {loss_type: simpo}\n", 2, "simpo has no reference model, but train.explore_form log_ratio needs one"),
     (
         "train: {loss_type: simpo, alpha: 0}\nselect: {rule: review, margin_reference: start}\n",

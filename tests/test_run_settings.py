@@ -76,7 +76,7 @@ def test_one_setting_changes_only_its_stages(folder: Path) -> None:
     sampling = mine("iterations: {iter2: {generate: {temperature: 1.23}}}\n")
     assert changed_stages(base, sampling) == {"iter2/generate.yaml"}
     assert changed_stages(base, mine("report: {title: x}\n")) == {"report.yaml"}
-    assert changed_stages(base, mine("launch: ddp\n")) == set()
+    assert changed_stages(base, mine("launch: gpu\n")) == set()
     batch = mine("iterations: {iter1: {train: {global_batch_size: 4096}}}\n")
     assert changed_stages(base, batch) == {"iter1/train.yaml", "iter1/score.yaml"}
     assert "iter0/train.yaml" in changed_stages(base, mine("train: {num_train_epochs: 7}\n"))
@@ -133,7 +133,8 @@ def test_a_failed_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_make_learns_the_shape_of_the_run(folder: Path) -> None:
-    text = make_variables(mine("data: {dataset: some/pairs}\nlaunch: ddp\n"))
+    batches = "sft: {global_batch_size: 256}\ntrain: {global_batch_size: 64}\n"
+    text = make_variables(mine("data: {dataset: some/pairs}\nlaunch: ddp\n" + batches))
     assert text.splitlines() == [
         "# resolved from recipe mine-selm; edit the recipe, not this file",
         "iterations.mine-selm := iter0 iter1 iter2 iter3",
@@ -145,6 +146,7 @@ def test_make_learns_the_shape_of_the_run(folder: Path) -> None:
         "watched.mine-selm :=",
         "fitted.mine-selm := yes",
         "launch.mine-selm := ddp",
+        "files.mine-selm :=",
         "kl.mine-selm :=",
     ]
     assert "fitted.tiny-selm :=\n" in make_variables(resolve("tiny-selm"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from handbook_ext.artifacts import read_manifest
+from handbook_ext.artifacts import manifest_path, read_manifest, recorded_hash
 from handbook_ext.metrics import correlation
 from handbook_ext.records import Completion, PreferencePair, Ranking, read_rows
 from handbook_ext.settings import HealthSettings
@@ -32,16 +32,23 @@ def read_health(folder: Path) -> Health:
     pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
     manifest = read_manifest(folder / "pairs.jsonl")
     found = pair_health(pairs, manifest)
-    if (folder / "completions.jsonl").is_file():
+    # What the pairs were made from: other files may be left from another recipe of the same name.
+    if manifest["inputs"].keys() & {"completions.jsonl", "rankings.jsonl"}:
         found |= sample_health(read_rows(folder / "completions.jsonl", Completion))
-    if (folder / "rankings.jsonl").is_file():
+    if "rankings.jsonl" in manifest["inputs"]:
         found |= judgement_health(read_rows(folder / "rankings.jsonl", Ranking))
     state = folder / "policy" / "trainer_state.json"
     if state.is_file():
         found |= training_health(json.loads(state.read_text())["log_history"])
-    if (folder / "eval.json").is_file():
+    evaluated = recorded_inputs(folder / "eval.json").get("policy")
+    if evaluated is not None and evaluated == recorded_hash(folder / "policy"):
         found["kl"] = (json.loads((folder / "eval.json").read_text()).get("implicit") or {}).get("kl")
     return found
+
+
+def recorded_inputs(artifact: Path) -> dict[str, str]:
+    """Returns the hashes of what an artifact was made from, none where there is no artifact."""
+    return dict(read_manifest(artifact)["inputs"]) if manifest_path(artifact).is_file() else {}
 
 
 def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health:
@@ -86,20 +93,18 @@ def judgement_health(rankings: list[Ranking]) -> Health:
 
 
 def training_health(history: list[dict[str, Any]]) -> Health:
-    """Returns how far the log-prob of chosen, and the margin, moved: the mean of the last third of the logged steps.
+    """Returns how far the log-prob of chosen and the margin are from the start: means over the last third of the logged steps.
 
-    Each step has other pairs, so the first steps are no measure of the last: the rewards, log-ratios to the start times beta,
-    are. `chosen_fall` is the fall of log-probs between the first and the last third, noisy on few steps.
+    `chosen_fall` is in nats, and None for a loss without a reference.
     """
     rows = [row for row in history if "logps/chosen" in row]
-    third = max(1, len(rows) // 3)
-    if not rows:
-        return {"chosen_fall": None, "chosen_reward": None, "reward_margin": None}
-    return {
-        "chosen_fall": fmean(row["logps/chosen"] for row in rows[:third]) - fmean(row["logps/chosen"] for row in rows[-third:]),
-        "chosen_reward": fmean(row["rewards/chosen"] for row in rows[-third:]),
-        "reward_margin": fmean(row["rewards/margins"] for row in rows[-third:]),
-    }
+    last = rows[-max(1, len(rows) // 3) :]
+    found: Health = {}
+    keys = {"chosen_fall": "logps/chosen_fall", "chosen_reward": "rewards/chosen", "reward_margin": "rewards/margins"}
+    for name, key in keys.items():
+        values = [row[key] for row in last if key in row]
+        found[name] = fmean(values) if values else None
+    return found
 
 
 def exceeded(health: Health, limits: HealthSettings) -> list[str]:
@@ -108,7 +113,9 @@ def exceeded(health: Health, limits: HealthSettings) -> list[str]:
     for limit, (name, sign) in LIMITS.items():
         bound, value = getattr(limits, limit), health.get(name)
         size = abs(value) if value is not None and name == "length_correlation" else value
-        if bound is not None and size is not None and sign * size > sign * bound:
+        if bound is not None and size is None:
+            clauses.append(f"{name} was not measured, but health.{limit} is {bound:g}")
+        elif bound is not None and size is not None and sign * size > sign * bound:
             clauses.append(f"{name} is {value:.3g}, health.{limit} is {bound:g}")
     return clauses
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from handbook_ext.errors import UserError
 from handbook_ext.runs import Stage
+from handbook_ext.settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,22 @@ class Launch:
                 raise UserError(told[1])
             sys.exit(2)
         return bool(told[0])
+
+    @property
+    def sharded(self) -> bool:
+        """Returns whether DeepSpeed runs the training of this launch; it keeps fp32 copies of bf16 weights itself."""
+        return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+    def training_dtype(self, model: ModelSettings) -> str:
+        """Returns the type of the weights in training, and so in scoring.
+
+        bf16 weights would round away steps of 5e-7, so they are fp32, but for DeepSpeed's and for those under adapters.
+        """
+        return model.dtype if self.sharded or model.lora is not None else "float32"
+
+    def precision(self, bf16: bool) -> AbstractContextManager[Any]:
+        """Returns the context in which training runs its forward: bf16 autocast where a recipe asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16 and not self.sharded)
 
     def wait(self) -> None:
         """Waits until every process is here."""

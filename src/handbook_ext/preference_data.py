@@ -130,7 +130,7 @@ def _counted(rows: Iterable[tuple[str, RawRow]], loaded: OfflineData) -> Iterato
 def _some(kept: list[T], name: str, loaded: OfflineData) -> list[T]:
     """Returns the rows, counted as kept; a UserError when there is none."""
     if not kept:
-        raise UserError(f"data.{name}: no usable row is left ({dict(loaded.dropped)}); check the data")
+        raise UserError(f"data.{name}: no usable row is left of {loaded.read} read; dropped: {dict(loaded.dropped) or 'none'}")
     loaded.kept += len(kept)
     return kept
 

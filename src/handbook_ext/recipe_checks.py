@@ -147,6 +147,8 @@ def derived(settings: Recipe, tree: Tree) -> Recipe:
     model, template = settings.model, settings.model.chat_template
     if template is not None and template.endswith(TEMPLATES):
         model = model.model_copy(update={"chat_template": _found(("model", "chat_template"), template, tree)})
+    if rank.rubric not in (None, "tiny"):
+        rank = rank.model_copy(update={"rubric": _found(("rank", "rubric"), str(rank.rubric), tree)})
     return settings.model_copy(update={"model": model, "data": data, "rank": rank})
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handbook_ext.errors import UserError
+from handbook_ext.launch_checks import check_batches, launched_processes
 from handbook_ext.recipe_checks import derived, mentioned, told, validated
 from handbook_ext.recipe_files import Mark, Tree, merged, nearest, read_recipe, shown
 from handbook_ext.settings import Recipe
@@ -74,7 +75,9 @@ class Run:
     def fitted(self) -> bool:
         """Tells whether the run trains its own reward model."""
         ranks = [self.settings.rank, *(each.settings.rank for each in self.iterations)]
-        return any(rank.ranker == "reward_model" and rank.model is None for rank in ranks)
+        judged_apart = self.settings.data.dataset != "tiny_world"  # There the true reward evaluates a self-judged run.
+        fitted = ("reward_model", "self") if judged_apart else ("reward_model",)
+        return any(rank.ranker in fitted and rank.model is None for rank in ranks)
 
     def iteration(self, name: str) -> Iteration:
         """Returns an iteration by name; a UserError names those that exist."""
@@ -122,8 +125,12 @@ def resolve(name: str, root: Path = RECIPES) -> Run:
     overrides = tree.below(("iterations",)) if "iterations" in tree.values else Tree({}, {(): tree.where(())})
     tree.values.pop("iterations", None)
     settings = derived(validated(tree), tree)
-    _check_launch(settings.launch, tree, root)
-    return Run(name, recipe, settings, tree, _iterations(overrides, settings, tree))
+    processes = launched_processes(settings.launch, tree, root)
+    check_batches(settings, tree, processes)
+    iterations = _iterations(overrides, settings, tree)
+    for each in iterations:
+        check_batches(each.settings, each.tree, processes, each.name)
+    return Run(name, recipe, settings, tree, iterations)
 
 
 def _no_recipe(name: str, files: dict[str, Path], root: Path) -> UserError:
@@ -134,20 +141,11 @@ def _no_recipe(name: str, files: dict[str, Path], root: Path) -> UserError:
             resolve(target[1], root).iteration(target[2])
         return UserError(f"'{name}' is a target of make, not a recipe; give '{target[1]}' here")
     base = re.sub(r"-(iter|seed)\d+$|-report$", "", name)
+    alike = [each for each in files if each.split("-")[0] == name.split("-", maxsplit=1)[0]] or list(files)[:8]
     return UserError(
         f"no recipe is called '{name}'{nearest(base, files)}; in {shown(root)} there are: "
-        f"{', '.join(files) or 'none'}; recipes/<model>/<method>.yaml is <model>-<method>"
+        f"{', '.join(alike) or 'none'}; recipes/<model>/<method>.yaml is <model>-<method>, and make help lists all"
     )
-
-
-def _check_launch(launch: str, tree: Tree, root: Path) -> None:
-    """Raises when the launch configuration does not exist."""
-    known = sorted({"cpu", *(path.stem for path in (root / "accelerate").glob("*.yaml"))})
-    if launch not in known:
-        raise UserError(
-            f"{tree.where(('launch',))}: launch: '{launch}' is not a file of {shown(root / 'accelerate')}"
-            f"{nearest(launch, known)}; it has: {', '.join(known)}"
-        )
 
 
 def _iterations(overrides: Tree, base: Recipe, tree: Tree) -> tuple[Iteration, ...]:
@@ -165,6 +163,13 @@ def _iterations(overrides: Tree, base: Recipe, tree: Tree) -> tuple[Iteration, .
         result.append(Iteration(name, settings, whole, previous, len(result) if base.data.portions > 1 else 0))
         _check_labels(result[-1], first=len(result) == 1)
         previous = name
+    limits = [(each.settings.train.max_length, each.settings.train.max_prompt_length) for each in result]
+    if len(set(limits)) > 1 and any(each.reviewed for each in result):
+        odd = result[next(place for place, each in enumerate(limits) if each != limits[0])]
+        raise UserError(
+            f"{odd.tree.where(('train', 'max_length'))}: {odd.name}: train.max_length and max_prompt_length must be the same in "
+            "all iterations where select.rule review compares log-probs between them; state them once, under `train`"
+        )
     if 1 < base.data.portions < len(result):
         raise UserError(
             f"{tree.where(('data', 'portions'))}: data.portions is {base.data.portions} but there are {len(result)} "

@@ -8,15 +8,16 @@ from typing import Any
 
 import yaml
 
+from handbook_ext.artifacts import sha256_of
 from handbook_ext.ensemble import ensemble
 from handbook_ext.errors import UserError
 from handbook_ext.recipe_checks import dotted
 from handbook_ext.recipe_files import Key, Tree, read_yaml
 from handbook_ext.recipe_runs import RECIPES, Iteration, Run, recipe_files, resolve
-from handbook_ext.settings import Recipe
+from handbook_ext.settings import ENGINES_HERE, RANKERS_HERE, Recipe
 
 __all__ = [
-    "RECIPES", "Iteration", "Run", "load_stage", "make_variables", "recipe_files", "resolve", "shown_settings",
+    "RECIPES", "Iteration", "Run", "beyond", "load_stage", "make_variables", "recipe_files", "resolve", "shown_settings",
     "stage_settings", "write_run",
 ]  # fmt: skip
 
@@ -59,6 +60,9 @@ def _iteration_stages(run: Run, iteration: Iteration) -> dict[str, Settings]:
         }  # fmt: skip
     if iteration.judged:
         self_judged = {"policy_from": iteration.policy_from} if whole["rank"]["ranker"] == "self" else {}
+        rubric = whole["rank"]["rubric"]
+        if rubric is not None and Path(rubric).is_file():
+            self_judged["rubric_sha256"] = sha256_of(Path(rubric))
         stages["rank"] = {**same, **self_judged, "model": model, "rank": whole["rank"]}
     review = _review(run, iteration) if iteration.settings.select.rule == "review" else {}
     stages["select"] = {**after, "portion": portion, "select": whole["select"], **review}
@@ -83,11 +87,13 @@ def _review(run: Run, iteration: Iteration) -> Settings:
     policies = [run.start, *(each.name for each in run.iterations)]
     policies = policies[: policies.index(iteration.name)]
     by_margin = select.bootstrap > 0 or (select.keep > 0 and select.keep_by == "margin")
-    terms = ensemble(policies, gamma=select.gamma, against=select.margin_reference, with_reference=measure.reference)
+    terms = []
+    if by_margin:
+        terms = ensemble(policies, gamma=select.gamma, against=select.margin_reference, with_reference=measure.reference)
     earlier = [each.name for each in run.iterations if each.scored and each.name in policies]
     return {
         "measure": {"reference": measure.reference, "per_token": measure.per_token},
-        "terms": [{"weight": t.weight, "policy": t.policy, "reference": t.reference} for t in terms] if by_margin else [],
+        "terms": [{"weight": t.weight, "policy": t.policy, "reference": t.reference} for t in terms],
         "stores": [*earlier, iteration.name] if iteration.reviewed else [],
     }  # fmt: skip
 
@@ -96,6 +102,7 @@ def _plan(run: Run, iteration: Iteration) -> Settings:
     """Returns what is scored: training's own batches, or before a review the texts that each policy must score."""
     train = iteration.settings.train
     sizes = {"per_device_train_batch_size": train.per_device_train_batch_size, "head_chunk": train.head_chunk}
+    sizes["bf16"] = train.bf16
     if not iteration.reviewed:
         return {"plan": {"global_batch_size": train.global_batch_size, **sizes, "explore": train.alpha > 0}}
     select, review = iteration.settings.select, _review(run, iteration)
@@ -113,6 +120,8 @@ def _evaluation(head: Settings, settings: Recipe) -> Settings:
     sections = {name: getattr(settings, name).model_dump() for name in ("model", "rank", "evaluate")}
     if settings.data.dataset == "tiny_world":
         sections["rank"]["ranker"] = "oracle"  # Whoever labels the pairs, answers are measured by the true reward.
+    elif settings.rank.ranker == "self":
+        sections["rank"]["ranker"] = "reward_model"  # rank.model, or one that is fitted: no policy marks its own exam.
     return {"stage": "evaluate", **head, **sections, "limits": _limits(settings)}
 
 
@@ -139,9 +148,30 @@ def make_variables(run: Run) -> str:
     }
     values = {
         "iterations": names, "start": run.start, **kinds, "fitted": "yes" if run.fitted else "", "launch": run.settings.launch,
+        "files": " ".join(local_files(run.settings)),
         "kl": "yes" if run.settings.health.max_kl is not None else "",
     }  # fmt: skip
     return _header(run) + "".join(f"{name}.{run.name} := {value}".rstrip() + "\n" for name, value in values.items())
+
+
+def local_files(settings: Recipe) -> list[str]:
+    """Returns the data files that the recipe names: make looks at their time, the data stage at their content."""
+    return [name for name in (settings.data.train, settings.data.test, settings.data.sft) if name and Path(name).is_file()]
+
+
+def beyond(run: Run) -> list[str]:
+    """Returns a line for each engine or ranker that a recipe names and this version does not have: its stage will refuse."""
+    names: set[tuple[str, str, tuple[str, ...]]] = set()
+    for each in run.iterations:
+        if each.sampled:
+            names.add(("generate.engine", each.settings.generate.engine, ENGINES_HERE))
+        if each.judged:
+            names.add(("rank.ranker", each.settings.rank.ranker, RANKERS_HERE))
+    return sorted(
+        f"{setting} {value} is not part of this version, so the stage that needs it will stop; it has: {', '.join(here)}"
+        for setting, value, here in names
+        if value not in here
+    )
 
 
 def write_run(run: Run, runs: Path) -> list[Path]:

@@ -146,6 +146,7 @@ class Stage:
             if told["key"] != self._key() or not twin.exists() or sha256_of(twin) != told["sha256"]:
                 continue
             if twin.is_dir():
+                shutil.rmtree(self.out, ignore_errors=True)  # Shards that a killed process had finished.
                 shutil.copytree(twin, self.out, copy_function=os.link, ignore=shutil.ignore_patterns("manifest.json"))
             else:
                 shutil.copyfile(twin, self.out)  # A new time, or make would take it for older than its inputs.

@@ -102,6 +102,8 @@ def best_and_worst(ranking: Ranking) -> tuple[Candidate, Candidate]:
 def against_chosen(ranking: Ranking) -> tuple[Candidate, Candidate]:
     """Returns SELM's rule B: the sample takes the place of y_w where it ranks at least as well, else that of y_l."""
     sample, chosen, rejected = ranking.candidates[0], ranking.candidates[-2], ranking.candidates[-1]
+    if sample.failed or chosen.failed:
+        return sample, sample  # Nothing was compared; such a pair is dropped and counted.
     return (sample, rejected) if sample.rank <= chosen.rank else (chosen, sample)
 
 

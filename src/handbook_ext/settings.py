@@ -79,6 +79,15 @@ class Recipe(Section):
             raise ValueError("select.rule against_chosen compares with the offline answers; set rank.candidates: all")
         if self.select.rule == "review" and self.select.keep_by == "score_gap" and self.data.form in ("hh_rlhf", "tldr"):
             raise ValueError(f"select.keep_by score_gap needs scores, which data of the form {self.data.form} do not have")
+        if self.health.max_kl is not None and not self.evaluate.implicit_reward:
+            raise ValueError("health.max_kl needs evaluate.implicit_reward: true, which measures it")
+        judged = self.select.rule in ("best_and_worst", "against_chosen") and self.rank.candidates == "samples"
+        own = self.select.rule == "review" and self.select.bootstrap > 0
+        if (judged or own) and (self.generate.num_completions < 2 or self.generate.temperature == 0):
+            raise ValueError(
+                "pairs of the policy's own samples need at least two that differ: set generate.num_completions to 2 or more, and "
+                "generate.temperature above 0"
+            )
         if self.select.rule == "review" and self.select.keep + self.select.bootstrap == 0:
             raise ValueError("select.keep and select.bootstrap are both 0, which leaves no pair")
         return self

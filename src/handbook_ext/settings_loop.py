@@ -62,8 +62,8 @@ class RankSettings(Section):
 class ScoreSettings(Section):
     """The store of log-probabilities under the policy that starts the iteration."""
 
-    tolerance: Annotated[float, Field(ge=0)] = Field(
-        1e-3, description="nats per token by which training's first batch may differ from the store"
+    tolerance: Limit | None = Field(
+        None, description="nats per token by which training's first batch may differ from the store; null is 1e-3, bf16 2e-2"
     )
 
 

@@ -43,7 +43,10 @@ class ModelSettings(Section):
     def _one_origin(self) -> ModelSettings:
         """Raises when the policy has no origin, or two."""
         if (self.name_or_path is None) == (self.architecture is None):
-            raise ValueError("give either name_or_path or architecture, one of the two")
+            raise ValueError(
+                "give either name_or_path or architecture, one of the two; architecture: null, with tokenizer_vocab_size: null, "
+                "removes what a base brings"
+            )
         if self.architecture is not None and self.tokenizer_vocab_size is None:
             raise ValueError("a policy built from an architecture needs tokenizer_vocab_size")
         return self

@@ -95,18 +95,19 @@ def sft_trainer(
 
 
 def reward_trainer(
-    policy: str, tokenizer: PreTrainedTokenizerBase, pairs: list[OfflinePair], *, max_length: int,
-    arguments: dict[str, Any], callbacks: list[TrainerCallback], seed: int,
+    policy: str, tokenizer: PreTrainedTokenizerBase, pairs: list[OfflinePair], *, settings: ModelSettings, own: bool,
+    max_length: int, arguments: dict[str, Any], callbacks: list[TrainerCallback], seed: int,
 ) -> RewardTrainer:  # fmt: skip
     """Returns TRL's RewardTrainer (Bradley-Terry): a classifier on the policy's body, trained on the offline labels."""
     torch.manual_seed(seed)
-    if find_adapter(policy, None) is None:
-        config = AutoConfig.from_pretrained(policy, num_labels=1)
+    source = {"revision": None if own else settings.revision, "trust_remote_code": settings.trust_remote_code}
+    if find_adapter(policy, source["revision"]) is None:
+        config = AutoConfig.from_pretrained(policy, num_labels=1, **source)
         without_dropout(config)
         config.pad_token_id = tokenizer.pad_token_id
-        model = AutoModelForSequenceClassification.from_pretrained(policy, config=config, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(policy, config=config, dtype=torch.float32, **source)
     else:
-        body = load_policy(policy, ModelSettings(name_or_path=policy, dtype="float32"), own=False)
+        body = load_policy(policy, settings.model_copy(update={"dtype": "float32"}), own=own)
         body.config.num_labels, body.config.pad_token_id = 1, tokenizer.pad_token_id
         model = AutoModelForSequenceClassification.from_config(body.config, dtype=torch.float32)
         model.base_model.load_state_dict(body.base_model.state_dict())

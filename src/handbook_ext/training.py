@@ -122,6 +122,7 @@ class PreferenceTrainer(Trainer):
             ("rewards/accuracies", preference_accuracy(ratios[0], ratios[1]), weights),
             ("logps/chosen", logprobs[0], weights), ("logps/rejected", logprobs[1], weights),
             ("logps/explore", logprobs[2], present),
+            *([("logps/chosen_fall", reference[0] - detached[0], weights)] if self.objective.measure.reference else []),
             ("explore_is_chosen", (rows.explore == rows.chosen).float(), present),
         ):  # fmt: skip
             self._sums[name] += float((values * weight).sum())

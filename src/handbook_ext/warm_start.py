@@ -8,11 +8,13 @@ HANDBOOK_WARM=0, the script is started afresh.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -26,7 +28,7 @@ LIBRARIES = ("transformers.trainer", "transformers.models.mistral.modeling_mistr
 # What the libraries read while they are loaded: a server stands for one set of values.
 READ_WHILE_LOADING = ("OMP_", "MKL_", "CUDA", "TORCH", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "PYTHON")
 IDLE_SECONDS = 60
-REQUEST_BYTES = 1 << 20
+LENGTH, ATTEMPTS = 8, 2
 STARTED = b"started"
 KILLED = 137
 
@@ -40,12 +42,15 @@ def main(argv: list[str]) -> int:
         os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 - no shell, and our own arguments
     request = json.dumps({"argv": argv, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     try:
-        while True:
-            with _connected() as connection:
-                socket.send_fds(connection, [request], [0, 1, 2])
-                if connection.recv(len(STARTED)):  # Nothing: the server went away as idle in this very moment.
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(ConnectionError), _connected() as connection:
+                socket.send_fds(connection, [len(request).to_bytes(LENGTH)], [0, 1, 2])
+                connection.sendall(request)
+                if connection.recv(len(STARTED)):
                     answer = connection.recv(8)
                     return int(answer) if answer else KILLED
+            # The server went away: as idle in this very moment, or because it cannot load the libraries.
+        os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 - afresh, where an error shows
     except KeyboardInterrupt:  # Closing the connection has ended the child.
         sys.stderr.write("interrupted; finished work is kept, and the same command goes on from it\n")
         return 128 + signal.SIGINT
@@ -76,9 +81,12 @@ def _connected() -> socket.socket:
 def _socket_path() -> Path:
     """Returns where the server for this interpreter and environment listens, in a folder that is this user's alone."""
     seen = {name: value for name, value in os.environ.items() if name.startswith(READ_WHILE_LOADING)}
+    # What a child has from the server rather than from its caller.
+    limits = [resource.getrlimit(each) for each in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)]
+    inherited = [sorted(os.sched_getaffinity(0)), os.nice(0), limits, Path("/proc/self/cgroup").read_text(encoding="utf-8")]
     environment = Path(sys.prefix, "ready")
     installed = environment.stat().st_mtime_ns if environment.is_file() else 0
-    name = hashlib.sha256(json.dumps([sys.executable, installed, seen], sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([sys.executable, installed, seen, inherited], sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir(), f"handbook_ext-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
@@ -112,8 +120,9 @@ def serve(listener: socket.socket) -> None:
 def _become(connection: socket.socket) -> NoReturn:
     """Runs the requested script in this process, and ends it."""
     connection.settimeout(None)
-    request, streams, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 3)
-    told = json.loads(request)
+    length, streams, _, _ = socket.recv_fds(connection, LENGTH, 3)
+    with connection.makefile("rb") as rest:
+        told = json.loads(rest.read(int.from_bytes(length)))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -132,6 +141,8 @@ def _become(connection: socket.socket) -> NoReturn:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as done:
         status = done.code if isinstance(done.code, int) else int(done.code is not None)
+        if isinstance(done.code, str):
+            sys.stderr.write(done.code + "\n")
     except BaseException:  # noqa: BLE001 - as an interpreter would
         sys.excepthook(*sys.exc_info())
         status = 1
