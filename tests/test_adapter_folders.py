@@ -103,8 +103,8 @@ def test_a_reward_model_starts_from_the_merged_body(saved: Path, tokenizer: PreT
     pair = OfflinePair(prompt_id="p", prompt=prompt, chosen=assistant("plums"), rejected=assistant("a lamp"))
     fit = FitSettings(global_batch_size=1, per_device_train_batch_size=1)
     trainer = reward_trainer(
-        str(saved / "adapter"), tokenizer, [pair], max_length=64, callbacks=[], seed=1,
-        arguments=fit_arguments(fit, tmp_path / "fit", 1, 1),
+        str(saved / "adapter"), tokenizer, [pair], max_length=64, callbacks=[], seed=1, own=False,
+        settings=ModelSettings(name_or_path=str(saved / "adapter")), arguments=fit_arguments(fit, tmp_path / "fit", 1, 1),
     )  # fmt: skip
     body = loaded(saved).base_model.state_dict()
     for name, weight in trainer.model.base_model.state_dict().items():

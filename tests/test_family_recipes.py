@@ -210,7 +210,7 @@ def test_on_policy_baselines_judge_their_own_samples_alone(name: str, ranker: st
     assert course(name, "select.explore") == [False] * 3
     assert course(name, "generate.num_completions") == [completions] * 3
     assert {(each.settings.rank.ranker, each.settings.rank.model) for each in run_of(name).iterations} == {(ranker, model)}
-    assert run_of(name).fitted == (ranker in {"reward_model", "self"} and model is None and "tiny-srlm" != name)
+    assert run_of(name).fitted == (ranker in {"reward_model", "self"} and model is None and name != "tiny-srlm")
 
 
 def test_spin_takes_demonstrations_and_orpo_one_pass_without_reference() -> None:

@@ -140,7 +140,7 @@ def test_killed_training_goes_on_from_its_checkpoint(copy: Workspace) -> None:
 
 
 def test_errors_of_make_are_one_line(finished: Workspace) -> None:
-    for goal, words in (("mine-micro-iter7", "no iteration 'iter7'"), ("nothing-here", "no target 'nothing-here'")):
+    for goal, words in (("mine-micro-iter7", "no iteration 'iter7'"), ("nothing-here", "no recipe is called 'nothing-here'")):
         done = finished.make(goal)
         assert done.returncode != 0
         lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]

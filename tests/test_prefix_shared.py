@@ -74,7 +74,7 @@ def gradients(model: PreTrainedModel, values: tuple[Tensor, Tensor, Tensor], pai
     """Gradients of SELM's mean loss, every parameter."""
     reference = torch.stack([value.detach() + 0.1 * (k + 1) for k, value in enumerate(values)])
     model.zero_grad()
-    SELM.losses(values, reference, presence(pairs)).mean().backward()
+    SELM.losses(values, reference, (torch.ones(len(pairs)), torch.ones(len(pairs))), presence(pairs)).mean().backward()
     return {name: copy.deepcopy(weight.grad) for name, weight in model.named_parameters() if weight.grad is not None}
 
 

@@ -51,7 +51,7 @@ def write_manifest(path: Path, stage: str, commit: str = "c" * 40) -> None:
     """A manifest of 10 rows in, 8 out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     counts = {"in": 10, "out": 8, "dropped": {"identical|pair": 2}}
-    told = {"stage": stage, "seconds": 1.5, "counts": counts, "code": {"commit": commit, "dirty": False}}
+    told = {"stage": stage, "seconds": 1.5, "counts": counts, "code": {"commit": commit, "dirty": False}, "inputs": {}}
     path.write_text(json.dumps(told | {"hardware": {"cores": 2}, "packages": {"torch": "2.13.0"}, "seed": 1}))
 
 

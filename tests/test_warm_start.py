@@ -93,3 +93,16 @@ def test_without_the_server_the_script_is_started_afresh(environment: dict[str, 
     done = start(script, environment=environment | {"HANDBOOK_WARM": "0"}, folder=tmp_path)
     out, _ = done.communicate(timeout=60)
     assert (done.returncode, out) == (4, "False\n")
+
+
+def test_a_script_killed_while_it_draws_a_progress_bar_stops_no_other(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import handbook_ext.warm_start as warm\nwarm.LIBRARIES, warm.IDLE_SECONDS = ('drawn',), 2\n"
+    )
+    (tmp_path / "drawn.py").write_text("import tqdm.auto\nlist(tqdm.auto.tqdm(range(1)))\n")
+    holds, draws = tmp_path / "holds.py", tmp_path / "draws.py"
+    holds.write_text("import os, tqdm.auto\ntqdm.auto.tqdm.get_lock().acquire()\nos.kill(os.getpid(), 9)\n")
+    draws.write_text("import tqdm.auto\nprint(sum(tqdm.auto.tqdm(range(3), disable=False)))\n")
+    assert start(holds, environment=environment, folder=tmp_path).wait(timeout=60) == 137
+    out, _ = start(draws, environment=environment, folder=tmp_path).communicate(timeout=60)
+    assert out == "3\n"

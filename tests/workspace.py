@@ -17,7 +17,9 @@ import transformers.trainer  # noqa: F401 - loaded once, before the forks
 import trl  # noqa: F401
 
 import handbook_ext.supervised  # noqa: F401
+from handbook_ext.warm_start import private_progress_locks
 
+private_progress_locks()
 ROOT = Path(__file__).parents[1]
 MICRO = """
 base: ../tiny/base.yaml

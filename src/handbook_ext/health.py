@@ -113,7 +113,7 @@ def exceeded(health: Health, limits: HealthSettings) -> list[str]:
     for limit, (name, sign) in LIMITS.items():
         bound, value = getattr(limits, limit), health.get(name)
         size = abs(value) if value is not None and name == "length_correlation" else value
-        if bound is not None and size is None:
+        if bound is not None and size is None and name == "kl":  # The others are of samples or judgements, if there are any.
             clauses.append(f"{name} was not measured, but health.{limit} is {bound:g}")
         elif bound is not None and size is not None and sign * size > sign * bound:
             clauses.append(f"{name} is {value:.3g}, health.{limit} is {bound:g}")

@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -98,6 +99,7 @@ def serve(listener: socket.socket) -> None:
     """Loads the libraries, then forks a child for every request until a minute passes without one and none is at work."""
     for name in LIBRARIES:
         importlib.import_module(name)
+    private_progress_locks()
     listener.settimeout(IDLE_SECONDS)
     children: set[int] = set()
     while True:
@@ -115,6 +117,16 @@ def serve(listener: socket.socket) -> None:
             _become(connection)
         connection.close()
         children.add(child)
+
+
+def private_progress_locks() -> None:
+    """Gives tqdm a lock per process: its own is shared by all forks, and one killed while it holds it would stop the others."""
+    if "tqdm" in sys.modules:
+        import tqdm.auto  # noqa: PLC0415 - loaded only by those who use it
+        import tqdm.std  # noqa: PLC0415
+
+        for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
+            bar.set_lock(threading.RLock())
 
 
 def _become(connection: socket.socket) -> NoReturn:
