@@ -19,10 +19,7 @@ COMMAND = [sys.executable, "-m", "handbook_ext.warm_start"]
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment with a server of its own, which loads nothing but the standard library."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import handbook_ext.warm_start as warm\nwarm.LIBRARIES, warm.IDLE_SECONDS = ('decimal',), 2\n"
-    )
-    yield os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    yield os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(tmp_path), "HANDBOOK_WARM_LIBRARIES": "decimal"}
 
 
 def start(script: Path, *arguments: str, environment: dict[str, str], folder: Path) -> subprocess.Popen[str]:
@@ -96,9 +93,7 @@ def test_without_the_server_the_script_is_started_afresh(environment: dict[str, 
 
 
 def test_a_script_killed_while_it_draws_a_progress_bar_stops_no_other(environment: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import handbook_ext.warm_start as warm\nwarm.LIBRARIES, warm.IDLE_SECONDS = ('drawn',), 2\n"
-    )
+    environment["HANDBOOK_WARM_LIBRARIES"] = "drawn"
     (tmp_path / "drawn.py").write_text("import tqdm.auto\nlist(tqdm.auto.tqdm(range(1)))\n")
     holds, draws = tmp_path / "holds.py", tmp_path / "draws.py"
     holds.write_text("import os, tqdm.auto\ntqdm.auto.tqdm.get_lock().acquire()\nos.kill(os.getpid(), 9)\n")

@@ -25,9 +25,20 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-LIBRARIES = ("transformers.trainer", "transformers.models.mistral.modeling_mistral", "trl.trainer.sft_trainer", "datasets")
+LIBRARIES = "transformers.trainer transformers.models.mistral.modeling_mistral trl.trainer.sft_trainer datasets"
 # What the libraries read while they are loaded: a server stands for one set of values.
-READ_WHILE_LOADING = ("OMP_", "MKL_", "CUDA", "TORCH", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "PYTHON")
+READ_WHILE_LOADING = (
+    "OMP_",
+    "MKL_",
+    "CUDA",
+    "TORCH",
+    "HF_",
+    "TRANSFORMERS_",
+    "TOKENIZERS_",
+    "ACCELERATE_",
+    "PYTHON",
+    "HANDBOOK_WARM",
+)
 IDLE_SECONDS = 60
 LENGTH, ATTEMPTS = 8, 2
 STARTED = b"started"
@@ -97,7 +108,7 @@ def _socket_path() -> Path:
 
 def serve(listener: socket.socket) -> None:
     """Loads the libraries, then forks a child for every request until a minute passes without one and none is at work."""
-    for name in LIBRARIES:
+    for name in os.environ.get("HANDBOOK_WARM_LIBRARIES", LIBRARIES).split():
         importlib.import_module(name)
     private_progress_locks()
     listener.settimeout(IDLE_SECONDS)
