@@ -27,8 +27,9 @@ from typing import NoReturn
 
 LIBRARIES = "transformers.trainer transformers.models.mistral.modeling_mistral trl.trainer.sft_trainer datasets"
 # What the libraries read while they are loaded: a server stands for one set of values.
-READ_WHILE_LOADING = ("OMP_", "MKL_", "CUDA", "TORCH", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "PYTHON")
-READ_WHILE_LOADING += ("HANDBOOK_WARM",)
+READ_WHILE_LOADING = (
+    "OMP_", "MKL_", "CUDA", "TORCH", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "PYTHON", "HANDBOOK_WARM",
+)  # fmt: skip
 IDLE_SECONDS = 60
 LENGTH, ATTEMPTS = 8, 2
 STARTED = b"started"
