@@ -111,10 +111,14 @@ def test_gamma_0_is_no_ensemble_and_selection_alone_does_without_the_weights_of_
     }
     from handbook_ext.records import completion_id
 
-    for pair in pairs_of(copy, 3)[:5]:
-        sides = [completion_id(pair["prompt_id"], pair["prompt"], pair[side]) for side in ("chosen", "rejected")]
-        latest = [stored[policies["iter2"], side] - stored[policies["iter1"], side] for side in sides]
-        assert chosen["gamma: 0"].get(pair["prompt_id"], latest[0] - latest[1]) == pytest.approx(latest[0] - latest[1], abs=1e-9)
+    latest = {}
+    for row in rows(copy.folder / "runs/mine-micro/data/rows/train.jsonl"):
+        sides = [completion_id(row["prompt_id"], row["prompt"], row[side]) for side in ("chosen", "rejected")]
+        better, worse = (stored[policies["iter2"], side] - stored[policies["iter1"], side] for side in sides)
+        latest[row["prompt_id"]] = better - worse
+    kept = sorted(latest, key=lambda name: -latest[name])[: round(0.7 * PAIRS)]
+    assert chosen["gamma: 0"] == pytest.approx({name: latest[name] for name in kept}, abs=1e-9)
+    assert chosen["gamma: 0.3"] != pytest.approx(chosen["gamma: 0"], abs=1e-9)
 
 
 def test_bootstrapping_alone_scores_no_offline_answer(tmp_path: Path) -> None:

@@ -9,15 +9,6 @@ from handbook_ext.chat import ChatEncoder
 from handbook_ext.collation import EncodedPair
 from handbook_ext.errors import UserError
 from handbook_ext.records import PreferencePair, completion_id
-from handbook_ext.settings import Section
-
-
-class Limits(Section):
-    """Lengths in tokens, the same in every stage, and what becomes of a prompt that is too long."""
-
-    max_length: int
-    max_prompt_length: int | None
-    long_prompts: str
 
 
 @dataclass
