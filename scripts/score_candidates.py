@@ -1,6 +1,7 @@
 """Offline pairs and samples -> logprobs/, the score store, before they are selected: `score_candidates.py runs/<run>/iter<N>`."""
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 from handbook_ext.artifacts import verified
@@ -55,20 +56,16 @@ def main(argv: list[str]) -> None:
                 verified(own)
             weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
             policy = prefix_shared(load_policy(place, weights, own=own is not None)).to(launch.device)
-
-            def score(shard: list[list[int]], policy=policy, encoded=encoded, name=policy_name) -> list[dict[str, object]]:
-                """Returns the rows of a shard."""
-                return score_groups(
-                    policy, encoded, shard, policy_name=name, pad_id=encoder.tokenizer.pad_token_id,
-                    head_chunk=sizes["head_chunk"],
-                )  # fmt: skip
-
+            work = partial(
+                score_groups, policy, encoded, policy_name=policy_name, pad_id=encoder.tokenizer.pad_token_id,
+                head_chunk=sizes["head_chunk"],
+            )  # fmt: skip
             with launch.precision(sizes["bf16"]):
                 fill_shards(
-                    stage.out, shards, score, rank=launch.rank, processes=launch.processes, first=first,
+                    stage.out, shards, work, rank=launch.rank, processes=launch.processes, first=first,
                     progress=launch.progress(f"score by {name}", "shard"),
                 )  # fmt: skip
-            del policy, score  # Before the next one is loaded.
+            del policy, work  # Before the next one is loaded.
         first += len(shards)
         launch.wait()
     if launch.main:
