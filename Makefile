@@ -63,12 +63,15 @@ include $(RUN_FILES)
 
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.
 THREADS ?= 1
-launcher = $(if $(filter cpu,$(launch.$1)),OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.warm_start,$(VENV)/bin/accelerate launch --config_file recipes/accelerate/$(launch.$1).yaml)
+warm     = OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.warm_start
+launcher = $(if $(filter cpu,$(launch.$1)),$(warm),$(VENV)/bin/accelerate launch --config_file recipes/accelerate/$(launch.$1).yaml)
+# Stages without a model.
+single   = $(if $(filter cpu,$(launch.$1)),$(warm),$$(PYTHON))
 
 # $1 run. The policy that starts the loop: the SFT stage's, or the recipe's checkpoint.
 define start_rules
 $(RUNS)/$1/data/rows/manifest.json: $(RUNS)/$1/data/data.yaml $(wildcard $(files.$1))
-	$$(PYTHON) scripts/prepare_data.py $(RUNS)/$1
+	$(call single,$1) scripts/prepare_data.py $(RUNS)/$1
 $(RUNS)/$1/sft/policy/manifest.json: $(RUNS)/$1/sft/sft.yaml $(RUNS)/$1/data/rows/manifest.json
 	$(call launcher,$1) scripts/train_sft.py $(RUNS)/$1
 $(RUNS)/$1/ranker/model/manifest.json: $(RUNS)/$1/ranker/ranker.yaml $(RUNS)/$1/data/rows/manifest.json $(call policy,$1,$(filter sft,$(start.$1)))
@@ -105,7 +108,7 @@ sampled_of = $(if $(filter $2,$(sampled.$1)),$(call both,$(RUNS)/$1/$2/completio
 made_from  = $(if $(filter $2,$(judged.$1)),$(call both,$(RUNS)/$1/$2/rankings,jsonl),$(sampled_of)) $(if $(filter $2,$(reviewed.$1)),$(call store,$1,$2))
 define iteration_rules
 $(RUNS)/$1/$2/pairs.jsonl $(RUNS)/$1/$2/pairs.manifest.json &: $(RUNS)/$1/$2/select.yaml $(RUNS)/$1/data/rows/manifest.json $(call made_from,$1,$2)
-	$$(PYTHON) scripts/select_pairs.py $(RUNS)/$1/$2
+	$(call single,$1) scripts/select_pairs.py $(RUNS)/$1/$2
 $(RUNS)/$1/$2/policy/manifest.json: $(RUNS)/$1/$2/train.yaml $(call both,$(RUNS)/$1/$2/pairs,jsonl) $(if $(filter $2,$(scored.$1)),$(call store,$1,$2)) $(call from,$1,$3)
 	$(call launcher,$1) scripts/train_policy.py $(RUNS)/$1/$2
 .PHONY: $1-$2

@@ -7,14 +7,13 @@ from pathlib import Path
 from handbook_ext.artifacts import verified
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.errors import run_main
-from handbook_ext.launching import begin
-from handbook_ext.models import load_policy, load_tokenizer, named_policy_hash, policy_source
-from handbook_ext.policy_forward import prefix_shared
+from handbook_ext.launching import Launch, begin
+from handbook_ext.models import load_tokenizer, named_policy_hash, policy_source
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import Completion, OfflinePair, assistant, read_rows
 from handbook_ext.runs import Stage
 from handbook_ext.score_store import read_stores
-from handbook_ext.scoring import MICRO_BATCHES_PER_SHARD, TextGroup, encode_groups, score_groups
+from handbook_ext.scoring import MICRO_BATCHES_PER_SHARD, EncodedGroups, TextGroup, encode_groups, open_as_trained, score_groups
 from handbook_ext.selection import portion
 from handbook_ext.settings import ModelSettings
 from handbook_ext.shards import batched, fill_shards
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> None:
     run = folder.parent
     launch = begin()
     settings = load_stage(folder / "score.yaml")
-    model, sizes = ModelSettings(**settings["model"]), settings["sizes"]
+    model = ModelSettings(**settings["model"])
     source, artifact = policy_source(model, run, settings["policy_from"])
     rows_file = run / "data" / "rows" / "train.jsonl"
     stores = [run / name / "logprobs" for name in settings["stores"]]
@@ -43,31 +42,12 @@ def main(argv: list[str]) -> None:
     encoder = ChatEncoder(load_tokenizer(source, model, own=artifact is not None), **settings["limits"])
     known, scored, stored, too_long, first = read_stores(stores), {}, {}, 0, 0
     for name, kinds in settings["texts"].items():
-        policy_name = stage.external[name]
         wanted = joined([group for kind in kinds for group in groups[kind]])
-        new = [group.without(known.under(policy_name)) for group in wanted]
+        new = [group.without(known.under(stage.external[name])) for group in wanted]
         encoded = encode_groups(new, encoder)
         scored[name], too_long = sum(len(group.texts) for group in new), max(too_long, encoded.too_long)
         stored[name] = sum(len(group.texts) for group in wanted) - scored[name]
-        shards = batched(encoded.batches(sizes["per_device_train_batch_size"]), MICRO_BATCHES_PER_SHARD)
-        if shards:
-            place, own = policy_source(model, run, None if name == "start" else name)
-            if own is not None:
-                verified(own)
-            weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
-            policy = prefix_shared(load_policy(place, weights, own=own is not None)).to(launch.device)
-            work = partial(
-                score_groups, policy, encoded, policy_name=policy_name, pad_id=encoder.tokenizer.pad_token_id,
-                head_chunk=sizes["head_chunk"],
-            )  # fmt: skip
-            with launch.precision(sizes["bf16"]):
-                fill_shards(
-                    stage.out, shards, work, rank=launch.rank, processes=launch.processes, first=first,
-                    progress=launch.progress(f"score by {name}", "shard"),
-                )  # fmt: skip
-            del policy, work  # Before the next one is loaded.
-        first += len(shards)
-        launch.wait()
+        first += score_under(name, encoded, encoder.tokenizer.pad_token_id, first, stage=stage, model=model, launch=launch)
     if launch.main:
         stage.out.mkdir(exist_ok=True)
         total = len(groups["offline"]) + len(groups["samples"])
@@ -76,6 +56,32 @@ def main(argv: list[str]) -> None:
             policy=stage.external[settings["policy_from"] or "start"], scored=scored, already_stored=stored,
         )  # fmt: skip
     launch.wait()
+
+
+def score_under(
+    name: str, encoded: EncodedGroups, pad_id: int, first: int, *, stage: Stage, model: ModelSettings, launch: Launch
+) -> int:
+    """Fills the shards from number `first` on with log-probs under one policy; returns how many shards they are.
+
+    The policy is loaded only where something is to be scored, and its files are checked then.
+    """
+    sizes = stage.settings["sizes"]
+    shards = batched(encoded.batches(sizes["per_device_train_batch_size"]), MICRO_BATCHES_PER_SHARD)
+    if shards:
+        source, artifact = policy_source(model, stage.artifact.parent.parent, None if name == "start" else name)
+        if artifact is not None:
+            verified(artifact)
+        work = partial(
+            score_groups, open_as_trained(source, model, launch, own=artifact is not None), encoded,
+            policy_name=stage.external[name], pad_id=pad_id, head_chunk=sizes["head_chunk"],
+        )  # fmt: skip
+        with launch.precision(sizes["bf16"]):
+            fill_shards(
+                stage.out, shards, work, rank=launch.rank, processes=launch.processes, first=first,
+                progress=launch.progress(f"score by {name}", "shard"),
+            )  # fmt: skip
+    launch.wait()
+    return len(shards)
 
 
 def text_groups(offline: list[OfflinePair], samples: list[Completion], kind: str) -> list[TextGroup]:

@@ -8,12 +8,11 @@ from handbook_ext.chat import ChatEncoder
 from handbook_ext.encoding import encode_pairs
 from handbook_ext.errors import run_main
 from handbook_ext.launching import begin
-from handbook_ext.models import load_policy, load_tokenizer, policy_hash, policy_source
-from handbook_ext.policy_forward import prefix_shared
+from handbook_ext.models import load_tokenizer, policy_hash, policy_source
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import PreferencePair, read_rows
 from handbook_ext.runs import Stage
-from handbook_ext.scoring import score_shard, store_batches
+from handbook_ext.scoring import open_as_trained, score_shard, store_batches
 from handbook_ext.settings import ModelSettings
 from handbook_ext.shards import fill_shards
 
@@ -32,8 +31,7 @@ def main(argv: list[str]) -> None:
     if launch.finished(stage):
         return
     tokenizer = load_tokenizer(source, model, own=artifact is not None)
-    weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
-    policy = prefix_shared(load_policy(source, weights, own=artifact is not None)).to(launch.device)
+    policy = open_as_trained(source, model, launch, own=artifact is not None)
     pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
     encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings["limits"]), explore=sizes["explore"])
     plan = BatchPlan(encoded.lengths, sizes["global_batch_size"], sizes["per_device_train_batch_size"], settings["seed"])

@@ -15,13 +15,13 @@ from handbook_ext.encoding import encode_pairs
 from handbook_ext.errors import UserError, run_main
 from handbook_ext.health import read_health, told
 from handbook_ext.launching import begin
-from handbook_ext.models import load_policy, load_tokenizer, policy_hash, policy_source
+from handbook_ext.models import load_tokenizer, policy_hash, policy_source
 from handbook_ext.objectives import Objective
-from handbook_ext.policy_forward import prefix_shared
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import PreferencePair, read_rows
 from handbook_ext.runs import Stage
 from handbook_ext.score_store import reference_sums
+from handbook_ext.scoring import open_as_trained
 from handbook_ext.settings import ModelSettings, TrainSettings
 from handbook_ext.supervised import optimizer_arguments
 from handbook_ext.training import PreferenceTrainer, last_complete_checkpoint, save_policy
@@ -56,8 +56,7 @@ def main(argv: list[str]) -> None:
     if train.needs_reference:
         encoded = encoded.with_reference(reference_sums(folder / "logprobs", name), name)
     plan = BatchPlan(encoded.lengths, train.global_batch_size, train.per_device_train_batch_size, settings["seed"])
-    weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
-    policy = prefix_shared(load_policy(source, weights, own=artifact is not None))
+    policy = open_as_trained(source, model, launch, own=artifact is not None)
     trainer = PreferenceTrainer(
         policy if model.lora is None else adapted(policy, model.lora, settings["seed"], arguments),
         arguments, encoded.pairs, plan,

@@ -13,12 +13,21 @@ from handbook_ext.batching import BatchPlan, Slot
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.collation import EncodedGroup, EncodedPair, pack
 from handbook_ext.encoding import EncodedPairs
-from handbook_ext.policy_forward import uses_one_row
+from handbook_ext.launching import Launch
+from handbook_ext.models import load_policy
+from handbook_ext.policy_forward import prefix_shared, uses_one_row
 from handbook_ext.records import Messages, completion_id
 from handbook_ext.score_store import store_row
+from handbook_ext.settings import ModelSettings
 from handbook_ext.shards import batched
 
 MICRO_BATCHES_PER_SHARD = 32
+
+
+def open_as_trained(source: str, model: ModelSettings, launch: Launch, *, own: bool) -> PreTrainedModel:
+    """Returns a policy as training has it: weights of training's type, prefix-shared forward; on this process's device."""
+    weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
+    return prefix_shared(load_policy(source, weights, own=own)).to(launch.device)
 
 
 def score_batch(
