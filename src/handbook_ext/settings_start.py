@@ -121,3 +121,4 @@ class SFTSettings(OptimizerSettings):
     """Supervised fine-tuning on the demonstrations (tiny_world) or the chosen completions."""
 
     packing: bool = Field(False, description="TRL's packing of several examples into one row")
+    group_by_length: bool = Field(False, description="draw batches from examples of similar length: less padding, less random")

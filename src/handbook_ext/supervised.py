@@ -86,6 +86,7 @@ def sft_trainer(
     config = SFTConfig(
         **arguments, max_length=settings.max_length, packing=settings.packing, completion_only_loss=True,
         dataset_kwargs={"skip_prepare_dataset": not settings.packing}, loss_type="nll",
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
     )  # fmt: skip
     trainer = SFTTrainer(
         model=model if lora is None else adapted(model, lora, config.seed, config), args=config,
