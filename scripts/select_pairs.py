@@ -17,8 +17,6 @@ from handbook_ext.selection import curriculum_pairs, dataset_pairs, gold_over_sa
 from handbook_ext.self_review import counts, kept_pairs, own_pairs, quality_of, selection_value
 from handbook_ext.settings import SelectSettings
 
-SOURCES = {"best_and_worst": "rankings.jsonl", "against_chosen": "rankings.jsonl", "gold_over_sample": "completions.jsonl"}
-
 
 def main(argv: list[str]) -> None:
     """Applies the recipe's rule to the iteration's portion."""
@@ -27,11 +25,8 @@ def main(argv: list[str]) -> None:
     settings = load_stage(folder / "select.yaml")
     select = SelectSettings(**settings["select"])
     rows_file = run / "data" / "rows" / "train.jsonl"
-    made_from = [folder / SOURCES[select.rule]] if select.rule in SOURCES else []
-    if select.rule == "review" and select.bootstrap > 0:
-        made_from = [folder / "completions.jsonl"]
     stores = [run / name / "logprobs" for name in settings.get("stores", [])]
-    stage = Stage(folder / "pairs.jsonl", settings, [rows_file, *made_from, *stores])
+    stage = Stage(folder / "pairs.jsonl", settings, [rows_file, *(folder / name for name in settings["reads"]), *stores])
     if stage.finished():
         return
     offline = portion(read_rows(rows_file, OfflinePair), **settings["portion"])

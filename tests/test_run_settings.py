@@ -45,7 +45,7 @@ def test_each_stage_gets_exactly_what_determines_it(folder: Path) -> None:
         "sft/sft.yaml": [*HEAD, "model", "long_prompts", "empty_completions", "sft"],
         "ranker/ranker.yaml": [*HEAD, "policy_from", "model", "rank"],
         "sft/evaluate.yaml": [*ITER, "policy_from", "model", "rank", "evaluate", "limits"],
-        "iter0/select.yaml": [*ITER, "policy_from", "portion", "select"],
+        "iter0/select.yaml": [*ITER, "policy_from", "reads", "portion", "select"],
         "iter0/score.yaml": [*ITER, "policy_from", "model", "score", "limits", "plan"],
         "iter0/train.yaml": [*ITER, "policy_from", "model", "train", "limits"],
         "iter0/evaluate.yaml": [*ITER, "policy_from", "first", "model", "rank", "evaluate", "limits"],
@@ -57,6 +57,7 @@ def test_each_stage_gets_exactly_what_determines_it(folder: Path) -> None:
     assert not {"iter0/generate.yaml", "iter0/rank.yaml"} & set(stages)
     assert all(path == "report.yaml" or Path(path).stem in (stages[path]["stage"], "data") for path in stages)
     assert stages["ranker/ranker.yaml"]["rank"].keys() == {"max_length", "fit"}
+    assert (stages["iter0/select.yaml"]["reads"], stages["iter1/select.yaml"]["reads"]) == ([], ["rankings.jsonl"])
     assert stages["iter2/generate.yaml"]["portion"] == {"index": 2, "of": 4}
     assert [stages[f"iter{number}/score.yaml"]["plan"]["explore"] for number in (0, 1)] == [False, True]
     assert stages["iter3/evaluate.yaml"]["policy_from"] == "iter3"

@@ -39,6 +39,11 @@ class Iteration:
         return self.judged or select.rule == "gold_over_sample" or (select.rule == "review" and select.bootstrap > 0)
 
     @property
+    def made_from(self) -> list[str]:
+        """Returns the files of the iteration that its pairs are made from, beside the data and the score stores."""
+        return ["rankings.jsonl"] if self.judged else ["completions.jsonl"] * self.sampled
+
+    @property
     def reviewed(self) -> bool:
         """Tells whether log-probs decide the selection, so that scoring comes before it."""
         select = self.settings.select

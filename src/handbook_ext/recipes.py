@@ -65,7 +65,7 @@ def _iteration_stages(run: Run, iteration: Iteration) -> dict[str, Settings]:
             self_judged["rubric_sha256"] = sha256_of(Path(rubric))
         stages["rank"] = {**same, **self_judged, "model": model, "rank": whole["rank"]}
     review = _review(run, iteration) if iteration.settings.select.rule == "review" else {}
-    stages["select"] = {**after, "portion": portion, "select": whole["select"], **review}
+    stages["select"] = {**after, "reads": iteration.made_from, "portion": portion, "select": whole["select"], **review}
     if iteration.scored:
         stages["score"] = {**after, "model": model, "score": whole["score"], "limits": limits, **_plan(run, iteration)}
     stages["train"] = {**after, "model": model, "train": whole["train"], "limits": limits}
