@@ -72,16 +72,17 @@ single   = $(if $(filter cpu,$(launch.$1)),$(warm),$$(PYTHON))
 define start_rules
 $(RUNS)/$1/data/rows/manifest.json: $(RUNS)/$1/data/data.yaml $(wildcard $(files.$1))
 	$(call single,$1) scripts/prepare_data.py $(RUNS)/$1
-$(RUNS)/$1/sft/policy/manifest.json: $(RUNS)/$1/sft/sft.yaml $(RUNS)/$1/data/rows/manifest.json
+$(RUNS)/$1/sft/policy/manifest.json: $(RUNS)/$1/sft/sft.yaml $(RUNS)/$1/data/rows/manifest.json $(checkpoint.$1)
 	$(call launcher,$1) scripts/train_sft.py $(RUNS)/$1
 $(RUNS)/$1/ranker/model/manifest.json: $(RUNS)/$1/ranker/ranker.yaml $(RUNS)/$1/data/rows/manifest.json $(call policy,$1,$(filter sft,$(start.$1)))
 	$(call launcher,$1) scripts/train_ranker.py $(RUNS)/$1
 endef
 
-policy = $(if $2,$(RUNS)/$1/$2/policy/manifest.json)
+# A stage's policy, or the recipe's checkpoint: its files, where it is a folder here.
+policy = $(if $2,$(RUNS)/$1/$2/policy/manifest.json,$(checkpoint.$1))
 # The policy that an iteration starts from; where the recipe sets limits, the iteration before must be in good health.
 from   = $(call policy,$1,$2) $(if $(filter $2,$(watched.$1)),$(RUNS)/$1/$2/health.json)
-ranker = $(if $(fitted.$1),$(RUNS)/$1/ranker/model/manifest.json)
+ranker = $(if $(fitted.$1),$(RUNS)/$1/ranker/model/manifest.json) $(judge.$1)
 both   = $1.$2 $1.manifest.json
 
 # $1 run, $2 iteration, $3 what it starts from (empty: the recipe's checkpoint). What a recipe does not need has no rule.

@@ -13,7 +13,7 @@ from handbook_ext.generation import Job, answered, open_policy
 from handbook_ext.implicit_reward import Text, implicit_rewards, summarised
 from handbook_ext.launching import Launch, begin
 from handbook_ext.models import policy_hash, policy_source
-from handbook_ext.rankers import Ranker, fitted_ranker, open_ranker
+from handbook_ext.rankers import Ranker, fitted_ranker, open_ranker, outside_ranker
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import OfflinePair, assistant, derived_seed, read_rows
 from handbook_ext.runs import Stage
@@ -35,10 +35,11 @@ def main(argv: list[str]) -> None:
     first, first_artifact = policy_source(model, run, settings["first"]) if "first" in settings else (source, None)
     rows_file = run / "data" / "rows" / "test.jsonl"
     stage = Stage(
-        folder / "eval.json", settings, [rows_file, *filter(None, (artifact, first_artifact, fitted_ranker(run, rank)))]
-    )
+        folder / "eval.json", settings, [rows_file, *filter(None, (artifact, first_artifact, fitted_ranker(run, rank)))],
+        external=outside_ranker(rank),
+    )  # fmt: skip
     if artifact is None or ("first" in settings and first_artifact is None):
-        stage.external = {"policy": policy_hash(first, model)}
+        stage.external["policy"] = policy_hash(first, model)
     if launch.finished(stage):
         return
     policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)

@@ -6,7 +6,7 @@ from typing import Any
 
 from handbook_ext.errors import run_main
 from handbook_ext.launching import Launch, begin
-from handbook_ext.rankers import Ranker, candidates_of, fitted_ranker, open_ranker, ranking
+from handbook_ext.rankers import Ranker, candidates_of, fitted_ranker, open_ranker, outside_ranker, ranking
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import Completion, OfflinePair, Ranking, read_rows, write_rows
 from handbook_ext.runs import Stage
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "train.jsonl"
     judge = [run / settings["policy_from"] / "policy"] if settings.get("policy_from") else []
     inputs = [folder / "completions.jsonl", rows_file, *([fitted] if fitted else []), *judge]
-    stage = Stage(folder / "rankings.jsonl", settings, inputs)
+    stage = Stage(folder / "rankings.jsonl", settings, inputs, external=outside_ranker(rank))
     if launch.finished(stage):
         return
     if rank.ranker == "self":

@@ -232,3 +232,20 @@ def test_killed_training_of_adapters_ends_with_the_same_weights(
     assert status == 0, said
     assert len(marked) == 1
     assert manifest(policy)["sha256"] == manifest(finished.folder / f"runs/mine-{stage}/policy")["sha256"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_has_changed_is_read_again(finished: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "copy", RUN)
+    shutil.copytree(finished.folder / "runs", workspace.folder / "runs", copy_function=shutil.copy2)
+    start = shutil.copytree(finished.folder / "runs/mine-micro/sft/policy", tmp_path / "start")
+    workspace.write(MICRO + LORA % (FROM % start), "tuned")
+    workspace.run("mine-tuned-iter0")
+    assert workspace.commands("mine-tuned-iter0") == []
+    weights = load_file(start / "model.safetensors")
+    for change, told in ((0.0, "is up to date"), (0.5, "is done")):
+        save_file({name: weight + change for name, weight in weights.items()}, start / "model.safetensors", {"format": "pt"})
+        first = workspace.commands("mine-tuned-iter0")[0]
+        assert "train_sft.py" in first
+        status, said = workspace.execute(first)
+        assert (status, f"sft/policy {told}" in said) == (0, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from handbook_ext.errors import UserError
-from handbook_ext.rankers import Oracle, RewardModel, Verdict, candidates_of, make_ranker, ranking
+from handbook_ext.rankers import Oracle, RewardModel, Verdict, candidates_of, make_ranker, outside_ranker, ranking
 from handbook_ext.records import Completion, Messages, OfflinePair, assistant
+from handbook_ext.settings import RankSettings
 from handbook_ext.tiny_world import best_answer, request_prompt, true_reward
 
 CPU = torch.device("cpu")
@@ -154,3 +156,12 @@ def test_candidates_are_samples_then_chosen_then_rejected() -> None:
     assert candidates_of(samples, offline) == [
         ("on_policy", 0, "y0"), ("on_policy", 1, "y1"), ("offline", None, "y_w"), ("offline", None, "y_l"),
     ]  # fmt: skip
+
+
+def test_a_reward_model_in_a_folder_is_named_by_its_content(classifier: str, tmp_path: Path) -> None:
+    copied = shutil.copytree(classifier, tmp_path / "copied")
+    named = [outside_ranker(RankSettings(ranker="reward_model", model=str(place))) for place in (classifier, copied)]
+    assert named[0] == named[1] != {}
+    (copied / "config.json").write_text("{}")
+    assert outside_ranker(RankSettings(ranker="reward_model", model=str(copied))) != named[0]
+    assert outside_ranker(RankSettings(ranker="reward_model", model="some/judge")) == outside_ranker(RankSettings()) == {}

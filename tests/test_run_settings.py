@@ -148,9 +148,31 @@ def test_make_learns_the_shape_of_the_run(folder: Path) -> None:
         "fitted.mine-selm := yes",
         "launch.mine-selm := ddp",
         "files.mine-selm :=",
+        "checkpoint.mine-selm :=",
+        "judge.mine-selm :=",
         "kl.mine-selm :=",
     ]
     assert "fitted.tiny-selm :=\n" in make_variables(resolve("tiny-selm"))
+
+
+def test_files_outside_the_run_are_watched(folder: Path, tmp_path: Path) -> None:
+    for name in ("start/model.safetensors", "judge/config.json", "own.jinja"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    text = f"""
+data: {{dataset: some/pairs}}
+model: {{name_or_path: {tmp_path}/start, architecture: null, tokenizer_vocab_size: null, chat_template: {tmp_path}/own.jinja}}
+iterations: {{iter2: {{rank: {{ranker: reward_model, model: {tmp_path}/judge}}}}}}
+"""
+    told = make_variables(mine(text)).splitlines()
+    assert f"checkpoint.mine-selm := {tmp_path}/start/model.safetensors" in told
+    assert f"judge.mine-selm := {tmp_path}/judge/config.json" in told
+    before = stage_settings(mine(text))
+    (tmp_path / "own.jinja").write_text("2")
+    after = stage_settings(mine(text))
+    changed = {path for path in after if after[path] != before[path]}
+    assert {"sft/sft.yaml", "iter1/generate.yaml", "iter3/train.yaml", "iter0/evaluate.yaml"} <= changed
+    assert not changed & {"data/data.yaml", "iter1/select.yaml", "report.yaml"}
 
 
 SERA = """

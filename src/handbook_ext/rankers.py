@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from handbook_ext.artifacts import sha256_of
 from handbook_ext.errors import UserError
 from handbook_ext.records import Candidate, Completion, Messages, OfflinePair, Origin, Ranking, assistant
 from handbook_ext.settings import RANKERS_HERE, RankSettings
@@ -136,3 +137,9 @@ def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> lis
 def fitted_ranker(run: Path, rank: RankSettings) -> Path | None:
     """Returns the reward model that the run fits itself, where the recipe names none."""
     return run / "ranker" / "model" if rank.ranker == "reward_model" and rank.model is None else None
+
+
+def outside_ranker(rank: RankSettings) -> dict[str, str]:
+    """Returns the hash of a reward model in a local folder, by the name that a manifest gives it: none of another kind."""
+    folder = Path(rank.model) if rank.ranker == "reward_model" and rank.model is not None else None
+    return {"ranker": sha256_of(folder)} if folder is not None and folder.is_dir() else {}

@@ -44,6 +44,10 @@ def stage_settings(run: Run) -> dict[str, Settings]:
         "stage": "report", **same, "iterations": [run.start, *(each.name for each in run.iterations)],
         "report": base["report"],
     }  # fmt: skip
+    for settings in stages.values():
+        template = settings.get("model", {}).get("chat_template")
+        if template is not None and Path(template).is_file():
+            settings["template_sha256"] = sha256_of(Path(template))
     return stages
 
 
@@ -149,6 +153,8 @@ def make_variables(run: Run) -> str:
     values = {
         "iterations": names, "start": run.start, **kinds, "fitted": "yes" if run.fitted else "", "launch": run.settings.launch,
         "files": " ".join(local_files(run.settings)),
+        "checkpoint": " ".join(folder_files(run.settings.model.name_or_path)),
+        "judge": " ".join(sorted({file for ranks in (run, *run.iterations) for file in folder_files(ranks.settings.rank.model)})),
         "kl": "yes" if run.settings.health.max_kl is not None else "",
     }  # fmt: skip
     return _header(run) + "".join(f"{name}.{run.name} := {value}".rstrip() + "\n" for name, value in values.items())
@@ -157,6 +163,12 @@ def make_variables(run: Run) -> str:
 def local_files(settings: Recipe) -> list[str]:
     """Returns the data files that the recipe names: make looks at their time, the data stage at their content."""
     return [name for name in (settings.data.train, settings.data.test, settings.data.sft) if name and Path(name).is_file()]
+
+
+def folder_files(source: str | None) -> list[str]:
+    """Returns the files of a checkpoint that is a local folder, adapters and all; none for a name on the hub."""
+    folder = None if source is None else Path(source)
+    return sorted(map(str, filter(Path.is_file, folder.rglob("*")))) if folder is not None and folder.is_dir() else []
 
 
 def beyond(run: Run) -> list[str]:
