@@ -6,15 +6,12 @@ import pytest
 from handbook_ext.metrics import (
     Interval,
     Scores,
-    bootstrap_interval,
     comparable,
     compare_scores,
     correlation,
     hierarchical_interval,
     outcomes,
-    reward_accuracy,
     summarise_scores,
-    win_rate,
     word_verdict,
 )
 
@@ -28,20 +25,14 @@ def scores(rewards: list[float], prompts: str = "abcdefgh") -> Scores:
 def test_win_rate_counts_ties_half() -> None:
     """One win, one tie, two losses."""
     assert outcomes([1, 2, 3, 4], [0, 2, 4, 5]).tolist() == [1.0, 0.5, 0.0, 0.0]
-    assert win_rate([1, 2, 3, 4], [0, 2, 4, 5]) == 0.375
-    assert win_rate([1, 2], [1, 2]) == 0.5
+    assert outcomes([1, 2], [1, 2]).tolist() == [0.5, 0.5]
 
 
 def test_win_rates_of_both_sides_sum_to_one() -> None:
     """What one side wins the other loses, ties included."""
     rng = np.random.default_rng(0)
     ours, theirs = rng.integers(0, 4, 100), rng.integers(0, 4, 100)
-    assert win_rate(ours, theirs) + win_rate(theirs, ours) == pytest.approx(1.0)
-
-
-def test_reward_accuracy_counts_a_tie_as_an_error() -> None:
-    """Strictly higher only, as TRL counts."""
-    assert reward_accuracy([1, 2, 3], [0, 2, 4]) == pytest.approx(1 / 3)
+    assert (outcomes(ours, theirs) + outcomes(theirs, ours)).tolist() == [1.0] * 100
 
 
 def test_correlation_is_none_for_constants() -> None:
@@ -57,16 +48,16 @@ def test_correlation_is_none_for_constants() -> None:
 def test_unusable_rewards_are_refused(ours: list[float], theirs: list[float], words: str) -> None:
     """Different lengths, nothing at all, and nan."""
     with pytest.raises(ValueError, match=words):
-        win_rate(ours, theirs)
+        outcomes(ours, theirs)
 
 
 def test_bootstrap_is_seeded_and_agrees_with_the_normal_interval() -> None:
     """1.96 standard errors to each side, the same at each call."""
     values = np.random.default_rng(1).normal(3.0, 1.0, 400)
-    found = bootstrap_interval(values, resamples=4000)
+    found = hierarchical_interval([values], resamples=4000)
     error = 1.96 * values.std() / 20
-    assert found == bootstrap_interval(values, resamples=4000)
-    assert found != bootstrap_interval(values, resamples=4000, seed=1)
+    assert found == hierarchical_interval([values], resamples=4000)
+    assert found != hierarchical_interval([values], resamples=4000, seed=1)
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.value == pytest.approx(error, rel=0.1)
     assert found.value - found.low == pytest.approx(error, rel=0.1)
@@ -74,13 +65,13 @@ def test_bootstrap_is_seeded_and_agrees_with_the_normal_interval() -> None:
 
 def test_constant_values_have_no_width() -> None:
     """Nothing to resample."""
-    assert bootstrap_interval([2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
+    assert hierarchical_interval([[2.0, 2.0]]) == Interval(2.0, 2.0, 2.0)
 
 
 def test_interval_over_prompts_covers_the_truth() -> None:
     """About 95 of 100 intervals hold the mean that the data were drawn with."""
     rng = np.random.default_rng(2)
-    found = [bootstrap_interval(rng.normal(0, 1, 60), resamples=400) for _ in range(200)]
+    found = [hierarchical_interval([rng.normal(0, 1, 60)], resamples=400) for _ in range(200)]
     assert 0.88 <= np.mean([one.side(0) == 0 for one in found]) <= 0.99
 
 

@@ -62,17 +62,6 @@ def outcomes(ours: ArrayLike, theirs: ArrayLike) -> FloatArray:
     return np.where(first > second, 1.0, np.where(first == second, 0.5, 0.0))
 
 
-def win_rate(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """Share of prompts in [0, 1] on which ours has the higher reward; a tie counts half."""
-    return float(outcomes(ours, theirs).mean())
-
-
-def reward_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> float:
-    """Share of pairs in [0, 1] whose chosen reward is strictly the higher one; a tie is an error, as in TRL."""
-    first, second = aligned(chosen, rejected)
-    return float((first > second).mean())
-
-
 def correlation(first: ArrayLike, second: ArrayLike) -> float | None:
     """Pearson correlation over prompts, or None where it is undefined because one side is constant."""
     left, right = aligned(first, second)
@@ -92,13 +81,6 @@ def _mean_ranks(values: FloatArray) -> FloatArray:
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts + 1) / 2)[places], dtype=np.float64)
-
-
-def bootstrap_interval(
-    values: ArrayLike, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
-) -> Interval:
-    """The mean of `values` (prompts,) with its interval over prompts. It knows nothing of training noise."""
-    return hierarchical_interval([values], resamples=resamples, confidence=confidence, seed=seed)
 
 
 def hierarchical_interval(
