@@ -10,7 +10,7 @@ from handbook_ext.errors import UserError
 from handbook_ext.launch_checks import check_batches, launched_processes
 from handbook_ext.recipe_checks import derived, mentioned, told, validated
 from handbook_ext.recipe_files import Mark, Tree, merged, nearest, read_recipe, shown
-from handbook_ext.settings import Recipe
+from handbook_ext.settings import RankSettings, Recipe
 
 RECIPES = Path("recipes")
 NO_RECIPES = ("accelerate", "tables")
@@ -77,12 +77,16 @@ class Run:
         return "start" if self.settings.sft is None else "sft"
 
     @property
+    def ranks(self) -> list[RankSettings]:
+        """Returns the judges of the evaluation at the start and of each iteration."""
+        return [self.settings.rank, *(each.settings.rank for each in self.iterations)]
+
+    @property
     def fitted(self) -> bool:
         """Tells whether the run trains its own reward model."""
-        ranks = [self.settings.rank, *(each.settings.rank for each in self.iterations)]
         judged_apart = self.settings.data.dataset != "tiny_world"  # There the true reward evaluates a self-judged run.
         fitted = ("reward_model", "self") if judged_apart else ("reward_model",)
-        return any(rank.ranker in fitted and rank.model is None for rank in ranks)
+        return any(rank.ranker in fitted and rank.model is None for rank in self.ranks)
 
     def iteration(self, name: str) -> Iteration:
         """Returns an iteration by name; a UserError names those that exist."""

@@ -154,7 +154,7 @@ def make_variables(run: Run) -> str:
         "iterations": names, "start": run.start, **kinds, "fitted": "yes" if run.fitted else "", "launch": run.settings.launch,
         "files": " ".join(local_files(run.settings)),
         "checkpoint": " ".join(folder_files(run.settings.model.name_or_path)),
-        "judge": " ".join(sorted({file for ranks in (run, *run.iterations) for file in folder_files(ranks.settings.rank.model)})),
+        "judge": " ".join(sorted({file for rank in run.ranks for file in folder_files(rank.model)})),
         "kl": "yes" if run.settings.health.max_kl is not None else "",
     }  # fmt: skip
     return _header(run) + "".join(f"{name}.{run.name} := {value}".rstrip() + "\n" for name, value in values.items())
