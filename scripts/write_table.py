@@ -20,6 +20,7 @@ from handbook_ext.runs import Stage
 from handbook_ext.tables import (
     Table,
     judge_claim,
+    kept_again,
     measure,
     read_table,
     reward_differences,
@@ -51,8 +52,9 @@ def main(argv: list[str]) -> None:
         policy = row.policy or last[row.recipe]
         for folder in folders[row.recipe]:
             start = "sft" if (folder / "sft").is_dir() else "start"
-            pairs = [folder / policy / "pairs.jsonl"] if policy.startswith("iter") else []
-            inputs += [folder / start / "eval.json", folder / policy / "eval.json", *pairs]
+            trained = {*([policy] if policy.startswith("iter") else []), *(table.similarity if row.policy is None else [])}
+            inputs += [folder / start / "eval.json", folder / policy / "eval.json"]
+            inputs += [folder / iteration / "pairs.jsonl" for iteration in sorted(trained)]
     settings = {"stage": "table", "recipe": given.table, "table": table.model_dump(), "seeds": given.seeds}
     stage = Stage(given.runs / f"table-{given.table}" / "report", settings, list(dict.fromkeys(inputs)))
     if not stage.finished():
@@ -71,14 +73,17 @@ def rendered(table: Table, folders: dict[str, list[Path]], last: dict[str, str],
     measured = {row.name: measure(row, folders[row.recipe], last[row.recipe]) for row in table.rows}
     rows = [summarise_row(each, **BOOTSTRAP) for each in measured.values()]
     told: dict[str, Any] = {"rows": rows, "claims": [judge_claim(c, measured, DECODING, **BOOTSTRAP) for c in table.claims]}
-    alike = {}
-    if table.similarity is not None:
-        alike = similarities({row.name: folders[row.recipe] for row in table.rows if row.policy is None}, table.similarity)
+    alike, again = {}, {}
+    if table.similarity:
+        compared = {row.name: folders[row.recipe] for row in table.rows if row.policy is None}
+        alike = similarities(compared, table.similarity[-1])
+        again = {name: kept_again(each, table.similarity) for name, each in compared.items() if len(table.similarity) == 2}
         told["similarities"] = [{"rows": list(names), "jaccard": value} for names, value in alike.items()]
+        told["kept_again"] = again
     files, captions = drawn(table, rows, measured, folders)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("handbook_ext"), autoescape=False)  # noqa: S701 - Markdown
     page = environment.get_template("table.md.j2").render(
-        table=table, rows=rows, claims=told["claims"], similarities=alike, seeds=seeds, pictures=captions,
+        table=table, rows=rows, claims=told["claims"], similarities=alike, again=again, seeds=seeds, pictures=captions,
         names=list(dict.fromkeys(name for names in alike for name in names)), **BOOTSTRAP,
     )  # fmt: skip
     files["table.md"] = page.encode() + b"\n"

@@ -167,16 +167,19 @@ def test_data_without_scores_cannot_be_selected_by_score(tmp_path: Path) -> None
     assert "select.keep_by score_gap needs score_chosen and score_rejected, which this row lacks" in said
 
 
+PARTS = ("iter1", "iter2")
+
+
 def test_a_table_runs_its_recipes_shares_what_is_equal_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = Workspace(tmp_path / "table", SERA.replace("iter1: {", "iter2: null, iter3: null, iter1: {"))
+    workspace = Workspace(tmp_path / "table", SERA.replace("iter1: {", "iter3: null, iter1: {"))
     workspace.write("base: micro.yaml\ntrain: {loss_type: ipo, beta: 1.0}\n", "ipo")
     (workspace.folder / "recipes/tables/mine.yaml").write_text(
         "title: A small table\nsource: ours\nrows:\n"
         "  - {name: SFT, recipe: mine-micro, policy: sft}\n  - {name: DPO, recipe: mine-micro}\n"
         "  - {name: IPO, recipe: mine-ipo}\n"
-        "claims: [{better: IPO, worse: DPO, words: IPO beats DPO.}]\nsimilarity: iter1\ndifferences: [IPO, DPO]\n"
+        "claims: [{better: IPO, worse: DPO, words: IPO beats DPO.}]\nsimilarity: [iter1, iter2]\ndifferences: [IPO, DPO]\n"
     )
     monkeypatch.setenv("HANDBOOK_SHARE", "1")
     monkeypatch.setenv("SEEDS", "2")
@@ -188,6 +191,14 @@ def test_a_table_runs_its_recipes_shares_what_is_equal_and_repeats_nothing(
     )
     page = (workspace.folder / "runs/table-mine/report/table.md").read_text()
     assert page.count("\n| SFT |") == page.count("\n| DPO |") - 1 == 1
+    told = json.loads((workspace.folder / "runs/table-mine/report/summary.json").read_text())
+    kept = [
+        {json.loads(line)["prompt_id"] for line in path.open() if json.loads(line)["chosen_origin"] == "offline"}
+        for path in (workspace.folder / f"runs/mine-{name}/{part}/pairs.jsonl" for name in ("ipo", "ipo-seed2") for part in PARTS)
+    ]
+    alike = [len(first & second) / len(first | second) for first, second in (kept[:2], kept[2:])]
+    assert told["kept_again"]["IPO"] == pytest.approx(sum(alike) / 2) != 1
+    assert "| iter1 and iter2 |" in page
     assert "IPO beats DPO. The tiny world **" in page
     assert (workspace.folder / "runs/table-mine/report/reward_differences.png").is_file()
     *rest, table = workspace.commands("table-mine")

@@ -50,7 +50,10 @@ class Table(Section):
     paper_column: str = Field("paper", description="head of the paper's column")
     rows: list[TableRow] = Field(min_length=1)
     claims: list[Claim] = Field(default=[])
-    similarity: str | None = Field(None, description="iteration whose kept offline pairs are compared between the rows")
+    similarity: list[str] = Field(
+        default=[], max_length=2,
+        description="iterations whose kept offline pairs are compared: the last between the rows, both within each row",
+    )  # fmt: skip
     axis: str | None = Field(None, description="name of the rows' x")
     differences: list[str] = Field(default=[], max_length=2, description="two rows whose implicit rewards are compared")
 
@@ -150,6 +153,11 @@ def similarities(folders: dict[str, Sequence[Path]], iteration: str) -> dict[tup
         (ours, theirs): fmean(jaccard(a, b) for a, b in zip(kept[ours], kept[theirs], strict=True))
         for ours, theirs in combinations_with_replacement(kept, 2)
     }
+
+
+def kept_again(folders: Sequence[Path], iterations: Sequence[str]) -> float:
+    """Returns the Jaccard similarity of the offline pairs that one recipe kept in two iterations, a mean over seeds."""
+    return fmean(jaccard(*(kept_ids(folder, iteration) for iteration in iterations)) for folder in folders)
 
 
 def reward_differences(ours: Path, theirs: Path, side: str) -> list[float]:
