@@ -13,7 +13,7 @@ from handbook_ext.generation import Job, answered, open_policy
 from handbook_ext.implicit_reward import Text, implicit_rewards, summarised
 from handbook_ext.launching import Launch, begin
 from handbook_ext.models import policy_hash, policy_source
-from handbook_ext.rankers import Ranker, fitted_ranker, open_ranker, outside_ranker
+from handbook_ext.rankers import Ranker, fitted_ranker, judge_name, open_ranker, outside_ranker
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import OfflinePair, assistant, derived_seed, read_rows
 from handbook_ext.runs import Stage
@@ -56,8 +56,8 @@ def main(argv: list[str]) -> None:
         for temperature in evaluate.temperatures
     }
     told = {
-        "policy": {"name": settings["iteration"], "sha256": policy_hash(source, model)}, "recipe": settings["recipe"],
-        "seed": settings["seed"], "ranker": rank.ranker, "decodings": decodings,
+        "policy": {"name": settings["iteration"], "sha256": policy_hash(source, model)},
+        "seed": settings["seed"], "ranker": rank.ranker, "judge": judge_name(run, rank), "decodings": decodings,
     }  # fmt: skip
     if launch.main:
         if "first" in settings:

@@ -9,6 +9,7 @@ from handbook_ext.preference_data import load_offline_data
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import content_id, write_rows
 from handbook_ext.runs import Stage
+from handbook_ext.selection import require
 from handbook_ext.settings import DataSettings
 
 
@@ -23,6 +24,9 @@ def main(argv: list[str]) -> None:
     if stage.finished():
         return
     loaded = load_offline_data(data, settings["seed"])
+    for need in settings["needs"]:
+        for row in loaded.train:
+            require(row, need)  # Now, and not after a training.
     stage.out.mkdir(exist_ok=True)
     write_rows(stage.out / "sft.jsonl", loaded.demonstrations)
     write_rows(stage.out / "train.jsonl", loaded.train)

@@ -78,7 +78,9 @@ def review(
     left: dict[str, list[float]] = {}
     if keep:
         dropped["prompt too long"] += len(offline) - len(scored)
-        value = selection_value(select.keep_by, quality=quality, under=under, seed=settings["seed"])
+        value = selection_value(
+            select.keep_by, quality=quality, under=under, seed=settings["seed"], iteration=settings["iteration"]
+        )
         kept, left["offline"] = kept_pairs(scored, keep, value, dropped, margins=select.keep_by == "margin")
     samples = by_prompt(folder) if add else {}
     own, left["own"] = own_pairs(samples.values(), add, quality, dropped)

@@ -76,7 +76,7 @@ def test_the_manifest_names_the_files_and_why_rows_went(tmp_path: Path) -> None:
     files = {"train": write(tmp_path / "train.jsonl", rows), "test": write(tmp_path / "test.jsonl", [pair()])}
     files["sft"] = write(tmp_path / "sft.jsonl", [chat("a", "b"), chat("a")])
     (tmp_path / "run/data").mkdir(parents=True)
-    settings = {"stage": "data", "recipe": "mine", "seed": 1, "data": files}
+    settings = {"stage": "data", "recipe": "mine", "seed": 1, "needs": [], "data": files}
     (tmp_path / "run/data/data.yaml").write_text(yaml.safe_dump(settings))
     runpy.run_path(str(ROOT / "scripts/prepare_data.py"))["main"]([str(tmp_path / "run")])
     manifest = json.loads((tmp_path / "run/data/rows/manifest.json").read_text())

@@ -31,10 +31,11 @@ def write_settings(folder: Path, iterations: int = 3, **report: Any) -> None:
     """A report.yaml as the recipe resolves to."""
     names = ["sft", *(f"iter{number}" for number in range(iterations))]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.yaml").write_text(json.dumps({"stage": "report", "iterations": names, "report": report}))
+    recipe = report.pop("recipe", "tiny-selm")
+    (folder / "report.yaml").write_text(json.dumps({"stage": "report", "recipe": recipe, "iterations": names, "report": report}))
 
 
-def write_evaluation(folder: Path, mean: float, seed: int = 1, recipe: str = "tiny-selm", ranker: str = "oracle") -> None:
+def write_evaluation(folder: Path, mean: float, seed: int = 1, ranker: str = "oracle", judge: str = "") -> None:
     """An eval.json of 40 prompts whose rewards lie around `mean`."""
     rng = np.random.default_rng([seed, int(1000 * mean)])
     decodings = {}
@@ -42,7 +43,7 @@ def write_evaluation(folder: Path, mean: float, seed: int = 1, recipe: str = "ti
         rewards = mean + rng.normal(0, 0.1, 40)
         rows = [{"prompt_id": f"p{i}", "reward": float(one), "tokens": 5 + i % 7} for i, one in enumerate(rewards)]
         decodings[name] = {"temperature": temperature, "rows": rows}
-    about = {"policy": {"name": folder.name, "sha256": "0" * 64}, "recipe": recipe, "seed": seed, "ranker": ranker}
+    about = {"policy": {"name": folder.name, "sha256": "0" * 64}, "seed": seed, "ranker": ranker, "judge": judge}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(about | {"decodings": decodings}))
 
@@ -57,7 +58,7 @@ def write_manifest(path: Path, stage: str, commit: str = "c" * 40) -> None:
 
 def make_run(folder: Path, iterations: int = 3, *, start: str = "sft", gain: float = 0.1, **about: Any) -> Path:
     """A finished run whose mean reward grows by `gain` each iteration."""
-    write_settings(folder, iterations)
+    write_settings(folder, iterations, recipe=about.pop("recipe", "tiny-selm"))
     for index, name in enumerate([start, *(f"iter{number}" for number in range(iterations))]):
         one = folder / name
         write_evaluation(one, 0.3 + gain * index, **about)
@@ -66,7 +67,7 @@ def make_run(folder: Path, iterations: int = 3, *, start: str = "sft", gain: flo
             continue
         write_manifest(one / "pairs.manifest.json", "select")
         sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
-        pair = sides | {"chosen_origin": "on_policy", "rejected_origin": "offline", "explore": None, "margin": None}
+        pair = sides | {"chosen_origin": "offline", "rejected_origin": "on_policy", "explore": None, "margin": None}
         pair |= {"prompt": [{"role": "user", "content": "Which?"}]}
         lines = [json.dumps(pair | {"prompt_id": str(i), "swapped": bool(i)}) + "\n" for i in range(2)]
         (one / "pairs.jsonl").write_text("".join(lines))
@@ -98,7 +99,7 @@ def test_stages_and_pairs_tell_counts_and_origins(tmp_path: Path) -> None:
     (folder / "completions.manifest.json").write_text("{}")
     rows = [[row[key] for key in ("stage", "in", "out", "seconds")] for row in read_stages(folder)]
     assert rows == [["completions", None, None, None], ["select", 10, 8, 1.5], ["train", 10, 8, 1.5]]
-    assert list(read_pairs(folder / "pairs.jsonl").values()) == ["iter0", 2, 1.0, 0.0, 0.5]
+    assert list(read_pairs(folder / "pairs.jsonl").values()) == ["iter0", 2, 0.0, 1.0, 0.5]
     (folder / "pairs.jsonl").write_text("")
     assert read_pairs(folder / "pairs.jsonl")["chosen"] == 0.0
 
@@ -166,7 +167,7 @@ def test_report_without_training_logs_or_manifests(tmp_path: Path, script: Modul
     assert not (tmp_path / "report" / "training_curves.png").exists()
     assert "reward (by reward_model), greedy" in text and "true reward" not in text
     assert "iter1 cannot be told apart from the starting policy" in text
-    assert "the ranker that also made the training labels" in text
+    assert "The rewards come from reward_model: they show" in text
     assert "## tiny-selm: Stages" not in text
 
 

@@ -158,12 +158,9 @@ def test_data_without_scores_cannot_be_selected_by_score(tmp_path: Path) -> None
     workspace.write(
         recipe.replace("rule: review", "rule: review, keep_by: score_gap, bootstrap: 0") + "rank: {ranker: reward_model}\n"
     )
-    for command in workspace.commands("mine-micro-iter2"):
-        status, said = workspace.execute(command)
-        if status:
-            break
-    assert command.endswith("scripts/select_pairs.py runs/mine-micro/iter2")
-    assert status == 2
+    first = workspace.commands("mine-micro-iter2")[0]
+    status, said = workspace.execute(first)
+    assert (first.endswith("scripts/prepare_data.py runs/mine-micro"), status) == (True, 2)
     assert "select.keep_by score_gap needs score_chosen and score_rejected, which this row lacks" in said
 
 

@@ -41,7 +41,7 @@ ITER = [*HEAD, "iteration"]
 def test_each_stage_gets_exactly_what_determines_it(folder: Path) -> None:
     stages = stage_settings(mine("data: {dataset: some/pairs}\n"))
     expected = {
-        "data/data.yaml": [*HEAD, "data"],
+        "data/data.yaml": [*HEAD, "needs", "data"],
         "sft/sft.yaml": [*HEAD, "model", "long_prompts", "empty_completions", "sft"],
         "ranker/ranker.yaml": [*HEAD, "policy_from", "model", "rank"],
         "sft/evaluate.yaml": [*ITER, "policy_from", "model", "rank", "evaluate", "limits"],

@@ -68,7 +68,7 @@ STORE = store_of(zero=OFFLINE | ZERO_OWN, one=ONE | ONE_OWN)
 def test_six_pairs_and_two_prompts_as_on_paper() -> None:
     reward = quality(STORE, (1.0, "one", "zero"))
     dropped: Counter[str] = Counter()
-    value = selection_value("margin", quality=reward, under={}, seed=0)
+    value = selection_value("margin", quality=reward, under={}, seed=0, iteration="iter2")
     keep, add = counts(6, 0.7, 0.3)
     assert (keep, add) == (4, 2)
     kept, left = kept_pairs([pair(n) for n in range(6)], keep, value, dropped, margins=True)
@@ -116,7 +116,7 @@ def test_own_pairs_of_low_margin_are_rejected_over_all_prompts() -> None:
 
 def test_labels_are_kept_whatever_the_sign_of_the_margin() -> None:
     reward = quality(STORE, (1.0, "one", "zero"))
-    value = selection_value("margin", quality=reward, under={}, seed=0)
+    value = selection_value("margin", quality=reward, under={}, seed=0, iteration="iter2")
     [only], _ = kept_pairs([pair(1, swapped=True)], 1, value, Counter(), margins=True)
     assert (only.margin, only.chosen, only.swapped) == (-1.0, assistant("good 1"), True)
 
@@ -163,7 +163,7 @@ def test_other_selectors() -> None:
     under = STORE.under("one")
 
     def chosen_by(keep_by: str, rows: list[OfflinePair] = rated) -> list[str]:
-        value = selection_value(keep_by, quality=lambda _: 0.0, under=under, seed=7)
+        value = selection_value(keep_by, quality=lambda _: 0.0, under=under, seed=7, iteration="iter2")
         return [each.prompt_id for each in kept_pairs(rows, 2, value, Counter(), margins=False)[0]]
 
     assert chosen_by("score_gap") == ["p1", "p2"]

@@ -55,6 +55,7 @@ def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health
     """Returns what the pairs tell; `manifest` is theirs, with the counts of what selection left out."""
     sides = {side: [float(_words(getattr(pair, side))) for pair in pairs] for side in ("chosen", "rejected")}
     labels = [1.0] * len(pairs) + [0.0] * len(pairs)
+    offline = [pair for pair in pairs if pair.chosen_origin == "offline"]
     counts, margins = manifest["counts"], manifest.get("margins", {})
     identical = counts.get("dropped", {}).get("chosen equals rejected", 0)
     return {
@@ -63,7 +64,7 @@ def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health
         "length_correlation": correlation(labels, [*sides["chosen"], *sides["rejected"]]),
         "identical_pairs": identical / max(1, counts["in"]),
         "on_policy_chosen": fmean(pair.chosen_origin == "on_policy" for pair in pairs),
-        "swapped": fmean(pair.swapped for pair in pairs),
+        "swapped": fmean(pair.swapped for pair in offline) if offline else None,
         "explore_is_chosen": fmean(pair.explore == pair.chosen for pair in pairs),
         **{f"margin_{name}": value for name, value in margins.items()},
         **({"log_probs_stored": float(manifest["store_entries"])} if manifest.get("store_entries") else {}),
@@ -95,7 +96,7 @@ def judgement_health(rankings: list[Ranking]) -> Health:
 def training_health(history: list[dict[str, Any]]) -> Health:
     """Returns how far the log-prob of chosen and the margin are from the start: means over the last third of the logged steps.
 
-    `chosen_fall` is in nats, and None for a loss without a reference.
+    `chosen_fall` is in nats: from the start, or for a loss without a reference from the first third of the logged steps.
     """
     rows = [row for row in history if "logps/chosen" in row]
     last = rows[-max(1, len(rows) // 3) :]
@@ -104,6 +105,9 @@ def training_health(history: list[dict[str, Any]]) -> Health:
     for name, key in keys.items():
         values = [row[key] for row in last if key in row]
         found[name] = fmean(values) if values else None
+    if found["chosen_fall"] is None and len(rows) > 1:
+        first = rows[: max(1, len(rows) // 3)]
+        found["chosen_fall"] = fmean(row["logps/chosen"] for row in first) - fmean(row["logps/chosen"] for row in last)
     return found
 
 
@@ -113,7 +117,8 @@ def exceeded(health: Health, limits: HealthSettings) -> list[str]:
     for limit, (name, sign) in LIMITS.items():
         bound, value = getattr(limits, limit), health.get(name)
         size = abs(value) if value is not None and name == "length_correlation" else value
-        if bound is not None and size is None and name == "kl":  # The others are of samples or judgements, if there are any.
+        # The others are of samples or judgements, if there are any.
+        if bound is not None and size is None and name in ("kl", "chosen_fall"):
             clauses.append(f"{name} was not measured, but health.{limit} is {bound:g}")
         elif bound is not None and size is not None and sign * size > sign * bound:
             clauses.append(f"{name} is {value:.3g}, health.{limit} is {bound:g}")

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 
-from handbook_ext.artifacts import sha256_of
+from handbook_ext.artifacts import recorded_hash, sha256_of
 from handbook_ext.errors import UserError
 from handbook_ext.records import Candidate, Completion, Messages, OfflinePair, Origin, Ranking, assistant
-from handbook_ext.settings import RANKERS_HERE, RankSettings
+from handbook_ext.settings import FITTED, RANKERS_HERE, RankSettings
 from handbook_ext.tiny_world import true_reward
 
 
@@ -143,3 +143,16 @@ def outside_ranker(rank: RankSettings) -> dict[str, str]:
     """Returns the hash of a reward model in a local folder, by the name that a manifest gives it: none of another kind."""
     folder = Path(rank.model) if rank.ranker == "reward_model" and rank.model is not None else None
     return {"ranker": sha256_of(folder)} if folder is not None and folder.is_dir() else {}
+
+
+def judge_name(run: Path, rank: RankSettings) -> str:
+    """Returns what tells a ranker from others of its kind: rewards of two judges do not compare.
+
+    A reward model is called as the recipe names it, with its revision; one that the run fits itself, by its hash.
+    """
+    if rank.ranker != "reward_model":
+        return ""
+    fitted = fitted_ranker(run, rank)
+    if fitted is not None:
+        return f"{FITTED}{str(recorded_hash(fitted))[:12]}"
+    return str(rank.model) if rank.revision is None else f"{rank.model}@{rank.revision}"

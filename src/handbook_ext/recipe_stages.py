@@ -7,7 +7,8 @@ from typing import Any
 
 from handbook_ext.artifacts import sha256_of
 from handbook_ext.ensemble import ensemble
-from handbook_ext.recipe_runs import Iteration, Run
+from handbook_ext.iterations import Iteration
+from handbook_ext.recipe_runs import Run
 from handbook_ext.settings import Recipe
 
 Settings = dict[str, Any]
@@ -17,7 +18,8 @@ def stage_settings(run: Run) -> dict[str, Settings]:
     """Returns, for each settings file of a run by its path in the run's folder, what determines that stage."""
     base = run.settings.model_dump()
     same = {"recipe": run.recipe, "seed": run.settings.seed}
-    stages: dict[str, Settings] = {"data/data.yaml": {"stage": "data", **same, "data": base["data"]}}
+    needs = sorted({need for each in run.iterations for need in each.needs})
+    stages: dict[str, Settings] = {"data/data.yaml": {"stage": "data", **same, "needs": needs, "data": base["data"]}}
     if run.settings.sft is not None:
         kept = {name: base["data"][name] for name in ("long_prompts", "empty_completions")}
         stages["sft/sft.yaml"] = {"stage": "sft", **same, "model": base["model"], **kept, "sft": base["sft"]}

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from handbook_ext.errors import UserError
+from handbook_ext.iterations import Iteration
 from handbook_ext.recipe_checks import dotted
 from handbook_ext.recipe_files import Key, Tree, read_yaml
-from handbook_ext.recipe_runs import RECIPES, Iteration, Run, recipe_files, resolve
+from handbook_ext.recipe_runs import RECIPES, Run, recipe_files, resolve
 from handbook_ext.recipe_stages import Settings, stage_settings
 from handbook_ext.settings import ENGINES_HERE, RANKERS_HERE, Recipe
 

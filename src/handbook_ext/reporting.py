@@ -13,6 +13,8 @@ import numpy as np
 from handbook_ext.errors import UserError
 from handbook_ext.health import read_health
 from handbook_ext.metrics import Scores, comparable, compare_scores, summarise_scores
+from handbook_ext.recipes import load_stage
+from handbook_ext.settings import FITTED
 
 Json = dict[str, Any]
 STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
@@ -20,12 +22,16 @@ STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
 
 @dataclass(frozen=True)
 class Run:
-    """One seed of one recipe. `policies` maps policy and decoding to scores, the policy that it starts from first."""
+    """One seed of one recipe. `policies` maps policy and decoding to scores, the policy that it starts from first.
+
+    `judge` tells the ranker from others of its kind.
+    """
 
     folder: Path
     recipe: str
     seed: int
     ranker: str
+    judge: str
     policies: dict[str, dict[str, Scores]]
     history: dict[str, list[Json]]
     stages: list[Json]
@@ -42,8 +48,8 @@ def read_json(path: Path) -> Json:
         raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and make its stage again") from error
 
 
-def read_evaluation(path: Path) -> tuple[dict[str, Scores], tuple[str, int, str]]:
-    """The scores of a policy by decoding, and its (recipe, seed, ranker); a UserError where the file is unusable."""
+def read_evaluation(path: Path) -> tuple[dict[str, Scores], tuple[int, str, str]]:
+    """The scores of a policy by decoding, and its (seed, ranker, judge); a UserError where the file is unusable."""
     content = read_json(path)
     try:
         scores = {}
@@ -53,7 +59,7 @@ def read_evaluation(path: Path) -> tuple[dict[str, Scores], tuple[str, int, str]
             if not found or len(set(ids)) < len(ids) or not np.isfinite(numbers).all():
                 raise ValueError(f"decoding {name} is empty, repeats a prompt, or holds nan")
             scores[name] = Scores(ids, numbers[:, 0], numbers[:, 1], float(decoding["temperature"]))
-        return scores, (str(content["recipe"]), int(content["seed"]), str(content["ranker"]))
+        return scores, (int(content["seed"]), str(content["ranker"]), str(content["judge"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: is not a usable evaluation ({error!r}); delete it and evaluate again") from error
 
@@ -72,7 +78,7 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> Run:
     for name in names[1:]:
         policies[name], here = read_evaluation(path := folder / name / "eval.json")
         if here != about:
-            raise UserError(f"{path}: (recipe, seed, ranker) is {here}, in {start} {about}; evaluate again with one")
+            raise UserError(f"{path}: (seed, ranker, judge) is {here}, in {start} {about}; evaluate again with one")
         if not comparable(policies[name], first):
             raise UserError(f"{path}: has not the prompts and decodings of {start}; evaluate both on the same")
     states = {name: folder / name / "policy" / "trainer_state.json" for name in names[1:]}
@@ -84,13 +90,15 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> Run:
     trained = [folder / name for name in names if (folder / name / "pairs.manifest.json").is_file()]
     health = [{"iteration": path.name, **read_health(path)} for path in trained]
     skipped = [name for name in iterations if name not in names]
-    return Run(folder, *about, policies, history, stages, pairs, health, skipped)
+    recipe = str(load_stage(folder / "report.yaml")["recipe"])
+    return Run(folder, recipe, *about, policies, history, stages, pairs, health, skipped)
 
 
 def judged_by(run: Run) -> str:
-    """The ranker, and the temperature of each decoding, in words."""
+    """The ranker, and the temperature of each decoding, in words; each seed fits a reward model of its own."""
     start = next(iter(run.policies.values()))
-    return f"{run.ranker}, " + ", ".join(f"{name} at {one.temperature:g}" for name, one in start.items())
+    judge = FITTED.strip() if run.judge.startswith(FITTED) else run.judge
+    return f"{run.ranker}{judge and f' ({judge})'}, " + ", ".join(f"{name} at {one.temperature:g}" for name, one in start.items())
 
 
 def read_stages(folder: Path) -> list[Json]:
@@ -108,18 +116,22 @@ def read_stages(folder: Path) -> list[Json]:
 
 
 def read_pairs(path: Path) -> Json:
-    """The number of pairs, and the shares that are on-policy or swapped; a UserError where a line is broken."""
-    totals, count = Counter({"chosen": 0, "rejected": 0, "swapped": 0}), 0
+    """The number of pairs, the shares that are on-policy, and that of swapped ones among those with offline labels.
+
+    Raises UserError where a line is broken.
+    """
+    totals, count, swapped = Counter({"chosen": 0, "rejected": 0}), 0, 0
     with path.open(encoding="utf-8") as lines:
         for count, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                totals["swapped"] += bool(row.get("swapped"))
+                swapped += bool(row.get("swapped"))
                 for side in ("chosen", "rejected"):
                     totals[side] += row[f"{side}_origin"] == "on_policy"
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}:{count}: is not a pair ({error!r}); delete the file, select again") from error
-    return {"iteration": path.parent.name, "pairs": count} | {key: n / max(count, 1) for key, n in totals.items()}
+    shares = {key: n / max(count, 1) for key, n in totals.items()}
+    return {"iteration": path.parent.name, "pairs": count, **shares, "swapped": swapped / max(count - totals["chosen"], 1)}
 
 
 def summarise(groups: Sequence[Sequence[Run]], *, title: str, resamples: int, confidence: float) -> Json:
@@ -133,7 +145,8 @@ def summarise(groups: Sequence[Sequence[Run]], *, title: str, resamples: int, co
     recipes = [summarise_recipe(group, **bootstrap) for group in groups]
     beside = [compare_recipes(groups[0], group, **bootstrap) for group in groups[1:]]
     primary = min(recipes[0]["temperatures"], key=lambda key: key != "sampled")
-    summary = {"title": title, "ranker": first.ranker, "reward": reward, "primary": primary, **bootstrap}
+    labelled = any(row["artifact"] == "rankings" for run in groups[0] for row in run.stages)
+    summary = {"title": title, "ranker": first.ranker, "labelled": labelled, "reward": reward, "primary": primary, **bootstrap}
     return summary | {"recipes": recipes, "beside": beside}
 
 
@@ -170,7 +183,11 @@ def summarise_recipe(runs: Sequence[Run], **bootstrap: Any) -> Json:
 def compare_recipes(ours: Sequence[Run], theirs: Sequence[Run], **bootstrap: Any) -> Json:
     """How our last policy compares, by decoding, with another recipe's of that name on the same seeds and prompts."""
     shared = [name for name in ours[0].policies if all(name in run.policies for run in (*ours, *theirs))]
-    matched = [(our.policies, their.policies) for our in ours for their in theirs if our.seed == their.seed]
+    seeds = [(our, their) for our in ours for their in theirs if our.seed == their.seed]
+    for our, their in seeds:
+        if our.judge != their.judge:
+            raise UserError(f"{their.folder}: its rewards come from another model ({their.judge}) than those of {our.folder}")
+    matched = [(our.policies, their.policies) for our, their in seeds]
     both = [(our[name], their[name]) for our, their in matched for name in shared[-1:]]
     pairs = [pair for pair in both if comparable(*pair)]
     won = {

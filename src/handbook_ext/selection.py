@@ -25,6 +25,21 @@ def dataset_pairs(offline: Iterable[OfflinePair], dropped: Counter[str]) -> list
     return _distinct([_offline(pair, pair.chosen, pair.rejected) for pair in offline], dropped)
 
 
+def require(row: OfflinePair, need: str) -> None:
+    """Raises UserError where a row lacks what a selection needs of the data: `scores` of both answers, or rated `answers`."""
+    where = row.source or row.prompt_id
+    if need == "scores" and (row.score_chosen is None or row.score_rejected is None):
+        raise UserError(
+            f"{where}: select.keep_by score_gap needs score_chosen and score_rejected, which this row lacks; use data with "
+            "scores, or keep_by: margin"
+        )
+    if need == "answers" and not row.answers:
+        raise UserError(
+            f"{where}: select.rule curriculum needs several rated answers per prompt; use data of the form ultrafeedback, or "
+            "data.answers: 4 for tiny_world"
+        )
+
+
 def curriculum_pairs(offline: Iterable[OfflinePair], worse: int, dropped: Counter[str]) -> list[PreferencePair]:
     """Returns Curry-DPO's pairs: the best of a prompt's rated answers over the `worse`-th from the worst.
 
@@ -33,11 +48,7 @@ def curriculum_pairs(offline: Iterable[OfflinePair], worse: int, dropped: Counte
     """
     pairs = []
     for row in offline:
-        if not row.answers:
-            raise UserError(
-                f"{row.source or row.prompt_id}: select.rule curriculum needs several rated answers per prompt; use data of the "
-                "form ultrafeedback, or data.answers: 4 for tiny_world"
-            )
+        require(row, "answers")
         if len(row.answers) <= worse or row.answers[0].score <= row.answers[-worse].score:
             dropped["no worse answer at this place"] += 1
             continue

@@ -16,6 +16,7 @@ from handbook_ext.errors import UserError
 from handbook_ext.measure import Measure
 from handbook_ext.records import Completion, Messages, OfflinePair, PreferencePair, assistant, completion_id, derived_seed
 from handbook_ext.score_store import LogProb, ScoreStore
+from handbook_ext.selection import require
 
 Quality = Callable[[str], float]
 
@@ -90,7 +91,9 @@ def own_pairs(
     return [pairs[place] for place in places], [margins[place] for place in sorted(set(range(len(pairs))) - set(places))]
 
 
-def selection_value(keep_by: str, *, quality: Quality, under: Mapping[str, LogProb], seed: int) -> Callable[[OfflinePair], float]:
+def selection_value(
+    keep_by: str, *, quality: Quality, under: Mapping[str, LogProb], seed: int, iteration: str
+) -> Callable[[OfflinePair], float]:
     """Returns the function that ranks offline pairs: what `select.keep_by` names.
 
     `under` are log-probs of the policy that starts the iteration, which is the reference of its training. The function
@@ -107,15 +110,11 @@ def selection_value(keep_by: str, *, quality: Quality, under: Mapping[str, LogPr
             case "chosen_log_prob":
                 return under[_id(pair, pair.chosen)].total
             case "random":
-                return derived_seed("keep", seed, pair.prompt_id) / 2**63
+                return derived_seed("keep", seed, iteration, pair.prompt_id) / 2**63
             case "chosen_length":
                 return float(len(pair.chosen[-1]["content"].split()) - len(pair.rejected[-1]["content"].split()))
-        if pair.score_chosen is None or pair.score_rejected is None:
-            raise UserError(
-                f"{pair.source or pair.prompt_id}: select.keep_by score_gap needs score_chosen and score_rejected, which this "
-                "row lacks; use data with scores, or keep_by: margin"
-            )
-        return pair.score_chosen - pair.score_rejected
+        require(pair, "scores")
+        return (pair.score_chosen or 0.0) - (pair.score_rejected or 0.0)
 
     return value
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from handbook_ext.settings_loop import (
     ENGINES_HERE,
+    FITTED,
     RANKERS_HERE,
     EvaluateSettings,
     FitSettings,
@@ -23,8 +24,8 @@ from handbook_ext.settings_section import Section
 from handbook_ext.settings_start import DataSettings, LoraSettings, ModelSettings, OptimizerSettings, SFTSettings
 
 __all__ = [
-    "ENGINES_HERE", "RANKERS_HERE", "DataSettings", "EvaluateSettings", "FitSettings", "GenerateSettings", "HealthSettings",
-    "LoraSettings", "ModelSettings", "OptimizerSettings", "RankSettings", "Recipe", "ReportSettings",
+    "ENGINES_HERE", "FITTED", "RANKERS_HERE", "DataSettings", "EvaluateSettings", "FitSettings", "GenerateSettings",
+    "HealthSettings", "LoraSettings", "ModelSettings", "OptimizerSettings", "RankSettings", "Recipe", "ReportSettings",
     "SFTSettings", "ScoreSettings", "Section", "SelectSettings", "TrainSettings",
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from handbook_ext.settings_section import Fraction, Limit, Positive, Rate, Secti
 from handbook_ext.settings_start import OptimizerSettings
 
 RANKERS_HERE = ("oracle", "reward_model", "self")
+FITTED = "fitted "  # How the name of a judge begins that a run fits itself.
 ENGINES_HERE = ("transformers",)
 
 
@@ -83,7 +84,7 @@ class SelectSettings(Section):
     keep_by: Literal["margin", "score_gap", "log_prob", "chosen_log_prob", "random", "chosen_length"] = Field(
         "margin",
         description="review: what the kept pairs are the largest in: implicit reward margin, gap of the data's scores, log-prob "
-        "margin of the policy (B19), log-prob of chosen, a seeded draw, or tokens of chosen less rejected",
+        "margin of the policy (B19), log-prob of chosen, a seeded draw, or words of chosen less rejected",
     )
     bootstrap: Fraction = Field(0.3, description="review: pairs of the policy's own samples, K~, as a share of N")
     gamma: Fraction = Field(0.3, description="review: weight of the margin of the policy before (Eq. 7); 0 is no ensemble")
