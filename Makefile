@@ -168,12 +168,14 @@ $(foreach r,$(seeds_of),$(eval $(call seeds_rules,$r)))
 
 $(RUNS)/table-%/table.mk: recipes/tables/%.yaml $(VENV)/ready
 	@mkdir -p $(@D)
-	@names=$$($(PYTHON) scripts/write_table.py $* --list); echo "recipes.$* := $$names" > $@
-evaluated = $(foreach i,$(start.$1) $(iterations.$1),$(call both,$(RUNS)/$1/$i/eval,json))
+	@$(PYTHON) scripts/write_table.py $* --list > $@.partial
+	@mv $@.partial $@
+# $1 <recipe>/<policy>: the evaluations of that policy, one per seed.
+evaluated = $(foreach s,$(call many,$(firstword $(subst /, ,$1))),$(call both,$(RUNS)/$s/$(lastword $(subst /, ,$1))/eval,json))
 define table_rules
 .PHONY: table-$1
 table-$1: export HANDBOOK_SHARE := 1
-table-$1: $(foreach r,$(recipes.$1),$(foreach s,$(call many,$r),$(call evaluated,$s)))
+table-$1: $(foreach p,$(policies.$1),$(call evaluated,$p))
 	$$(PYTHON) scripts/write_table.py $1 --seeds 1 $(more_seeds) --runs $(RUNS)
 endef
 $(foreach t,$(TABLES),$(eval $(call table_rules,$t)))

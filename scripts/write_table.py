@@ -28,32 +28,34 @@ from handbook_ext.tables import (
     summarise_row,
 )
 
-DECODING = "sampled"
 BOOTSTRAP = {"resamples": 2000, "confidence": 0.95}
 
 
 def main(argv: list[str]) -> None:
-    """Prints what make needs (--list), or reads the runs, writes the table and prints it."""
+    """Prints the variables that make needs (--list), or reads the runs, writes the table and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", help="a file of recipes/tables, without .yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="1 is the recipe's own seed")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    parser.add_argument("--list", action="store_true", help="print the recipes of the table")
+    parser.add_argument("--list", action="store_true", help="print its recipes and their policies, as make reads them")
     given = parser.parse_args(argv)
     table = read_table(given.table)
     recipes = list(dict.fromkeys(row.recipe for row in table.rows))
+    runs = {recipe: resolve(recipe) for recipe in recipes}
+    last = {recipe: run.iterations[-1].name for recipe, run in runs.items()}
     if given.list:
-        sys.stdout.write(" ".join(recipes) + "\n")
+        shown = [
+            f"{row.recipe}/{name}" for row in table.rows for name in (runs[row.recipe].start, row.policy or last[row.recipe])
+        ]
+        print(f"recipes.{given.table} := {' '.join(recipes)}\npolicies.{given.table} := {' '.join(dict.fromkeys(shown))}")
         return
-    last = {recipe: resolve(recipe).iterations[-1].name for recipe in recipes}
     folders = {recipe: [given.runs / (recipe if k == 1 else f"{recipe}-seed{k}") for k in given.seeds] for recipe in recipes}
     inputs = []
     for row in table.rows:
         policy = row.policy or last[row.recipe]
         for folder in folders[row.recipe]:
-            start = "sft" if (folder / "sft").is_dir() else "start"
             trained = {*([policy] if policy.startswith("iter") else []), *(table.similarity if row.policy is None else [])}
-            inputs += [folder / start / "eval.json", folder / policy / "eval.json"]
+            inputs += [folder / runs[row.recipe].start / "eval.json", folder / policy / "eval.json"]
             inputs += [folder / iteration / "pairs.jsonl" for iteration in sorted(trained)]
     settings = {"stage": "table", "recipe": given.table, "table": table.model_dump(), "seeds": given.seeds}
     stage = Stage(given.runs / f"table-{given.table}" / "report", settings, list(dict.fromkeys(inputs)))
@@ -72,7 +74,9 @@ def rendered(table: Table, folders: dict[str, list[Path]], last: dict[str, str],
     """Returns the files of the table by name: the page, its numbers, the pictures."""
     measured = {row.name: measure(row, folders[row.recipe], last[row.recipe]) for row in table.rows}
     rows = [summarise_row(each, **BOOTSTRAP) for each in measured.values()]
-    told: dict[str, Any] = {"rows": rows, "claims": [judge_claim(c, measured, DECODING, **BOOTSTRAP) for c in table.claims]}
+    decodings = sorted(rows[0]["decodings"], key=lambda name: name == "greedy")  # Claims are judged by samples, if there are any.
+    claims = [judge_claim(claim, measured, decodings[0], **BOOTSTRAP) for claim in table.claims]
+    told: dict[str, Any] = {"rows": rows, "claims": claims}
     alike, again = {}, {}
     if table.similarity:
         compared = {row.name: folders[row.recipe] for row in table.rows if row.policy is None}
@@ -80,11 +84,11 @@ def rendered(table: Table, folders: dict[str, list[Path]], last: dict[str, str],
         again = {name: kept_again(each, table.similarity) for name, each in compared.items() if len(table.similarity) == 2}
         told["similarities"] = [{"rows": list(names), "jaccard": value} for names, value in alike.items()]
         told["kept_again"] = again
-    files, captions = drawn(table, rows, measured, folders)
+    files, captions = drawn(table, rows, measured, folders, decodings[0])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("handbook_ext"), autoescape=False)  # noqa: S701 - Markdown
     page = environment.get_template("table.md.j2").render(
-        table=table, rows=rows, claims=told["claims"], similarities=alike, again=again, seeds=seeds, pictures=captions,
-        names=list(dict.fromkeys(name for names in alike for name in names)), **BOOTSTRAP,
+        table=table, rows=rows, claims=claims, decodings=decodings, similarities=alike, again=again, seeds=seeds,
+        pictures=captions, names=list(dict.fromkeys(name for names in alike for name in names)), **BOOTSTRAP,
     )  # fmt: skip
     files["table.md"] = page.encode() + b"\n"
     files["summary.json"] = json.dumps(told, indent=1, default=dataclasses.asdict).encode() + b"\n"
@@ -92,10 +96,11 @@ def rendered(table: Table, folders: dict[str, list[Path]], last: dict[str, str],
 
 
 def drawn(
-    table: Table, rows: list[dict[str, Any]], measured: dict[str, Any], folders: dict[str, list[Path]]
+    table: Table, rows: list[dict[str, Any]], measured: dict[str, Any], folders: dict[str, list[Path]], decoding: str
 ) -> tuple[dict[str, bytes], dict[str, str]]:
     """Returns the pictures by file name, and their captions."""
-    figures = {"win_rate.png": (draw_win_rates(table, rows), "Win rate against the SFT policy, sampled, with intervals.")}
+    caption = f"Win rate against the policy that starts the loop, {decoding}, with intervals."
+    figures = {"win_rate.png": (draw_win_rates(table, rows, decoding), caption)}
     if table.differences:
         ours, theirs = (measured[name] for name in table.differences)
         paths = [[folder / each.policy / "eval.json" for folder in folders[each.row.recipe]] for each in (ours, theirs)]
@@ -108,11 +113,11 @@ def drawn(
     return files, {name: caption for name, (_, caption) in figures.items()}
 
 
-def draw_win_rates(table: Table, rows: list[dict[str, Any]]) -> Figure:
+def draw_win_rates(table: Table, rows: list[dict[str, Any]], decoding: str) -> Figure:
     """Win rates with intervals: bars by method, or a curve over the axis of a sweep."""
     figure = Figure(figsize=(8, 0.4 * len(rows) + 1.4) if table.axis is None else (6, 3.6), layout="constrained")
     axes = figure.subplots()
-    won = [row[DECODING]["win_rate"] for row in rows]
+    won = [row["decodings"][decoding]["win_rate"] for row in rows]
     values = [100 * each.value for each in won]
     errors = [[100 * (each.value - each.low) for each in won], [100 * (each.high - each.value) for each in won]]
     if table.axis is None:

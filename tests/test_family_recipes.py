@@ -117,7 +117,7 @@ def test_a_recipe_opens_with_what_it_is(name: str) -> None:
         ("generate.num_completions", 4, 4, 4),
         ("generate.temperature", 0.7, 0.7, 0.7),
         ("generate.top_p", 0.95, 0.95, 0.95),
-        ("generate.engine", "vllm", "vllm", "vllm"),
+        ("generate.engine", "transformers", "transformers", "transformers"),
         ("evaluate.temperatures", [1.0], [1.0], [1.0]),
         ("evaluate.max_new_tokens", 512, 512, 512),
     ],
@@ -200,7 +200,7 @@ def test_selectors_keep_equal_shares_by_different_measures(model: str) -> None:
         ("tinyllama-hh-oaif", "reward_model", "weqweasdas/RM-Mistral-7B", 2),
         ("tinyllama-tldr-oaif", "reward_model", "weqweasdas/RM-Mistral-7B", 2),
         ("tiny-oaif", "reward_model", None, 2),
-        ("mistral-srlm", "self", None, 4),
+        ("mistral-srlm", "self", "weqweasdas/RM-Mistral-7B", 4),
         ("tiny-srlm", "self", None, 4),
     ],
 )

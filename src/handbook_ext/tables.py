@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from handbook_ext.artifacts import read_manifest
 from handbook_ext.errors import UserError
-from handbook_ext.metrics import Interval, Scores, compare_scores, hierarchical_interval, share_prompts
+from handbook_ext.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
 from handbook_ext.recipe_files import read_yaml
 from handbook_ext.records import PreferencePair, read_rows
 from handbook_ext.reporting import read_evaluation
@@ -55,18 +55,37 @@ class Table(Section):
         description="iterations whose kept offline pairs are compared: the last between the rows, both within each row",
     )  # fmt: skip
     axis: str | None = Field(None, description="name of the rows' x")
-    differences: list[str] = Field(default=[], max_length=2, description="two rows whose implicit rewards are compared")
+    differences: list[str] = Field(default=[], description="two rows whose implicit rewards are compared, or none")
+
+    @model_validator(mode="after")
+    def _named(self) -> Table:
+        """Raises where rows share a name, or one is mentioned that there is not."""
+        names = [row.name for row in self.rows]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two rows are called '{twice[0]}'; rename one")
+        if len(self.differences) not in (0, 2):
+            raise ValueError(f"differences are of two rows, not of {len(self.differences)}")
+        for mentioned in [*self.differences, *(side for claim in self.claims for side in (claim.better, claim.worse))]:
+            if mentioned not in names:
+                raise ValueError(f"no row is called '{mentioned}'; rows: {', '.join(names)}")
+        return self
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row's policy over its seeds: scores by decoding, those of the first policy, and single numbers per seed."""
+    """A row's policy over its seeds: scores by decoding, those of the first policy, and single numbers per seed.
+
+    `judges` are those of the rewards; `swapped` tells of each offline pair that was trained on whether its label is flipped.
+    """
 
     row: TableRow
     policy: str
     scores: dict[str, list[Scores]]
     first: dict[str, list[Scores]]
     numbers: dict[str, list[float]]
+    judges: list[tuple[int, str, str]]
+    swapped: list[list[float]]
 
 
 def read_table(name: str) -> Table:
@@ -79,11 +98,8 @@ def read_table(name: str) -> Table:
         table = Table.model_validate(read_yaml(path).values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; correct the table") from None
-    names = [row.name for row in table.rows]
-    for mentioned in [*table.differences, *(side for claim in table.claims for side in (claim.better, claim.worse))]:
-        if mentioned not in names:
-            raise UserError(f"{path}: no row is called '{mentioned}'; rows: {', '.join(names)}")
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise UserError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}; correct the table") from None
     return table
 
 
@@ -93,49 +109,63 @@ def measure(row: TableRow, folders: Sequence[Path], last: str) -> Measured:
     scores: dict[str, list[Scores]] = {}
     first: dict[str, list[Scores]] = {}
     numbers: dict[str, list[float]] = {}
+    judges, swapped = [], []
     for folder in folders:
         start = "sft" if (folder / "sft").is_dir() else "start"
         for found, name in ((scores, policy), (first, start)):
-            for decoding, one in read_evaluation(folder / name / "eval.json")[0].items():
+            read, judge = read_evaluation(folder / name / "eval.json")
+            for decoding, one in read.items():
                 found.setdefault(decoding, []).append(one)
+        judges.append(judge)
         for name, value in _numbers(folder, policy).items():
             numbers.setdefault(name, []).append(value)
-    return Measured(row, policy, scores, first, numbers)
+        pairs = folder / policy / "pairs.jsonl"
+        kept = [pair for pair in read_rows(pairs, PreferencePair) if pair.chosen_origin == "offline"] if pairs.is_file() else []
+        swapped += [[float(pair.swapped) for pair in kept]] if kept else []
+    return Measured(row, policy, scores, first, numbers, judges, swapped)
 
 
 def _numbers(folder: Path, policy: str) -> dict[str, float]:
-    """Returns the single numbers of one seed: correlations and distance of the implicit reward, kept flipped labels."""
+    """Returns the single numbers of one seed: correlations and distance of the implicit reward, share of own pairs."""
     implicit = json.loads((folder / policy / "eval.json").read_text()).get("implicit") or {}
     names = ("correlation_reward", "rank_correlation_reward", "correlation_tokens", "rank_correlation_tokens", "kl")
     found = {name: implicit[name] for name in names if implicit.get(name) is not None}
     pairs = folder / policy / "pairs.jsonl"
     if pairs.is_file():
-        offline = [pair for pair in read_rows(pairs, PreferencePair) if pair.chosen_origin == "offline"]
-        if offline:
-            found["swapped_kept"] = fmean(pair.swapped for pair in offline)
         found["on_policy"] = read_manifest(pairs).get("bootstrapped", 0) / max(1, read_manifest(pairs)["counts"]["out"])
     return found
 
 
 def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
-    """Returns a row's numbers: rewards, tokens and win rates with intervals, and single numbers as mean and range of seeds."""
-    told: dict[str, Any] = {"name": measured.row.name, "recipe": measured.row.recipe, "policy": measured.policy}
+    """Returns a row's numbers: rewards, tokens, win rates and shares with intervals, others as mean and range of seeds."""
+    told: dict[str, Any] = {"name": measured.row.name, "recipe": measured.row.recipe, "policy": measured.policy, "decodings": {}}
     told |= {"paper": measured.row.paper, "x": measured.row.x}
     for decoding, scores in measured.scores.items():
         crossed = share_prompts(scores)
-        told[decoding] = {
+        told["decodings"][decoding] = {
             "reward": hierarchical_interval([one.rewards for one in scores], crossed=crossed, **bootstrap),
             "tokens": hierarchical_interval([one.tokens for one in scores], crossed=crossed, **bootstrap),
             "win_rate": compare_scores(scores, measured.first[decoding], **bootstrap)["win_rate"],
         }
     for name, values in measured.numbers.items():
         told[name] = Interval(fmean(values), min(values), max(values))
+    if measured.swapped:
+        told["swapped_kept"] = hierarchical_interval(measured.swapped, **bootstrap)
     return told
 
 
 def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootstrap: Any) -> dict[str, Any]:
-    """Returns the win rate between the two rows of a claim, and whether its interval agrees, disagrees or says neither."""
-    won = compare_scores(rows[claim.better].scores[decoding], rows[claim.worse].scores[decoding], **bootstrap)["win_rate"]
+    """Returns the win rate between the two rows of a claim, and whether its interval agrees, disagrees or says neither.
+
+    Raises UserError where the two were not measured alike.
+    """
+    better, worse = rows[claim.better], rows[claim.worse]
+    matched = zip(better.scores[decoding], worse.scores[decoding], strict=True)
+    if better.judges != worse.judges or not all(comparable({decoding: ours}, {decoding: theirs}) for ours, theirs in matched):
+        raise UserError(
+            f"'{claim.better}' and '{claim.worse}' are not judged by the same model on the same prompts, so they do not compare"
+        )
+    won = compare_scores(better.scores[decoding], worse.scores[decoding], **bootstrap)["win_rate"]
     verdict = {1: "agrees", 0: "cannot tell", -1: "disagrees"}[won.side(0.5)]
     return {"words": claim.words, "better": claim.better, "worse": claim.worse, "win_rate": won, "verdict": verdict}
 

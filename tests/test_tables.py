@@ -1,0 +1,71 @@
+"""Tables: what their files may say, and which rows may be compared."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from handbook_ext.errors import UserError
+from handbook_ext.metrics import Scores
+from handbook_ext.tables import Claim, Measured, TableRow, judge_claim, read_table, summarise_row
+from tests.workspace import ROOT
+
+TABLE: dict[str, Any] = {
+    "title": "t", "source": "ours", "rows": [{"name": "A", "recipe": "tiny-dpo"}, {"name": "B", "recipe": "tiny-selm"}]
+}  # fmt: skip
+
+
+def measured(name: str, mean: float, judge: str = "", prompts: str = "abcdef") -> Measured:
+    """Two seeds of a policy that wins `mean` more reward than its first policy."""
+    first = [Scores(tuple(prompts), np.arange(6.0) + seed, np.full(6, 3.0)) for seed in (0, 1)]
+    scores = [Scores(each.prompt_ids, each.rewards + mean, each.tokens) for each in first]
+    judges = [(seed, "reward_model", judge) for seed in (0, 1)]
+    flipped = [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0]]
+    return Measured(TableRow(name=name, recipe="r"), "iter1", {"sampled": scores}, {"sampled": first}, {}, judges, flipped)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"rows": [*TABLE["rows"], {"name": "A", "recipe": "tiny-sera"}]}, "two rows are called 'A'"),
+    ({"claims": [{"better": "A", "worse": "C", "words": "w"}]}, "no row is called 'C'; rows: A, B"),
+    ({"differences": ["A"]}, "differences are of two rows, not of 1"),
+    ({"rows": []}, "rows: List should have at least 1 item"),
+])  # fmt: skip
+def test_a_mistake_in_a_table_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "recipes/tables").mkdir(parents=True)
+    (tmp_path / "recipes/tables/mine.yaml").write_text(yaml.safe_dump(TABLE | change))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        read_table("mine")
+    assert str(caught.value).startswith("recipes/tables/mine.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/tables").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_delivered_table_names_recipes_that_there_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from handbook_ext.recipes import recipe_files
+
+    monkeypatch.chdir(ROOT)
+    assert {row.recipe for row in read_table(path.stem).rows} <= recipe_files().keys()
+
+
+def test_a_claim_is_judged_by_the_interval_of_the_win_rate() -> None:
+    rows = {"A": measured("A", 1.0), "B": measured("B", 0.5)}
+    for better, worse, verdict in (("A", "B", "agrees"), ("B", "A", "disagrees"), ("A", "A", "cannot tell")):
+        claim = Claim(better=better, worse=worse, words="w")
+        assert judge_claim(claim, rows, "sampled", resamples=50, confidence=0.9)["verdict"] == verdict
+
+
+@pytest.mark.parametrize("other", [measured("B", 0.5, judge="another"), measured("B", 0.5, prompts="abcdeg")])
+def test_rows_that_were_measured_otherwise_are_not_compared(other: Measured) -> None:
+    with pytest.raises(UserError, match="do not compare"):
+        judge_claim(Claim(better="A", worse="B", words="w"), {"A": measured("A", 1.0), "B": other}, "sampled")
+
+
+def test_the_share_of_flipped_labels_is_a_mean_over_seeds_with_an_interval() -> None:
+    share = summarise_row(measured("A", 1.0), resamples=200, confidence=0.9)["swapped_kept"]
+    assert share.value == pytest.approx((0.25 + 0.0) / 2)
+    assert share.low <= share.value <= share.high < 1
