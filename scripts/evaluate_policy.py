@@ -1,6 +1,7 @@
 """Policy + held-out pairs -> eval.json: `evaluate_policy.py runs/<run>/iter<N>` (or runs/<run>/sft, runs/<run>/start)."""
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from handbook_ext.errors import run_main
 from handbook_ext.generation import Job, answered, open_policy
 from handbook_ext.implicit_reward import Text, implicit_rewards, summarised
 from handbook_ext.launching import Launch, begin
-from handbook_ext.models import policy_hash, policy_source
+from handbook_ext.models import outside, policy_hash, policy_source
 from handbook_ext.rankers import Ranker, fitted_ranker, judge_name, open_ranker, outside_ranker
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import OfflinePair, assistant, derived_seed, read_rows
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
         external=outside_ranker(rank),
     )  # fmt: skip
     if artifact is None or ("first" in settings and first_artifact is None):
-        stage.external["policy"] = policy_hash(first, model)
+        stage.external |= outside(first, model)
     if launch.finished(stage):
         return
     policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)
@@ -69,6 +70,9 @@ def main(argv: list[str]) -> None:
             }
         stage.out.write_text(json.dumps(told, indent=1, ensure_ascii=False))
         stage.publish({"in": len(rows), "out": len(prompts), "dropped": {"prompt too long": len(rows) - len(prompts)}})
+        if "implicit" in told:
+            kl = told["implicit"]["kl"]
+            sys.stderr.write(f"evaluate: {folder} is an estimated {kl:.3g} nats per answer from {told['implicit']['first']}\n")
     launch.wait()
 
 

@@ -7,7 +7,7 @@ from handbook_ext.chat import ChatEncoder
 from handbook_ext.errors import UserError, run_main
 from handbook_ext.generation import Job, answered, open_policy
 from handbook_ext.launching import begin
-from handbook_ext.models import policy_hash, policy_source
+from handbook_ext.models import outside, policy_hash, policy_source
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import OfflinePair, derived_seed, read_rows, write_rows
 from handbook_ext.runs import Stage
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "train.jsonl"
     stage = Stage(folder / "completions.jsonl", settings, [rows_file, *([artifact] if artifact else [])])
     if artifact is None:
-        stage.external = {"policy": policy_hash(source, model)}
+        stage.external = outside(source, model)
     if launch.finished(stage):
         return
     policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)

@@ -8,7 +8,7 @@ from handbook_ext.artifacts import verified
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.errors import run_main
 from handbook_ext.launching import Launch, begin
-from handbook_ext.models import load_tokenizer, named_policy_hash, policy_source
+from handbook_ext.models import load_tokenizer, named_policy_hash, outside, policy_source
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import Completion, OfflinePair, assistant, read_rows
 from handbook_ext.runs import Stage
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     stage = Stage(folder / "logprobs", settings, [rows_file, *completions, *stores, *([artifact] if artifact else [])])
     # Of the policies before, only their names are needed where all they must score is stored already.
     stage.external = {name: named_policy_hash(run, name, model) for name in settings["texts"]}
+    if "start" in settings["texts"]:
+        stage.external |= outside(str(model.name_or_path), model)
     if launch.finished(stage):
         return
     offline = portion(read_rows(rows_file, OfflinePair), **settings["portion"])

@@ -8,7 +8,7 @@ from handbook_ext.chat import ChatEncoder
 from handbook_ext.encoding import encode_pairs
 from handbook_ext.errors import run_main
 from handbook_ext.launching import begin
-from handbook_ext.models import load_tokenizer, policy_hash, policy_source
+from handbook_ext.models import load_tokenizer, outside, policy_hash, policy_source
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import PreferencePair, read_rows
 from handbook_ext.runs import Stage
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     source, artifact = policy_source(model, run, settings["policy_from"])
     stage = Stage(folder / "logprobs", settings, [folder / "pairs.jsonl", *([artifact] if artifact else [])])
     if artifact is None:
-        stage.external = {"policy": policy_hash(source, model)}
+        stage.external = outside(source, model)
     if launch.finished(stage):
         return
     tokenizer = load_tokenizer(source, model, own=artifact is not None)

@@ -15,7 +15,7 @@ from handbook_ext.encoding import encode_pairs
 from handbook_ext.errors import UserError, run_main
 from handbook_ext.health import read_health, told
 from handbook_ext.launching import begin
-from handbook_ext.models import load_tokenizer, policy_hash, policy_source
+from handbook_ext.models import load_tokenizer, outside, policy_hash, policy_source
 from handbook_ext.objectives import Objective
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import PreferencePair, read_rows
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     ]
     stage = Stage(folder / "policy", settings, inputs)
     if artifact is None:
-        stage.external = {"policy": policy_hash(source, model)}
+        stage.external = outside(source, model)
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"

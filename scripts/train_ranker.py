@@ -6,7 +6,7 @@ from pathlib import Path
 
 from handbook_ext.errors import run_main
 from handbook_ext.launching import begin
-from handbook_ext.models import load_tokenizer, policy_hash, policy_source
+from handbook_ext.models import load_tokenizer, outside, policy_source
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import OfflinePair, read_rows
 from handbook_ext.runs import Stage
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "train.jsonl"
     stage = Stage(run / "ranker" / "model", settings, [rows_file, *([artifact] if artifact else [])])
     if artifact is None:
-        stage.external = {"start": policy_hash(source, model)}
+        stage.external = outside(source, model)
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"

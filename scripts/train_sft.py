@@ -9,7 +9,7 @@ from handbook_ext.adapters import save_adapted
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.errors import run_main
 from handbook_ext.launching import begin
-from handbook_ext.models import build_policy, load_policy, load_tokenizer, policy_hash, train_tokenizer
+from handbook_ext.models import build_policy, load_policy, load_tokenizer, outside, policy_hash, train_tokenizer
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import Demonstration, read_rows
 from handbook_ext.runs import Stage
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "sft.jsonl"
     stage = Stage(run / "sft" / "policy", settings, [rows_file])
     if model.name_or_path is not None:
-        stage.external = {"start": policy_hash(model.name_or_path, model)}
+        stage.external = outside(model.name_or_path, model)
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"

@@ -242,9 +242,10 @@ def test_a_checkpoint_that_has_changed_is_read_again(finished: Workspace, tmp_pa
     workspace.write(MICRO + LORA % (FROM % start), "tuned")
     workspace.run("mine-tuned-iter0")
     assert workspace.commands("mine-tuned-iter0") == []
-    weights = load_file(start / "model.safetensors")
-    for change, told in ((0.0, "is up to date"), (0.5, "is done")):
+    weights, template = load_file(start / "model.safetensors"), start / "chat_template.jinja"
+    for change, comment, told in ((0.0, "", "is up to date"), (0.5, "", "is done"), (0.5, "{# #}", "is done")):
         save_file({name: weight + change for name, weight in weights.items()}, start / "model.safetensors", {"format": "pt"})
+        template.write_text(template.read_text() + comment)
         first = workspace.commands("mine-tuned-iter0")[0]
         assert "train_sft.py" in first
         status, said = workspace.execute(first)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
+from handbook_ext.rankers import Verdict
+from handbook_ext.records import Messages
 from tests.workspace import MICRO, ROOT, Workspace
 
 # One of each kind of selection and objective; the others differ from these in a value.
@@ -61,9 +64,13 @@ def test_each_tiny_recipe_trains_and_resumes(name: str, workspace: Workspace, mo
     for command in before:
         status, said = workspace.execute(command)
         assert status == 0, f"{command}: {said}"
-        if name == "srlm" and "rank_completions" in command:
+        if name == "srlm" and command.endswith("rank_completions.py runs/mine-srlm/iter1"):
             assert_no_judgement_no_pairs(workspace, name, command)
-            return
+            # So small a policy gives no points; from here on, each answer gets some by its length.
+            monkeypatch.setattr("handbook_ext.self_judge.SelfJudge.score", points_by_length)
+            for path in (workspace.folder / "runs/mine-srlm/iter1").glob("rankings.*"):
+                path.unlink()
+            assert workspace.execute(command)[0] == 0
     monkeypatch.delenv("HANDBOOK_SHARE")  # But each trains for itself what is killed here.
     folder = Path(f"runs/mine-{name}/{last}")
     partial = folder / ".policy.partial" / "checkpoints"
@@ -75,6 +82,11 @@ def test_each_tiny_recipe_trains_and_resumes(name: str, workspace: Workspace, mo
     manifest = json.loads((folder / "policy" / "manifest.json").read_text())
     assert manifest["steps"] >= 2
     assert workspace.commands(goal) == []
+
+
+def points_by_length(self: object, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
+    """Readable judgements, in place of the policy's."""
+    return [Verdict(float(len(text) % 6)) for _, text in items]
 
 
 def assert_no_judgement_no_pairs(workspace: Workspace, name: str, ranking: str) -> None:

@@ -99,6 +99,15 @@ def policy_hash(source: str, settings: ModelSettings) -> str:
     return hashlib.sha256(f"{source}@{commit}".encode()).hexdigest()
 
 
+def outside(source: str, settings: ModelSettings) -> dict[str, str]:
+    """Returns what vouches for a policy that no stage of the run made: its hash, and that of all files of a local folder.
+
+    The tokenizer and the chat template are among them.
+    """
+    told = {"policy": policy_hash(source, settings)}
+    return told | ({"checkpoint": sha256_of(Path(source))} if Path(source).is_dir() else {})
+
+
 def named_policy_hash(run: Path, name: str, settings: ModelSettings) -> str:
     """Returns the hash of a run's policy by name (start, sft, iter<N>) without need of its weights."""
     if name == "start":

@@ -122,7 +122,7 @@ def content_id(*parts: Any) -> str:
 
 
 def completion_id(prompt_id: str, prompt: Messages, completion: Messages) -> str:
-    """Returns the id of a completion in the score store: equal for the same prompt and text."""
+    """Returns the id of a completion in the score store: equal for the same row of prompts and text."""
     return content_id(prompt_id, prompt, completion)
 
 
