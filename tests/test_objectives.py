@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from handbook_ext.losses import orpo_loss, rdpo_loss, simpo_loss
+from handbook_ext.losses import dpo_loss, orpo_loss, rdpo_loss, simpo_loss
 from handbook_ext.objectives import Objective
 from handbook_ext.settings import TrainSettings
 
@@ -85,6 +85,15 @@ def test_simpo_equals_trls() -> None:
     )
     theirs, *_ = CPOTrainer.cpo_loss(fake, *inputs)
     compare(simpo_loss(*inputs, beta=2.0, gamma_beta_ratio=0.5), theirs, inputs)
+
+
+def test_cdpo_equals_trls_smoothed_loss_on_log_ratios() -> None:
+    from trl.experimental.cpo import CPOTrainer
+
+    inputs = [torch.tensor([0.7, -1.9, -0.2], requires_grad=True), torch.tensor([-1.1, 0.4, -3.0], requires_grad=True)]
+    fake = SimpleNamespace(loss_type="sigmoid", beta=0.3, label_smoothing=0.2, accelerator=SimpleNamespace(device="cpu"))
+    theirs, *_ = CPOTrainer.cpo_loss(fake, *inputs)  # DPOTrainer of TRL 1.16 has no smoothed loss.
+    compare(dpo_loss(*inputs, beta=0.3, label_smoothing=0.2), theirs, inputs)
 
 
 def test_orpos_odds_ratio_equals_trls() -> None:
