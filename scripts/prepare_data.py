@@ -34,6 +34,9 @@ def main(argv: list[str]) -> None:
     seen = {content_id(row.prompt) for row in loaded.train} & {content_id(row.prompt) for row in loaded.test}
     if seen:
         sys.stderr.write(f"note: {len(seen)} held-out prompts are also training prompts; results on them tell less\n")
+    if loaded.dropped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in loaded.dropped.most_common())
+        sys.stderr.write(f"data: {loaded.dropped.total()} of {loaded.read} rows were dropped: {reasons}\n")
     stage.publish(
         {"in": loaded.read, "out": loaded.kept, "dropped": dict(loaded.dropped)},
         rows={"sft": len(loaded.demonstrations), "train": len(loaded.train), "test": len(loaded.test)},

@@ -91,7 +91,9 @@ def test_cdpo_equals_trls_smoothed_loss_on_log_ratios() -> None:
     from trl.experimental.cpo import CPOTrainer
 
     inputs = [torch.tensor([0.7, -1.9, -0.2], requires_grad=True), torch.tensor([-1.1, 0.4, -3.0], requires_grad=True)]
-    fake = SimpleNamespace(loss_type="sigmoid", beta=0.3, label_smoothing=0.2, accelerator=SimpleNamespace(device="cpu"))
+    fake = SimpleNamespace(
+        loss_type="sigmoid", beta=0.3, label_smoothing=0.2, accelerator=SimpleNamespace(device="cpu"), alpha=0.0
+    )
     theirs, *_ = CPOTrainer.cpo_loss(fake, *inputs)  # DPOTrainer of TRL 1.16 has no smoothed loss.
     compare(dpo_loss(*inputs, beta=0.3, label_smoothing=0.2), theirs, inputs)
 

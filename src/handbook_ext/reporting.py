@@ -85,7 +85,7 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> Run:
     logs = {name: read_json(path).get("log_history", []) for name, path in states.items() if path.is_file()}
     steps = {name: [row for row in rows if "loss" in row and "step" in row] for name, rows in logs.items()}
     history = {name: rows for name, rows in steps.items() if rows}
-    stages = [stage for name in names for stage in read_stages(folder / name)]
+    stages = [stage for name in ("data", "ranker", *names) for stage in read_stages(folder / name)]
     pairs = [read_pairs(folder / name / "pairs.jsonl") for name in names if (folder / name / "pairs.jsonl").is_file()]
     trained = [folder / name for name in names if (folder / name / "pairs.manifest.json").is_file()]
     health = [{"iteration": path.name, **read_health(path)} for path in trained]
@@ -102,7 +102,7 @@ def judged_by(run: Run) -> str:
 
 
 def read_stages(folder: Path) -> list[Json]:
-    """What the manifests of one iteration say, in the order of the stages; None where they are silent."""
+    """What the manifests of one iteration, or of what comes before the first, say, in the order of the stages; None where they are silent."""
     stages = []
     for path in [*folder.glob("*.manifest.json"), *folder.glob("*/manifest.json")]:
         artifact = path.parent.name if path.name == "manifest.json" else path.name.removesuffix(".manifest.json")
