@@ -102,7 +102,7 @@ def judged_by(run: Run) -> str:
 
 
 def read_stages(folder: Path) -> list[Json]:
-    """What the manifests of one iteration, or of what comes before the first, say, in the order of the stages; None where they are silent."""
+    """What the manifests in one folder of a run say, in the order of the stages; None where they are silent."""
     stages = []
     for path in [*folder.glob("*.manifest.json"), *folder.glob("*/manifest.json")]:
         artifact = path.parent.name if path.name == "manifest.json" else path.name.removesuffix(".manifest.json")
