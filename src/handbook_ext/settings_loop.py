@@ -91,6 +91,9 @@ class SelectSettings(Section):
     margin_reference: Literal["previous", "start"] = Field(
         "previous", description="review: reference of a policy's margin: the one it was trained against, or the first (B3)"
     )
+    margin_per_token: bool | None = Field(
+        None, description="review: margins of means over tokens, or of sums; null is what the loss is made of, as in the paper"
+    )
     worse: Literal[1, 2, 3] = Field(1, description="curriculum: the rejected answer's place from the worst of the rated ones")
 
 
