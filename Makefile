@@ -166,12 +166,13 @@ $1-seeds: $(foreach r,$(call many,$1) $(beside),$(RUNS)/$r/report/manifest.json)
 endef
 $(foreach r,$(seeds_of),$(eval $(call seeds_rules,$r)))
 
-$(RUNS)/table-%/table.mk: recipes/tables/%.yaml $(VENV)/ready
+$(RUNS)/table-%/table.mk: recipes/tables/%.yaml scripts/write_table.py $(VENV)/ready
 	@mkdir -p $(@D)
 	@$(PYTHON) scripts/write_table.py $* --list > $@.partial
 	@mv $@.partial $@
-# $1 <recipe>/<policy>: the evaluations of that policy, one per seed.
-evaluated = $(foreach s,$(call many,$(firstword $(subst /, ,$1))),$(call both,$(RUNS)/$s/$(lastword $(subst /, ,$1))/eval,json))
+# $1 <recipe>/<policy>, $2 a run of that recipe: the folder of the policy, of which `start` and `last` depend on the recipe.
+shown = $(or $(if $(filter %/start,$1),$(start.$2)),$(if $(filter %/last,$1),$(lastword $(iterations.$2))),$(lastword $(subst /, ,$1)))
+evaluated = $(foreach s,$(call many,$(firstword $(subst /, ,$1))),$(call both,$(RUNS)/$s/$(call shown,$1,$s)/eval,json))
 define table_rules
 .PHONY: table-$1
 table-$1: export HANDBOOK_SHARE := 1

@@ -73,10 +73,10 @@ def score_under(
         source, artifact = policy_source(model, stage.artifact.parent.parent, None if name == "start" else name)
         if artifact is not None:
             verified(artifact)
+        policy = open_as_trained(source, model, launch, own=artifact is not None).to(launch.device)
         work = partial(
-            score_groups, open_as_trained(source, model, launch, own=artifact is not None), encoded,
-            policy_name=stage.external[name], pad_id=pad_id, head_chunk=sizes["head_chunk"],
-        )  # fmt: skip
+            score_groups, policy, encoded, policy_name=stage.external[name], pad_id=pad_id, head_chunk=sizes["head_chunk"]
+        )
         with launch.precision(sizes["bf16"]):
             fill_shards(
                 stage.out, shards, work, rank=launch.rank, processes=launch.processes, first=first,

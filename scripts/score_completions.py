@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     if launch.finished(stage):
         return
     tokenizer = load_tokenizer(source, model, own=artifact is not None)
-    policy = open_as_trained(source, model, launch, own=artifact is not None)
+    policy = open_as_trained(source, model, launch, own=artifact is not None).to(launch.device)
     pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
     encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings["limits"]), explore=sizes["explore"])
     plan = BatchPlan(encoded.lengths, sizes["global_batch_size"], sizes["per_device_train_batch_size"], settings["seed"])

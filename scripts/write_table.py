@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from handbook_ext.errors import run_main
-from handbook_ext.recipes import resolve
+from handbook_ext.errors import UserError, run_main
+from handbook_ext.recipes import Run, resolve
 from handbook_ext.report_pictures import COLOURS, style
 from handbook_ext.runs import Stage
 from handbook_ext.tables import (
@@ -41,14 +41,12 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv)
     table = read_table(given.table)
     recipes = list(dict.fromkeys(row.recipe for row in table.rows))
-    runs = {recipe: resolve(recipe) for recipe in recipes}
-    last = {recipe: run.iterations[-1].name for recipe, run in runs.items()}
     if given.list:
-        shown = [
-            f"{row.recipe}/{name}" for row in table.rows for name in (runs[row.recipe].start, row.policy or last[row.recipe])
-        ]
+        shown = [f"{row.recipe}/{policy}" for row in table.rows for policy in ("start", row.policy or "last")]
         print(f"recipes.{given.table} := {' '.join(recipes)}\npolicies.{given.table} := {' '.join(dict.fromkeys(shown))}")
         return
+    runs = {recipe: resolve(recipe) for recipe in recipes}
+    last = {recipe: run.iterations[-1].name for recipe, run in runs.items()}
     folders = {recipe: [given.runs / (recipe if k == 1 else f"{recipe}-seed{k}") for k in given.seeds] for recipe in recipes}
     inputs = []
     for row in table.rows:
@@ -60,7 +58,7 @@ def main(argv: list[str]) -> None:
     settings = {"stage": "table", "recipe": given.table, "table": table.model_dump(), "seeds": given.seeds}
     stage = Stage(given.runs / f"table-{given.table}" / "report", settings, list(dict.fromkeys(inputs)))
     if not stage.finished():
-        files = rendered(table, folders, last, given.seeds)
+        files = rendered(table, folders, runs, given.seeds)
         stage.out.mkdir(exist_ok=True)
         for name, content in files.items():
             (stage.out / name).write_bytes(content)
@@ -70,9 +68,14 @@ def main(argv: list[str]) -> None:
     print(f"table: {stage.artifact / 'table.md'}")
 
 
-def rendered(table: Table, folders: dict[str, list[Path]], last: dict[str, str], seeds: list[int]) -> dict[str, bytes]:
+def rendered(table: Table, folders: dict[str, list[Path]], runs: dict[str, Run], seeds: list[int]) -> dict[str, bytes]:
     """Returns the files of the table by name: the page, its numbers, the pictures."""
-    measured = {row.name: measure(row, folders[row.recipe], last[row.recipe]) for row in table.rows}
+    measured = {}
+    for row in table.rows:
+        run = runs[row.recipe]
+        measured[row.name] = measure(row, folders[row.recipe], run.start, run.iterations[-1].name)
+    if len({tuple(each.scores) for each in measured.values()}) > 1:
+        raise UserError(f"table {table.title}: its rows are not sampled at the same temperatures; give all one `evaluate`")
     rows = [summarise_row(each, **BOOTSTRAP) for each in measured.values()]
     decodings = sorted(rows[0]["decodings"], key=lambda name: name == "greedy")  # Claims are judged by samples, if there are any.
     claims = [judge_claim(claim, measured, decodings[0], **BOOTSTRAP) for claim in table.claims]

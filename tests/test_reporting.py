@@ -167,7 +167,7 @@ def test_report_without_training_logs_or_manifests(tmp_path: Path, script: Modul
     assert not (tmp_path / "report" / "training_curves.png").exists()
     assert "reward (by reward_model), greedy" in text and "true reward" not in text
     assert "iter1 cannot be told apart from the starting policy" in text
-    assert "The rewards come from reward_model: they show" in text
+    assert "The rewards come from reward_model: of policies that it labelled" in text
     assert "## tiny-selm: Stages" not in text
 
 

@@ -198,6 +198,8 @@ def test_a_table_runs_its_recipes_shares_what_is_equal_and_repeats_nothing(
     assert "| iter1 and iter2 |" in page
     assert "IPO beats DPO. The tiny world **" in page
     assert (workspace.folder / "runs/table-mine/report/reward_differences.png").is_file()
+    evaluated = json.loads((workspace.folder / "runs/mine-ipo/sft/eval.manifest.json").read_text())
+    assert evaluated["shared_from"] == "runs/mine-micro/sft/eval.json"
     *rest, table = workspace.commands("table-mine")
     assert rest == []
     status, said = workspace.execute(table)

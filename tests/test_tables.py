@@ -1,5 +1,6 @@
 """Tables: what their files may say, and which rows may be compared."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 
 from handbook_ext.errors import UserError
 from handbook_ext.metrics import Scores
-from handbook_ext.tables import Claim, Measured, TableRow, judge_claim, read_table, summarise_row
+from handbook_ext.tables import Claim, Measured, TableRow, judge_claim, measure, read_table, summarise_row
 from tests.workspace import ROOT
 
 TABLE: dict[str, Any] = {
@@ -61,8 +62,29 @@ def test_a_claim_is_judged_by_the_interval_of_the_win_rate() -> None:
 
 @pytest.mark.parametrize("other", [measured("B", 0.5, judge="another"), measured("B", 0.5, prompts="abcdeg")])
 def test_rows_that_were_measured_otherwise_are_not_compared(other: Measured) -> None:
-    with pytest.raises(UserError, match="do not compare"):
-        judge_claim(Claim(better="A", worse="B", words="w"), {"A": measured("A", 1.0), "B": other}, "sampled")
+    judged = judge_claim(Claim(better="A", worse="B", words="w"), {"A": measured("A", 1.0), "B": other}, "sampled")
+    assert judged["win_rate"] is None
+    assert "not judged by the same model on the same prompts" in judged["verdict"]
+
+
+def evaluation(folder: Path, judge: str = "", decodings: tuple[str, ...] = ("greedy",), prompts: int = 4) -> None:
+    """An eval.json."""
+    rows = [{"prompt_id": str(n), "reward": 0.1 * n, "tokens": 3} for n in range(prompts)]
+    told = {name: {"temperature": 0.0, "rows": rows} for name in decodings}
+    folder.mkdir(parents=True)
+    (folder / "eval.json").write_text(json.dumps({"seed": 1, "ranker": "r", "judge": judge, "decodings": told}))
+
+
+@pytest.mark.parametrize("other", [{"judge": "another"}, {"decodings": ("greedy", "sampled")}, {"prompts": 3}])
+def test_a_policy_is_measured_as_its_start_is(tmp_path: Path, other: dict[str, Any]) -> None:
+    row = TableRow(name="A", recipe="r")
+    for name in ("one/start", "one/iter1", "two/start", "one/sft"):
+        evaluation(tmp_path / name)
+    found = measure(row, [tmp_path / "one"], "start", "iter1")
+    assert (found.policy, found.judges, list(found.scores)) == ("iter1", [(1, "r", "")], ["greedy"])
+    evaluation(tmp_path / "two/iter1", **other)
+    with pytest.raises(UserError, match="two: iter1 has not the judge, prompts and decodings of start"):
+        measure(row, [tmp_path / "two"], "start", "iter1")
 
 
 def test_the_share_of_flipped_labels_is_a_mean_over_seeds_with_an_interval() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from handbook_ext.errors import UserError
 
 UNHASHED = {"manifest.json", "trainer_state.json"}
+LOADED = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"}
 
 
 def sha256_of(path: Path) -> str:
@@ -28,6 +29,12 @@ def sha256_of(path: Path) -> str:
         if part.is_file() and part.name not in UNHASHED
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Returns the files of a checkpoint that a library would load: weights, configuration, tokenizer, template."""
+    found = [path for path in folder.iterdir() if path.suffix in LOADED and path.is_file() and path.name not in UNHASHED]
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def manifest_path(artifact: Path) -> Path:

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from handbook_ext.adapters import AdapterFiles, find_adapter, load_adapter
-from handbook_ext.artifacts import read_manifest, sha256_of
+from handbook_ext.artifacts import checkpoint_files, read_manifest, sha256_of
 from handbook_ext.chat import apply_template
 from handbook_ext.errors import UserError
 from handbook_ext.settings import ModelSettings
@@ -100,12 +100,13 @@ def policy_hash(source: str, settings: ModelSettings) -> str:
 
 
 def outside(source: str, settings: ModelSettings) -> dict[str, str]:
-    """Returns what vouches for a policy that no stage of the run made: its hash, and that of all files of a local folder.
+    """Returns what vouches for a policy that no stage of the run made: its hash, and those of a local folder's other files.
 
     The tokenizer and the chat template are among them.
     """
-    told = {"policy": policy_hash(source, settings)}
-    return told | ({"checkpoint": sha256_of(Path(source))} if Path(source).is_dir() else {})
+    told, folder = {"policy": policy_hash(source, settings)}, Path(source)
+    others = [path for path in checkpoint_files(folder) if path.suffix != ".safetensors"] if folder.is_dir() else []
+    return told | {path.name: sha256_of(path) for path in others}
 
 
 def named_policy_hash(run: Path, name: str, settings: ModelSettings) -> str:

@@ -148,11 +148,13 @@ def outside_ranker(rank: RankSettings) -> dict[str, str]:
 def judge_name(run: Path, rank: RankSettings) -> str:
     """Returns what tells a ranker from others of its kind: rewards of two judges do not compare.
 
-    A reward model is called as the recipe names it, with its revision; one that the run fits itself, by its hash.
+    A reward model is called as the recipe names it, with its revision or content and how much it reads; one that the run
+    fits itself, by its hash.
     """
     if rank.ranker != "reward_model":
         return ""
     fitted = fitted_ranker(run, rank)
     if fitted is not None:
         return f"{FITTED}{str(recorded_hash(fitted))[:12]}"
-    return str(rank.model) if rank.revision is None else f"{rank.model}@{rank.revision}"
+    content = outside_ranker(rank).get("ranker", "")[:12] or rank.revision
+    return f"{rank.model}{f'@{content}' if content else ''}, {rank.max_length} tokens"

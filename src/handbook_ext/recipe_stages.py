@@ -13,6 +13,8 @@ from handbook_ext.settings import Recipe
 
 Settings = dict[str, Any]
 
+EVALUATION_FORMAT = 2  # Of eval.json; an older one is made again.
+
 
 def stage_settings(run: Run) -> dict[str, Settings]:
     """Returns, for each settings file of a run by its path in the run's folder, what determines that stage."""
@@ -28,7 +30,7 @@ def stage_settings(run: Run) -> dict[str, Settings]:
         body = {"policy_from": None if run.start == "start" else run.start, "model": base["model"]}
         stages["ranker/ranker.yaml"] = {"stage": "ranker", **same, **body, "rank": fit}
     start = {**same, "iteration": run.start, "policy_from": None if run.start == "start" else run.start}
-    stages[f"{run.start}/evaluate.yaml"] = _evaluation(start, run.settings)
+    stages[f"{run.start}/evaluate.yaml"] = _evaluation(start, run.settings, run)
     for each in run.iterations:
         stages.update(_iteration_stages(run, each))
     stages["report.yaml"] = {
@@ -73,7 +75,7 @@ def _iteration_stages(run: Run, iteration: Iteration) -> dict[str, Settings]:
     own = {**same, "policy_from": iteration.name}
     if iteration.settings.evaluate.implicit_reward:
         own["first"] = None if run.start == "start" else run.start
-    return {**files, f"{iteration.name}/evaluate.yaml": _evaluation(own, iteration.settings)}
+    return {**files, f"{iteration.name}/evaluate.yaml": _evaluation(own, iteration.settings, run)}
 
 
 def _review(run: Run, iteration: Iteration) -> Settings:
@@ -111,14 +113,15 @@ def _plan(run: Run, iteration: Iteration) -> Settings:
     return {"sizes": sizes, "portion": portion, "texts": texts, "stores": review["stores"][:-1]}
 
 
-def _evaluation(head: Settings, settings: Recipe) -> Settings:
-    """Returns the settings of an evaluation."""
-    sections = {name: getattr(settings, name).model_dump() for name in ("model", "rank", "evaluate")}
+def _evaluation(head: Settings, settings: Recipe, run: Run) -> Settings:
+    """Returns the settings of an evaluation; one judge marks all policies of a run, whoever labels in an iteration."""
+    sections = {"model": settings.model.model_dump(), "rank": run.settings.rank.model_dump()}
+    sections["evaluate"] = settings.evaluate.model_dump()
     if settings.data.dataset == "tiny_world":
         sections["rank"]["ranker"] = "oracle"  # Whoever labels the pairs, answers are measured by the true reward.
-    elif settings.rank.ranker == "self":
+    elif run.settings.rank.ranker == "self":
         sections["rank"]["ranker"] = "reward_model"  # rank.model, or one that is fitted: no policy marks its own exam.
-    return {"stage": "evaluate", **head, **sections, "limits": _limits(settings)}
+    return {"stage": "evaluate", "format": EVALUATION_FORMAT, **head, **sections, "limits": _limits(settings)}
 
 
 def _limits(settings: Recipe) -> Settings:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from handbook_ext.artifacts import checkpoint_files
 from handbook_ext.errors import UserError
 from handbook_ext.iterations import Iteration
 from handbook_ext.recipe_checks import dotted
@@ -45,9 +47,18 @@ def local_files(settings: Recipe) -> list[str]:
 
 
 def folder_files(source: str | None) -> list[str]:
-    """Returns the files of a checkpoint that is a local folder, adapters and all; none for a name on the hub."""
+    """Returns the files of a checkpoint that is a local folder; none for a name on the hub.
+
+    Raises UserError for a name that make cannot hold.
+    """
     folder = None if source is None else Path(source)
-    return sorted(map(str, filter(Path.is_file, folder.rglob("*")))) if folder is not None and folder.is_dir() else []
+    files = [str(path) for path in checkpoint_files(folder)] if folder is not None and folder.is_dir() else []
+    for name in files:
+        if re.search(r"[\s:#$%]", name):
+            raise UserError(
+                f"{name}: make cannot watch a file of this name; put the checkpoint where no blank or : # $ % is in it"
+            )
+    return files
 
 
 def beyond(run: Run) -> list[str]:

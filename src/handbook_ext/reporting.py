@@ -145,8 +145,7 @@ def summarise(groups: Sequence[Sequence[Run]], *, title: str, resamples: int, co
     recipes = [summarise_recipe(group, **bootstrap) for group in groups]
     beside = [compare_recipes(groups[0], group, **bootstrap) for group in groups[1:]]
     primary = min(recipes[0]["temperatures"], key=lambda key: key != "sampled")
-    labelled = any(row["artifact"] == "rankings" for run in groups[0] for row in run.stages)
-    summary = {"title": title, "ranker": first.ranker, "labelled": labelled, "reward": reward, "primary": primary, **bootstrap}
+    summary = {"title": title, "ranker": first.ranker, "reward": reward, "primary": primary, **bootstrap}
     return summary | {"recipes": recipes, "beside": beside}
 
 
@@ -184,10 +183,7 @@ def compare_recipes(ours: Sequence[Run], theirs: Sequence[Run], **bootstrap: Any
     """How our last policy compares, by decoding, with another recipe's of that name on the same seeds and prompts."""
     shared = [name for name in ours[0].policies if all(name in run.policies for run in (*ours, *theirs))]
     seeds = [(our, their) for our in ours for their in theirs if our.seed == their.seed]
-    for our, their in seeds:
-        if our.judge != their.judge:
-            raise UserError(f"{their.folder}: its rewards come from another model ({their.judge}) than those of {our.folder}")
-    matched = [(our.policies, their.policies) for our, their in seeds]
+    matched = [(our.policies, their.policies) for our, their in seeds if our.judge == their.judge]
     both = [(our[name], their[name]) for our, their in matched for name in shared[-1:]]
     pairs = [pair for pair in both if comparable(*pair)]
     won = {

@@ -25,9 +25,9 @@ MICRO_BATCHES_PER_SHARD = 32
 
 
 def open_as_trained(source: str, model: ModelSettings, launch: Launch, *, own: bool) -> PreTrainedModel:
-    """Returns a policy as training has it: weights of training's type, prefix-shared forward; on this process's device."""
+    """Returns a policy as training has it: weights of training's type, prefix-shared forward."""
     weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
-    return prefix_shared(load_policy(source, weights, own=own)).to(launch.device)
+    return prefix_shared(load_policy(source, weights, own=own))
 
 
 def score_batch(

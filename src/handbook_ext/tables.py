@@ -103,17 +103,21 @@ def read_table(name: str) -> Table:
     return table
 
 
-def measure(row: TableRow, folders: Sequence[Path], last: str) -> Measured:
-    """Returns what a row's runs left behind, one folder per seed; `last` is the recipe's last iteration."""
+def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Measured:
+    """Returns what a row's runs left behind, one folder per seed; the recipe goes from policy `start` to iteration `last`.
+
+    Raises UserError where a policy is not measured as its start is.
+    """
     policy = row.policy or last
     scores: dict[str, list[Scores]] = {}
     first: dict[str, list[Scores]] = {}
     numbers: dict[str, list[float]] = {}
     judges, swapped = [], []
     for folder in folders:
-        start = "sft" if (folder / "sft").is_dir() else "start"
-        for found, name in ((scores, policy), (first, start)):
-            read, judge = read_evaluation(folder / name / "eval.json")
+        (ours, judge), (theirs, other) = (read_evaluation(folder / name / "eval.json") for name in (policy, start))
+        if judge != other or not comparable(ours, theirs):
+            raise UserError(f"{folder}: {policy} has not the judge, prompts and decodings of {start}; evaluate both alike")
+        for found, read in ((scores, ours), (first, theirs)):
             for decoding, one in read.items():
                 found.setdefault(decoding, []).append(one)
         judges.append(judge)
@@ -157,17 +161,16 @@ def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
 def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootstrap: Any) -> dict[str, Any]:
     """Returns the win rate between the two rows of a claim, and whether its interval agrees, disagrees or says neither.
 
-    Raises UserError where the two were not measured alike.
+    There is no win rate where another judge marked the other row, or on other prompts.
     """
+    told = {"words": claim.words, "better": claim.better, "worse": claim.worse}
     better, worse = rows[claim.better], rows[claim.worse]
     matched = zip(better.scores[decoding], worse.scores[decoding], strict=True)
     if better.judges != worse.judges or not all(comparable({decoding: ours}, {decoding: theirs}) for ours, theirs in matched):
-        raise UserError(
-            f"'{claim.better}' and '{claim.worse}' are not judged by the same model on the same prompts, so they do not compare"
-        )
+        return told | {"win_rate": None, "verdict": "has no answer: the two are not judged by the same model on the same prompts"}
     won = compare_scores(better.scores[decoding], worse.scores[decoding], **bootstrap)["win_rate"]
     verdict = {1: "agrees", 0: "cannot tell", -1: "disagrees"}[won.side(0.5)]
-    return {"words": claim.words, "better": claim.better, "worse": claim.worse, "win_rate": won, "verdict": verdict}
+    return told | {"win_rate": won, "verdict": verdict}
 
 
 def kept_ids(folder: Path, iteration: str) -> set[str]:
