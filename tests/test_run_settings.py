@@ -167,6 +167,15 @@ iterations: {{iter2: {{rank: {{ranker: reward_model, model: {tmp_path}/judge}}}}
     told = make_variables(mine(text)).splitlines()
     assert f"checkpoint.mine-selm := {tmp_path}/start/model.safetensors" in told
     assert f"judge.mine-selm := {tmp_path}/judge/config.json" in told
+    (tmp_path / "judge/adapter_config.json").write_text('{"base_model_name_or_path": "../start"}')
+    (tmp_path / "judge/notes of mine.md").touch()
+    watched = [f"{tmp_path}/judge/adapter_config.json", f"{tmp_path}/judge/config.json"]
+    told = make_variables(mine(text)).splitlines()
+    assert f"judge.mine-selm := {' '.join([f'{tmp_path}/judge/../start/model.safetensors', *watched])}" in told
+    (tmp_path / "judge/a b.json").touch()
+    with pytest.raises(UserError, match=r"a b\.json: make cannot watch a file of this name"):
+        make_variables(mine(text))
+    (tmp_path / "judge/a b.json").unlink()
     before = stage_settings(mine(text))
     (tmp_path / "own.jinja").write_text("2")
     after = stage_settings(mine(text))

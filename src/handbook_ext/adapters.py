@@ -22,12 +22,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-from handbook_ext.artifacts import sha256_of
+from handbook_ext.artifacts import ADAPTER_CONFIG, sha256_of
 from handbook_ext.errors import UserError
 from handbook_ext.settings import LoraSettings
 
 ADAPTER = "adapter"  # A policy's sub-folder that holds its last adapter.
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"
 LONGEST = 240  # Characters of a library's error that are passed on.
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from handbook_ext.errors import UserError
 
 UNHASHED = {"manifest.json", "trainer_state.json"}
+ADAPTER_CONFIG = "adapter_config.json"
 LOADED = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"}
 
 
@@ -32,9 +33,17 @@ def sha256_of(path: Path) -> str:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Returns the files of a checkpoint that a library would load: weights, configuration, tokenizer, template."""
+    """Returns the files of a checkpoint that a library would load: weights, configuration, tokenizer, template.
+
+    Those of an adapter's base are among them, where the base is a folder too.
+    """
     found = [path for path in folder.iterdir() if path.suffix in LOADED and path.is_file() and path.name not in UNHASHED]
-    return sorted(path for path in found if not path.name.startswith("."))
+    files = sorted(path for path in found if not path.name.startswith("."))
+    if (folder / ADAPTER_CONFIG).is_file():
+        named = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path") or ""
+        base = next((place for place in (folder / named, Path(named)) if named and place.is_dir()), None)
+        files += checkpoint_files(base) if base is not None else []
+    return files
 
 
 def manifest_path(artifact: Path) -> Path:

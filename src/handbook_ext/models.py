@@ -106,7 +106,7 @@ def outside(source: str, settings: ModelSettings) -> dict[str, str]:
     """
     told, folder = {"policy": policy_hash(source, settings)}, Path(source)
     others = [path for path in checkpoint_files(folder) if path.suffix != ".safetensors"] if folder.is_dir() else []
-    return told | {path.name: sha256_of(path) for path in others}
+    return told | {f"{path.parent.name}/{path.name}": sha256_of(path) for path in others}
 
 
 def named_policy_hash(run: Path, name: str, settings: ModelSettings) -> str:
