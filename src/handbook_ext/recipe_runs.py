@@ -35,7 +35,7 @@ class Run:
 
     @property
     def ranks(self) -> list[RankSettings]:
-        """Returns the judges of the evaluation at the start and of each iteration."""
+        """Returns the run's own ranker, which marks all its policies, and that of each iteration, which labels its pairs."""
         return [self.settings.rank, *(each.settings.rank for each in self.iterations)]
 
     @property
