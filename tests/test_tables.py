@@ -1,6 +1,7 @@
 """Tables: what their files may say, and which rows may be compared."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from handbook_ext.errors import UserError
 from handbook_ext.metrics import Scores
-from handbook_ext.tables import Claim, Measured, TableRow, judge_claim, measure, read_table, summarise_row
+from handbook_ext.tables import Claim, Measured, TableRow, flipped_more, judge_claim, measure, read_table, summarise_row
 from tests.workspace import ROOT
 
 TABLE: dict[str, Any] = {
@@ -23,7 +24,7 @@ def measured(name: str, mean: float, judge: str = "", prompts: str = "abcdef") -
     first = [Scores(tuple(prompts), np.arange(6.0) + seed, np.full(6, 3.0)) for seed in (0, 1)]
     scores = [Scores(each.prompt_ids, each.rewards + mean, each.tokens) for each in first]
     judges = [(seed, "reward_model", judge) for seed in (0, 1)]
-    flipped = [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0]]
+    flipped = [dict.fromkeys("bcd", False) | {"a": True}, {"a": False, "b": False}]
     return Measured(TableRow(name=name, recipe="r"), "iter1", {"sampled": scores}, {"sampled": first}, {}, judges, flipped)
 
 
@@ -91,3 +92,24 @@ def test_the_share_of_flipped_labels_is_a_mean_over_seeds_with_an_interval() -> 
     share = summarise_row(measured("A", 1.0), resamples=200, confidence=0.9)["swapped_kept"]
     assert share.value == pytest.approx((0.25 + 0.0) / 2)
     assert share.low <= share.value <= share.high < 1
+
+
+def test_shares_of_flipped_labels_are_compared_pair_by_pair() -> None:
+    """By hand, in one seed: 1 of the 2 kept labels is flipped against 2 of the 4, then 0 of 2 against 2 of 4."""
+    all_of_them = {"a": True, "b": True, "c": False, "d": False}
+    half, none = {"a": True, "c": False}, {"c": False, "d": False}
+    assert flipped_more([half], [all_of_them]).value == pytest.approx(0.0)
+    assert flipped_more([none], [all_of_them]).value == pytest.approx(-0.5)
+    same = flipped_more([half, none], [half, none], resamples=50)
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+    with pytest.raises(UserError, match="compare these by win rate"):
+        flipped_more([], [half])
+
+
+def test_a_claim_on_labels_agrees_where_fewer_flipped_ones_are_kept() -> None:
+    many = {str(n): n % 2 == 0 for n in range(400)}
+    few = {name: flipped for name, flipped in many.items() if not flipped or int(name) % 4 == 0}
+    rows = {name: replace(measured(name, 1.0), swapped=[flags] * 2) for name, flags in (("A", few), ("B", many))}
+    for better, worse, verdict in (("A", "B", "agrees"), ("B", "A", "disagrees"), ("A", "A", "cannot tell")):
+        claim = Claim(better=better, worse=worse, by="flipped labels", words="w")
+        assert judge_claim(claim, rows, "sampled", resamples=200)["verdict"] == verdict

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -22,6 +22,7 @@ from handbook_ext.self_review import jaccard
 from handbook_ext.settings import Section
 
 TABLES = Path("recipes/tables")
+VERDICTS = {1: "agrees", 0: "cannot tell", -1: "disagrees"}
 
 
 class TableRow(Section):
@@ -35,10 +36,13 @@ class TableRow(Section):
 
 
 class Claim(Section):
-    """A claim of the paper: one row does better than another, by the win rate between the two."""
+    """A claim: one row does better than another."""
 
     better: str
     worse: str
+    by: Literal["win rate", "flipped labels"] = Field(
+        "win rate", description="wins of one over the other; or a smaller share of flipped labels among its offline pairs"
+    )
     words: str = Field(description="the claim in words")
 
 
@@ -76,7 +80,8 @@ class Table(Section):
 class Measured:
     """A row's policy over its seeds: scores by decoding, those of the first policy, and single numbers per seed.
 
-    `judges` are those of the rewards; `swapped` tells of each offline pair that was trained on whether its label is flipped.
+    `judges` are those of the rewards; `swapped` tells of each offline pair that was trained on, by its prompt's id, whether
+    its label is flipped.
     """
 
     row: TableRow
@@ -85,7 +90,7 @@ class Measured:
     first: dict[str, list[Scores]]
     numbers: dict[str, list[float]]
     judges: list[tuple[int, str, str]]
-    swapped: list[list[float]]
+    swapped: list[dict[str, bool]]
 
 
 def read_table(name: str) -> Table:
@@ -125,7 +130,7 @@ def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Me
             numbers.setdefault(name, []).append(value)
         pairs = folder / policy / "pairs.jsonl"
         kept = [pair for pair in read_rows(pairs, PreferencePair) if pair.chosen_origin == "offline"] if pairs.is_file() else []
-        swapped += [[float(pair.swapped) for pair in kept]] if kept else []
+        swapped += [{pair.prompt_id: pair.swapped for pair in kept}] if kept else []
     return Measured(row, policy, scores, first, numbers, judges, swapped)
 
 
@@ -154,23 +159,42 @@ def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
     for name, values in measured.numbers.items():
         told[name] = Interval(fmean(values), min(values), max(values))
     if measured.swapped:
-        told["swapped_kept"] = hierarchical_interval(measured.swapped, **bootstrap)
+        told["swapped_kept"] = hierarchical_interval([list(flags.values()) for flags in measured.swapped], **bootstrap)
     return told
 
 
 def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootstrap: Any) -> dict[str, Any]:
-    """Returns the win rate between the two rows of a claim, and whether its interval agrees, disagrees or says neither.
+    """Returns what a claim is judged by, and whether its interval agrees, disagrees or says neither.
 
+    It is the win rate between the two rows, or by how much the first row's share of flipped labels is above the second's.
     There is no win rate where another judge marked the other row, or on other prompts.
     """
-    told = {"words": claim.words, "better": claim.better, "worse": claim.worse}
+    told = {"words": claim.words, "by": claim.by, "better": claim.better, "worse": claim.worse}
     better, worse = rows[claim.better], rows[claim.worse]
+    if claim.by == "flipped labels":
+        more = flipped_more(better.swapped, worse.swapped, **bootstrap)
+        return told | {"difference": more, "verdict": VERDICTS[-more.side(0)]}
     matched = zip(better.scores[decoding], worse.scores[decoding], strict=True)
     if better.judges != worse.judges or not all(comparable({decoding: ours}, {decoding: theirs}) for ours, theirs in matched):
         return told | {"win_rate": None, "verdict": "has no answer: the two are not judged by the same model on the same prompts"}
     won = compare_scores(better.scores[decoding], worse.scores[decoding], **bootstrap)["win_rate"]
-    verdict = {1: "agrees", 0: "cannot tell", -1: "disagrees"}[won.side(0.5)]
-    return told | {"win_rate": won, "verdict": verdict}
+    return told | {"win_rate": won, "verdict": VERDICTS[won.side(0.5)]}
+
+
+def flipped_more(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[str, bool]], **bootstrap: Any) -> Interval:
+    """Returns our share of flipped labels less theirs, in [-1, 1], with its interval over seeds and pairs.
+
+    Both keep some of the same pairs, so a pair that both keep counts on both sides of the difference. One dictionary per
+    seed, from the prompt's id to whether the label is flipped. Raises UserError where a row keeps no offline pairs.
+    """
+    if not ours or len(ours) != len(theirs):
+        raise UserError("flipped labels are compared between rows that train on offline pairs; compare these by win rate")
+    groups = []
+    for mine, other in zip(ours, theirs, strict=True):
+        pairs = mine | other
+        weight = {name: (name in mine) / len(mine) - (name in other) / len(other) for name in pairs}
+        groups.append([len(pairs) * weight[name] * flipped for name, flipped in pairs.items()])
+    return hierarchical_interval(groups, **bootstrap)
 
 
 def kept_ids(folder: Path, iteration: str) -> set[str]:
