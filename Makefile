@@ -42,7 +42,7 @@ RUN_NAMES := $(sort $(foreach t,$(TABLES),$(foreach r,$(recipes.$t),$(call many,
 # ---------------------------------------------------------------------------------------------------------------------
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
-	@command -v python3.11 >/dev/null || command -v python3 >/dev/null || { echo "error: Python 3.11 or newer is needed" >&2; exit 2; }
+	@command -v python3.11 >/dev/null || python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "error: Python 3.11 or newer is needed" >&2; exit 2; }
 	@echo "setting up the environment in $(VENV), once (some minutes)"
 	"$$(command -v python3.11 || command -v python3)" -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -53,10 +53,13 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 # each rewritten only when its content changes. So one changed value runs again exactly the stages below it.
 # ---------------------------------------------------------------------------------------------------------------------
 
+# A goal that is nothing of this is told before any stage starts.
+OWN_GOALS := help setup test test-slow test-liger lint bench tables $(addprefix table-,$(ALL_TABLES)) $(addsuffix -seeds,$(RECIPES))
+unknown   := $(foreach g,$(filter-out $(OWN_GOALS),$(MAKECMDGOALS)),$(if $(findstring /,$g)$(call known,$(call stem,$g)),,$g))
 RUN_FILES := $(foreach r,$(RUN_NAMES),$(RUNS)/$r/run.mk)
 ifneq ($(RUN_FILES),)
 $(RUN_FILES) &: FORCE $(VENV)/ready
-	@$(PYTHON) scripts/resolve_recipe.py $(RUN_NAMES) --runs $(RUNS)
+	@$(PYTHON) scripts/resolve_recipe.py $(RUN_NAMES) $(unknown) --runs $(RUNS)
 endif
 FORCE:
 include $(RUN_FILES)
@@ -135,7 +138,7 @@ $(RUNS)/$1/report/manifest.json: $(RUNS)/$1/report.yaml $(foreach i,$(start.$1) 
 .PHONY: $1 $1-report
 $1 $1-report: $(RUNS)/$1/report/manifest.json
 $1-iter%:
-	@$$(PYTHON) scripts/resolve_recipe.py $1 --show iter$$*
+	+@$$(PYTHON) scripts/resolve_recipe.py $1 --show iter$$*
 endef
 
 before = $(lastword $(filter sft,$(start.$1)) $(call until,$2,$(iterations.$1)))
@@ -213,7 +216,7 @@ bench: $(VENV)/ready
 	$(PYTHON) scripts/bench_training.py --out $(RUNS)/bench
 
 .DEFAULT:
-	@if test -x $(PYTHON); then $(PYTHON) scripts/resolve_recipe.py $@ > /dev/null; \
+	+@if test -x $(PYTHON); then $(PYTHON) scripts/resolve_recipe.py $@ > /dev/null; \
 	else echo "error: there is no target '$@'; make help lists the recipes, the tables and every other target" >&2; fi; exit 2
 
 # A failed stage leaves no target behind. Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration

@@ -1,9 +1,8 @@
 """Stops a run whose last iteration passes a limit of the recipe's `health`: `check_health.py runs/<run>/iter<N>`."""
 
 import json
-from pathlib import Path
 
-from handbook_ext.errors import UserError, run_main
+from handbook_ext.errors import UserError, run_main, stage_folder
 from handbook_ext.health import exceeded, read_health
 from handbook_ext.recipes import load_stage
 from handbook_ext.runs import Stage
@@ -12,7 +11,7 @@ from handbook_ext.settings import HealthSettings
 
 def main(argv: list[str]) -> None:
     """Writes health.json, unless a limit is passed: then the next iteration does not start."""
-    folder = Path(argv[0])
+    folder = stage_folder(argv)
     settings = load_stage(folder / "health.yaml")
     stage = Stage(folder / "health.json", settings, [folder / name for name in settings["reads"]])
     if stage.finished():

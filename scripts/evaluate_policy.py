@@ -4,12 +4,11 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from handbook_ext.chat import ChatEncoder
-from handbook_ext.errors import run_main
+from handbook_ext.errors import run_main, stage_folder
 from handbook_ext.generation import Job, answered, open_policy
 from handbook_ext.implicit_reward import Text, implicit_rewards, summarised
 from handbook_ext.launching import Launch, begin
@@ -26,7 +25,7 @@ Prompts = list[tuple[OfflinePair, list[int]]]
 
 def main(argv: list[str]) -> None:
     """Samples each held-out prompt once per temperature, has the ranker judge the answers, and measures implicit rewards."""
-    folder = Path(argv[0])
+    folder = stage_folder(argv)
     run = folder.parent
     launch = begin()
     settings = load_stage(folder / "evaluate.yaml")

@@ -1,10 +1,9 @@
 """Policy + prompts -> completions.jsonl: `generate_completions.py runs/<run>/iter<N>`; keeps its finished shards."""
 
 from functools import partial
-from pathlib import Path
 
 from handbook_ext.chat import ChatEncoder
-from handbook_ext.errors import UserError, run_main
+from handbook_ext.errors import UserError, run_main, stage_folder
 from handbook_ext.generation import Job, answered, open_policy
 from handbook_ext.launching import begin
 from handbook_ext.models import outside, policy_hash, policy_source
@@ -18,7 +17,7 @@ from handbook_ext.shards import batched, fill_shards, read_shards
 
 def main(argv: list[str]) -> None:
     """Samples `num_completions` answers to every prompt of the iteration's portion."""
-    folder = Path(argv[0])
+    folder = stage_folder(argv)
     run = folder.parent
     launch = begin()
     settings = load_stage(folder / "generate.yaml")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from handbook_ext.artifacts import sha256_of
-from handbook_ext.errors import run_main
+from handbook_ext.errors import run_main, stage_folder
 from handbook_ext.preference_data import load_offline_data
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import content_id, write_rows
@@ -15,7 +15,7 @@ from handbook_ext.settings import DataSettings
 
 def main(argv: list[str]) -> None:
     """Reads the recipe's data once, checks every row, and writes it in the form that all stages read."""
-    run = Path(argv[0])
+    run = stage_folder(argv)
     settings = load_stage(run / "data" / "data.yaml")
     data = DataSettings(**settings["data"])
     stage = Stage(run / "data" / "rows", settings, [])

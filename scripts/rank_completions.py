@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from handbook_ext.errors import run_main
+from handbook_ext.errors import run_main, stage_folder
 from handbook_ext.launching import Launch, begin
 from handbook_ext.rankers import Ranker, candidates_of, fitted_ranker, open_ranker, outside_ranker, ranking
 from handbook_ext.recipes import load_stage
@@ -18,7 +18,7 @@ PROMPTS_PER_SHARD = 64
 
 def main(argv: list[str]) -> None:
     """Judges the samples of each prompt, by default together with its offline chosen and rejected answers."""
-    folder = Path(argv[0])
+    folder = stage_folder(argv)
     run = folder.parent
     launch = begin()
     settings = load_stage(folder / "rank.yaml")

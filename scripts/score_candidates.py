@@ -2,11 +2,10 @@
 
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 
 from handbook_ext.artifacts import verified
 from handbook_ext.chat import ChatEncoder
-from handbook_ext.errors import run_main
+from handbook_ext.errors import run_main, stage_folder
 from handbook_ext.launching import Launch, begin
 from handbook_ext.models import load_tokenizer, named_policy_hash, outside, policy_source
 from handbook_ext.recipes import load_stage
@@ -21,7 +20,7 @@ from handbook_ext.shards import batched, fill_shards
 
 def main(argv: list[str]) -> None:
     """Scores under each policy what the margins need, but nothing that it has scored in this run before."""
-    folder = Path(argv[0])
+    folder = stage_folder(argv)
     run = folder.parent
     launch = begin()
     settings = load_stage(folder / "score.yaml")

@@ -1,12 +1,11 @@
 """pairs.jsonl + the policy that starts the iteration -> logprobs/, the score store: `score_completions.py runs/<run>/iter<N>`."""
 
 from functools import partial
-from pathlib import Path
 
 from handbook_ext.batching import BatchPlan
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.encoding import encode_pairs
-from handbook_ext.errors import run_main
+from handbook_ext.errors import run_main, stage_folder
 from handbook_ext.launching import begin
 from handbook_ext.models import load_tokenizer, outside, policy_hash, policy_source
 from handbook_ext.recipes import load_stage
@@ -19,7 +18,7 @@ from handbook_ext.shards import fill_shards
 
 def main(argv: list[str]) -> None:
     """Scores every completion that training will meet, once, under the policy that training starts from."""
-    folder = Path(argv[0])
+    folder = stage_folder(argv)
     run = folder.parent
     launch = begin()
     settings = load_stage(folder / "score.yaml")

@@ -7,20 +7,20 @@ from typing import Any
 
 from handbook_ext.artifacts import read_manifest
 from handbook_ext.ensemble import Term
-from handbook_ext.errors import UserError, run_main
+from handbook_ext.errors import UserError, run_main, stage_folder
 from handbook_ext.measure import Measure
 from handbook_ext.recipes import load_stage
 from handbook_ext.records import Completion, OfflinePair, PreferencePair, Ranking, assistant, completion_id, read_rows, write_rows
 from handbook_ext.runs import Stage
 from handbook_ext.score_store import read_stores
-from handbook_ext.selection import curriculum_pairs, dataset_pairs, gold_over_sample, judged_pairs, portion
+from handbook_ext.selection import curriculum_pairs, dataset_pairs, gold_over_sample, judged_pairs, portion, skip_explored_chosen
 from handbook_ext.self_review import counts, kept_pairs, own_pairs, quality_of, selection_value
 from handbook_ext.settings import SelectSettings
 
 
 def main(argv: list[str]) -> None:
     """Applies the recipe's rule to the iteration's portion."""
-    folder = Path(argv[0])
+    folder = stage_folder(argv)
     run = folder.parent
     settings = load_stage(folder / "select.yaml")
     select = SelectSettings(**settings["select"])
@@ -43,12 +43,9 @@ def main(argv: list[str]) -> None:
     else:
         rankings = read_rows(folder / "rankings.jsonl", Ranking)
         dropped["prompt without completions"] = len(offline) - len(rankings)
-        pairs = judged_pairs(
-            rankings, {row.prompt_id: row for row in offline}, dropped, rule=select.rule, explore=select.explore,
-            skip_explored_chosen=select.explore_as_chosen == "skip",
-        )  # fmt: skip
+        pairs = judged_pairs(rankings, {row.prompt_id: row for row in offline}, dropped, rule=select.rule, explore=select.explore)
     if select.explore_as_chosen == "skip":
-        pairs = [p.model_copy(update={"explore": None}) if p.explore == p.chosen else p for p in pairs]
+        pairs = skip_explored_chosen(pairs)
     if not pairs:
         raise UserError(f"{folder}: no preference pair is left ({dict(dropped)}); check the data and the ranker")
     write_rows(stage.out, pairs)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
@@ -12,7 +11,7 @@ from handbook_ext.adapters import ADAPTER, adapted, save_adapted
 from handbook_ext.batching import BatchPlan
 from handbook_ext.chat import ChatEncoder
 from handbook_ext.encoding import encode_pairs
-from handbook_ext.errors import UserError, run_main
+from handbook_ext.errors import UserError, run_main, stage_folder
 from handbook_ext.health import read_health, told
 from handbook_ext.launching import begin
 from handbook_ext.models import load_tokenizer, outside, policy_hash, policy_source
@@ -29,7 +28,7 @@ from handbook_ext.training import PreferenceTrainer, last_complete_checkpoint, s
 
 def main(argv: list[str]) -> None:
     """Trains one iteration; the reference log-probs come from the score store, so no reference model is loaded."""
-    folder = Path(argv[0])
+    folder = stage_folder(argv)
     run = folder.parent
     launch = begin()
     settings = load_stage(folder / "train.yaml")

@@ -2,9 +2,8 @@
 
 import shutil
 import sys
-from pathlib import Path
 
-from handbook_ext.errors import run_main
+from handbook_ext.errors import run_main, stage_folder
 from handbook_ext.launching import begin
 from handbook_ext.models import load_tokenizer, outside, policy_source
 from handbook_ext.recipes import load_stage
@@ -19,7 +18,7 @@ BARELY = 0.55  # of the training pairs right: hardly more than a coin
 
 def main(argv: list[str]) -> None:
     """Fits a Bradley-Terry classifier on the body of the policy that starts the loop, publishes ranker/model."""
-    run = Path(argv[0])
+    run = stage_folder(argv)
     launch = begin()
     settings = load_stage(run / "ranker" / "ranker.yaml")
     model, fit = ModelSettings(**settings["model"]), FitSettings(**settings["rank"]["fit"])

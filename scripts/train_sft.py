@@ -1,13 +1,12 @@
 """Demonstrations -> the SFT policy: `train_sft.py runs/<run>`; goes on from its last checkpoint when killed."""
 
 import shutil
-from pathlib import Path
 
 import torch
 
 from handbook_ext.adapters import save_adapted
 from handbook_ext.chat import ChatEncoder
-from handbook_ext.errors import run_main
+from handbook_ext.errors import run_main, stage_folder
 from handbook_ext.launching import begin
 from handbook_ext.models import build_policy, load_policy, load_tokenizer, outside, policy_hash, train_tokenizer
 from handbook_ext.recipes import load_stage
@@ -20,7 +19,7 @@ from handbook_ext.training import MarkComplete, last_complete_checkpoint, save_p
 
 def main(argv: list[str]) -> None:
     """Builds or loads the policy, fine-tunes it with TRL, publishes sft/policy."""
-    run = Path(argv[0])
+    run = stage_folder(argv)
     launch = begin()
     settings = load_stage(run / "sft" / "sft.yaml")
     sft, model = SFTSettings(**settings["sft"]), ModelSettings(**settings["model"])

@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--list", action="store_true", help="print its recipes and their policies, as make reads them")
     given = parser.parse_args(argv)
+    if len(set(given.seeds)) < len(given.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, given.seeds))}: a seed is named twice; name each once")
     table = read_table(given.table)
     recipes = list(dict.fromkeys(row.recipe for row in table.rows))
     if given.list:

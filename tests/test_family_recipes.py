@@ -61,8 +61,8 @@ def course(name: str, dotted: str) -> list[Any]:
     ("model", "methods"),
     [
         ("tinyllama", TABLE_1 | TABLE_2 | TABLE_9 | TABLES_7_8 | TABLE_3 | FIGURE_2),
-        ("pythia", TABLE_1 | TABLE_2),
-        ("mistral", TABLE_1 | {"spin", "orpo", "srlm"}),
+        ("pythia", TABLE_1 | TABLE_2 | FIGURE_2),
+        ("mistral", TABLE_1 | FIGURE_2 | {"spin", "orpo", "srlm"}),
         ("tiny", TABLE_1 | TABLE_2 | TABLE_9 | TABLES_7_8 | FIGURE_2 | OURS_TINY),
         ("sweeps", SELM_3 | SELM_6 | SERA_5 | SERA_6),
     ],

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MakePairs = Callable[[int], list[PreferencePair]]
 Step = tuple[float, dict[str, Tensor]]
 
-# Zephyr's template leaves a newline behind the end token, which TRL scores and this package does not (A10).
+# Zephyr's template leaves a newline behind the end token, which TRL scores and this package does not.
 NO_NEWLINE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -148,6 +148,27 @@ def test_errors_of_make_are_one_line(finished: Workspace) -> None:
         assert words in lines[0]
 
 
+@pytest.mark.parametrize("options", [(), ("-n",)])
+def test_an_unknown_goal_stops_make_before_any_stage(finished: Workspace, options: tuple[str, ...]) -> None:
+    for goals, words in (
+        (("mine-micro-seed9-iter1", "mine-mikro"), "(did you mean 'mine-micro'?)"),
+        (("table-famly",), "(did you mean 'table-family'?)"),
+    ):
+        done = finished.make(*options, *goals)
+        assert done.returncode != 0
+        assert words in done.stderr
+        assert "prepare_data" not in done.stdout
+    assert not (finished.folder / "runs/mine-micro-seed9/data").exists()
+
+
+def test_a_stage_without_its_folder_is_one_line(finished: Workspace) -> None:
+    for script in sorted((finished.folder / "scripts").glob("*.py")):
+        if "stage_folder(argv)" in script.read_text():
+            status, said = finished.execute(f"scripts/{script.name}")
+            assert (status, said.count("\n")) == (2, 1)
+            assert said.startswith(f"error: {script.name} needs one folder")
+
+
 def test_paper_scale_prints_real_commands(finished: Workspace) -> None:
     commands = finished.commands("zephyr-selm-iter3")
     train = [command for command in commands if "train_policy" in command]

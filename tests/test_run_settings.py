@@ -202,9 +202,6 @@ def test_a_review_is_scored_before_it_selects_and_names_the_policies_of_its_marg
     assert stages["iter3/select.yaml"]["stores"] == ["iter1", "iter2", "iter3"]
     assert [term["policy"] for term in stages["iter3/select.yaml"]["terms"]] == ["iter2", "iter1"]
     assert stages["iter3/select.yaml"]["measure"] == {"reference": True, "per_token": False}
-    per_token = stage_settings(mine(SERA.replace("rule: review}", "rule: review, margin_per_token: true}")))
-    assert per_token["iter3/select.yaml"]["measure"] == {"reference": True, "per_token": True}
-    assert per_token["iter3/train.yaml"] == stages["iter3/train.yaml"]
     with_limit = mine(SERA + "health: {max_kl: 3}\n")
     assert "watched.mine-selm := iter1 iter2 iter3\n" in make_variables(with_limit)
     assert stage_settings(with_limit)["iter2/health.yaml"]["reads"] == ["pairs.jsonl", "policy", "completions.jsonl", "eval.json"]

@@ -9,7 +9,7 @@ import pytest
 
 from handbook_ext.rankers import Verdict, candidates_of, ranking
 from handbook_ext.records import Completion, Messages, OfflinePair, PreferencePair, Ranking, assistant
-from handbook_ext.selection import dataset_pairs, judged_pairs
+from handbook_ext.selection import dataset_pairs, judged_pairs, skip_explored_chosen
 
 PROMPT: Messages = [{"role": "user", "content": "q"}]
 WIN, LOSE = "offline winner", "offline loser"
@@ -36,7 +36,7 @@ def judged(scores: list[float], texts: list[str] | None = None) -> Ranking:
 def select(scores: list[float], rule: str, **changes: Any) -> tuple[PreferencePair | None, Counter[str]]:
     dropped: Counter[str] = Counter()
     pair = changes.pop("pair", offline())
-    options = {"rule": rule, "explore": True, "skip_explored_chosen": False} | changes
+    options = {"rule": rule, "explore": True} | changes
     pairs = judged_pairs([judged(scores)], {"p": pair}, dropped, **options)
     return (pairs[0] if pairs else None), dropped
 
@@ -93,7 +93,7 @@ def test_a_prompt_whose_candidates_all_tie_is_dropped_and_counted() -> None:
 def test_equal_texts_are_dropped_and_counted() -> None:
     dropped: Counter[str] = Counter()
     rows = [judged([2, 3, 1], [WIN]), judged([3, 2, 1], [LOSE])]
-    pairs = judged_pairs(rows, {"p": offline()}, dropped, rule="against_chosen", explore=True, skip_explored_chosen=False)
+    pairs = judged_pairs(rows, {"p": offline()}, dropped, rule="against_chosen", explore=True)
     assert pairs == []
     assert dropped == {"chosen equals rejected": 2}
 
@@ -125,9 +125,11 @@ def test_explore_off_keeps_no_sample() -> None:
 
 @pytest.mark.parametrize(("scores", "kept"), [([3, 2, 1], False), ([1, 3, 2], True), ([2, 3, 1], True)])
 def test_skip_leaves_out_the_term_only_where_the_sample_is_chosen(scores: list[float], kept: bool) -> None:
-    pair, _ = select(scores, "best_and_worst", skip_explored_chosen=True)
+    pair, _ = select(scores, "best_and_worst")
     assert pair is not None
-    assert (pair.explore is not None) is kept
+    assert pair.explore is not None
+    [left] = skip_explored_chosen([pair])
+    assert (left.explore is not None) is kept
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_points_are_read_and_failures_told(tokenizer: PreTrainedTokenizerFast, b
     offline = OfflinePair(prompt_id="p", prompt=user("which?"), chosen=assistant("x"), rejected=assistant("y"))
     from collections import Counter
 
-    [pair] = judged_pairs([ranked], {"p": offline}, Counter(), rule="best_and_worst", explore=False, skip_explored_chosen=False)
+    [pair] = judged_pairs([ranked], {"p": offline}, Counter(), rule="best_and_worst", explore=False)
     assert (pair.chosen, pair.rejected) == (assistant("one two three"), assistant("one"))
 
 

@@ -36,8 +36,8 @@ class ChatEncoder:
     """Turns prompts and completions into ids under the length limits of a recipe (tokens).
 
     The prompt ends with the template's generation prompt and holds one BOS at most. A completion is its own tokens and
-    one end-of-turn token, without role header (A10). Prompts keep their last `max_prompt_length` tokens; completions,
-    the explored ones too (A9), are cut where prompt and completion reach `max_length`.
+    one end-of-turn token, without role header. Prompts keep their last `max_prompt_length` tokens; completions,
+    the explored ones too, are cut where prompt and completion reach `max_length`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ class ChatEncoder:
         return ids[:room]
 
     def end_ids(self) -> list[int]:
-        """Returns every id that ends a turn: the tokenizer's EOS and the last token of a templated answer (A18)."""
+        """Returns every id that ends a turn: the tokenizer's EOS and the last token of a templated answer."""
         probe: Messages = [{"role": "user", "content": "a"}]
         last = self._ids(self._turn(probe, [{"role": "assistant", "content": "b"}]))[-1]
         return sorted({self.tokenizer.eos_token_id, last} & set(self.tokenizer.all_special_ids))

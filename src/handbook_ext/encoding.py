@@ -42,7 +42,7 @@ class EncodedPairs:
 
 
 def encode_pairs(pairs: list[PreferencePair], encoder: ChatEncoder, *, explore: bool) -> EncodedPairs:
-    """Returns the pairs as token ids; pairs that truncation makes equal are dropped and counted (A11).
+    """Returns the pairs as token ids; pairs that truncation makes equal are dropped and counted.
 
     With `explore` off the explored samples are left out altogether: SELM with alpha 0 is DPO to the bit.
     """

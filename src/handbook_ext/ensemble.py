@@ -20,7 +20,7 @@ class Term:
 def ensemble(policies: Sequence[str], *, gamma: float, against: str, with_reference: bool) -> list[Term]:
     """Returns the terms of (1 - gamma) m_latest + gamma m_before (Eq. 7) for the policies of a run so far, the first first.
 
-    The first policy has no margin, so with two policies there is one term (B2); gamma 0 is no ensemble. `against` is B3:
+    The first policy has no margin, so with two policies there is one term; gamma 0 is no ensemble. `against`:
     `previous` takes the reference that a policy was trained against, `start` the first policy. Raises UserError where no
     policy was trained yet.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 # What the C and Rust writers under torch and safetensors say when the disk is full.
@@ -30,6 +31,17 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         _say("interrupted; finished work is kept, and the same command goes on from it")
         sys.exit(130)
+
+
+def stage_folder(argv: Sequence[str]) -> Path:
+    """Returns the folder that a stage's script is given; a UserError where it is not exactly one."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        script = Path(sys.argv[0]).name
+        raise UserError(
+            f"{script} needs one folder: the run's, such as runs/tiny-selm, or an iteration's, such as runs/tiny-selm/iter1; "
+            f"its first line says which; make -n tiny-selm prints such commands"
+        )
+    return Path(argv[0])
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

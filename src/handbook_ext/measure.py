@@ -19,7 +19,7 @@ class Measure:
 
 
 def measure_of(loss_type: str, ipo_log_prob: str = "mean") -> Measure:
-    """Returns what a loss is made of: simpo and orpo have no reference and take means, ipo takes means unless told (B12)."""
+    """Returns what a loss is made of: simpo and orpo have no reference and take means, ipo takes means unless told."""
     if loss_type in ("simpo", "orpo"):
         return Measure(reference=False, per_token=True)
     return Measure(per_token=loss_type == "ipo" and ipo_log_prob == "mean")

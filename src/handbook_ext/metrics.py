@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 FloatArray = NDArray[np.float64]
 
@@ -20,15 +21,23 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the two ends of its bootstrap interval, all in the unit of what was averaged."""
+    """A mean with the two ends of its bootstrap interval, all in the unit of what was averaged.
+
+    `seeds` is half the width of Student's t interval over the means of the seeds, 0 where there is one seed.
+    """
 
     value: float
     low: float
     high: float
+    seeds: float = 0.0
 
     def side(self, threshold: float) -> int:
-        """1 when the whole interval lies above `threshold`, -1 when below, 0 when it holds it."""
-        return int(self.low > threshold) - int(self.high < threshold)
+        """1 when both intervals lie above `threshold`, -1 when below, 0 otherwise.
+
+        With few seeds the bootstrap alone is too sure: it draws from the seeds at hand, as if there were no others.
+        """
+        low, high = min(self.low, self.value - self.seeds), max(self.high, self.value + self.seeds)
+        return int(low > threshold) - int(high < threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +120,10 @@ def hierarchical_interval(
     means = draw(arrays, resamples, rng)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(np.mean([array.mean() for array in arrays])), float(low), float(high))
+    of_seeds = np.array([array.mean() for array in arrays])
+    count = len(arrays)
+    spread = stdtrit(count - 1, 1 - tail) * of_seeds.std(ddof=1) / count**0.5 if count > 1 else 0.0
+    return Interval(float(of_seeds.mean()), float(low), float(high), float(spread))
 
 
 def _nested_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.Generator) -> FloatArray:
@@ -204,7 +216,7 @@ def summarise_scores(
 
 
 def word_verdict(ours: str, theirs: str, won: Interval) -> str:
-    """A clause that says who beats whom, and claims it only where the whole interval of the win rate agrees."""
+    """A clause that says who beats whom, and claims it only where the intervals of the win rate agree (`Interval.side`)."""
     share = f"{100 * won.value:.1f} % [{100 * won.low:.1f}, {100 * won.high:.1f}]"
     if won.side(0.5) > 0:
         return f"{ours} beats {theirs} in {share}"

@@ -108,8 +108,10 @@ def _no_recipe(name: str, files: dict[str, Path], root: Path) -> UserError:
         return UserError(f"'{name}' is a target of make, not a recipe; give '{target[1]}' here")
     base = re.sub(r"-(iter|seed)\d+$|-report$", "", name)
     alike = [each for each in files if each.split("-")[0] == name.split("-", maxsplit=1)[0]] or list(files)[:8]
+    tables = [f"table-{path.stem}" for path in root.glob("tables/*.yaml")]
+    close = nearest(base, tables if base.startswith("table") else files)
     return UserError(
-        f"no recipe is called '{name}'{nearest(base, files)}; in {shown(root)} there are: "
+        f"no recipe is called '{name}'{close}; in {shown(root)} there are: "
         f"{', '.join(alike) or 'none'}; recipes/<model>/<method>.yaml is <model>-<method>, and make help lists all"
     )
 

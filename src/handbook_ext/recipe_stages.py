@@ -87,10 +87,9 @@ def _review(run: Run, iteration: Iteration) -> Settings:
     terms = []
     if by_margin:
         terms = ensemble(policies, gamma=select.gamma, against=select.margin_reference, with_reference=measure.reference)
-    per_token = measure.per_token if select.margin_per_token is None else select.margin_per_token
     earlier = [each.name for each in run.iterations if each.scored and each.name in policies]
     return {
-        "measure": {"reference": measure.reference, "per_token": per_token},
+        "measure": {"reference": measure.reference, "per_token": measure.per_token},
         "terms": [{"weight": t.weight, "policy": t.policy, "reference": t.reference} for t in terms],
         "stores": [*earlier, iteration.name] if iteration.reviewed else [],
     }  # fmt: skip

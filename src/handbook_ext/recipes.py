@@ -63,12 +63,9 @@ def folder_files(source: str | None) -> list[str]:
 
 def beyond(run: Run) -> list[str]:
     """Returns a line for each engine or ranker that a recipe names and this version does not have: its stage will refuse."""
-    names: set[tuple[str, str, tuple[str, ...]]] = set()
-    for each in run.iterations:
-        if each.sampled:
-            names.add(("generate.engine", each.settings.generate.engine, ENGINES_HERE))
-        if each.judged:
-            names.add(("rank.ranker", each.settings.rank.ranker, RANKERS_HERE))
+    names: set[tuple[str, str, tuple[str, ...]]]
+    names = {("rank.ranker", rank.ranker, RANKERS_HERE) for rank in run.ranks}  # The run's own judges all its policies.
+    names |= {("generate.engine", each.settings.generate.engine, ENGINES_HERE) for each in run.iterations if each.sampled}
     return sorted(
         f"{setting} {value} is not part of this version, so the stage that needs it will stop; it has: {', '.join(here)}"
         for setting, value, here in names

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def portion(rows: list[T], index: int, of: int) -> list[T]:
-    """Returns the index-th of `of` equal consecutive parts; floor division leaves the last rows unused (A6)."""
+    """Returns the index-th of `of` equal consecutive parts; floor division leaves the last rows unused."""
     size = len(rows) // of
     if size == 0:
         raise UserError(f"data.portions: {len(rows)} rows cannot make {of} portions; lower it or give more rows")
@@ -73,9 +73,14 @@ def gold_over_sample(
     return _distinct(pairs, dropped)
 
 
+def skip_explored_chosen(pairs: Iterable[PreferencePair]) -> list[PreferencePair]:
+    """Returns the pairs, without the explored sample where it is chosen: there the exploration term works against the loss."""
+    return [pair.model_copy(update={"explore": None}) if pair.explore == pair.chosen else pair for pair in pairs]
+
+
 def judged_pairs(
     rankings: Iterable[Ranking], offline: dict[str, OfflinePair], dropped: Counter[str], *,
-    rule: str, explore: bool, skip_explored_chosen: bool,
+    rule: str, explore: bool,
 ) -> list[PreferencePair]:  # fmt: skip
     """Returns one pair per ranking by SELM's rule A (best_and_worst) or B (against_chosen).
 
@@ -86,12 +91,11 @@ def judged_pairs(
     for ranking in rankings:
         chosen, rejected = choose(ranking)
         sample = ranking.candidates[0]
-        skipped = skip_explored_chosen and sample is chosen
         pairs.append(
             PreferencePair(
                 prompt_id=ranking.prompt_id, prompt=ranking.prompt,
                 chosen=assistant(chosen.text), rejected=assistant(rejected.text),
-                explore=assistant(sample.text) if explore and not skipped else None,
+                explore=assistant(sample.text) if explore else None,
                 chosen_origin=chosen.origin, rejected_origin=rejected.origin, margin=None,
                 swapped=_still_swapped(ranking, chosen, rejected, offline[ranking.prompt_id]),
             )
@@ -133,7 +137,7 @@ def _still_swapped(ranking: Ranking, chosen: Candidate, rejected: Candidate, off
 
 
 def _distinct(pairs: list[PreferencePair], dropped: Counter[str]) -> list[PreferencePair]:
-    """Returns the pairs whose two texts differ; counts the others (A11)."""
+    """Returns the pairs whose two texts differ; counts the others."""
     kept = [pair for pair in pairs if pair.chosen != pair.rejected]
     dropped["chosen equals rejected"] += len(pairs) - len(kept)
     return kept

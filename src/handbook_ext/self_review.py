@@ -22,7 +22,7 @@ Quality = Callable[[str], float]
 
 
 def largest(values: Sequence[float], count: int) -> list[int]:
-    """Returns the places of the `count` largest values, in the order of the places; of equal values the first ones (B8).
+    """Returns the places of the `count` largest values, in the order of the places; of equal values the first ones.
 
     Raises UserError for a value that is not finite.
     """
@@ -58,7 +58,7 @@ def kept_pairs(
 ) -> tuple[list[PreferencePair], list[float]]:
     """Returns the `count` offline pairs of largest value, in the data's order, and the values of the others.
 
-    Labels are never turned round (B10). `margins` tells whether the value is an implicit reward margin, to be written into
+    Labels are never turned round. `margins` tells whether the value is an implicit reward margin, to be written into
     the pair.
     """
     usable = [pair for pair in offline if pair.chosen != pair.rejected]
@@ -123,7 +123,7 @@ def own_pair(samples: Sequence[Completion], quality: Quality, dropped: Counter[s
     """Returns the pair of largest margin among a prompt's samples: the first of the best over the first of the worst.
 
     Where samples differ but measure the same, chosen is the first of them and rejected the next. None, counted, where all
-    samples are the same text (B7).
+    samples are the same text.
     """
     texts = list(dict.fromkeys(sample.text for sample in samples))
     if len(texts) < 2:

@@ -78,21 +78,18 @@ class SelectSettings(Section):
     )
     explore: bool = Field(True, description="keep sample 0 of each prompt for the exploration term")
     explore_as_chosen: Literal["keep", "skip"] = Field(
-        "keep", description="what to do with the exploration term of a pair whose chosen is the explored sample (A12)"
+        "keep", description="what to do with the exploration term of a pair whose chosen is the explored sample"
     )
     keep: Fraction = Field(0.7, description="review: offline pairs kept, K, as a share of N")
     keep_by: Literal["margin", "score_gap", "log_prob", "chosen_log_prob", "random", "chosen_length"] = Field(
         "margin",
         description="review: what the kept pairs are the largest in: implicit reward margin, gap of the data's scores, log-prob "
-        "margin of the policy (B19), log-prob of chosen, a seeded draw, or words of chosen less rejected",
+        "margin of the policy, log-prob of chosen, a seeded draw, or words of chosen less rejected",
     )
     bootstrap: Fraction = Field(0.3, description="review: pairs of the policy's own samples, K~, as a share of N")
     gamma: Fraction = Field(0.3, description="review: weight of the margin of the policy before (Eq. 7); 0 is no ensemble")
     margin_reference: Literal["previous", "start"] = Field(
-        "previous", description="review: reference of a policy's margin: the one it was trained against, or the first (B3)"
-    )
-    margin_per_token: bool | None = Field(
-        None, description="review: margins of means over tokens, or of sums; null is what the loss is made of, as in the paper"
+        "previous", description="review: reference of a policy's margin: the one it was trained against, or the first"
     )
     worse: Literal[1, 2, 3] = Field(1, description="curriculum: the rejected answer's place from the worst of the rated ones")
 
@@ -109,7 +106,7 @@ class TrainSettings(OptimizerSettings):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.0, description="sigmoid and robust: the share of labels taken to be wrong"
     )
-    ipo_log_prob: Literal["mean", "sum"] = Field("mean", description="ipo: log-probs per token (TRL, B12) or summed")
+    ipo_log_prob: Literal["mean", "sum"] = Field("mean", description="ipo: log-probs per token (as TRL has them) or summed")
     gamma_beta_ratio: Annotated[float, Field(ge=0)] = Field(0.5, description="simpo: target margin over beta")
     alpha: Annotated[float, Field(ge=0)] = Field(0.0, description="SELM's optimism; 0 is DPO")
     alpha_scale: Literal["alpha_beta", "alpha"] = Field(

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from handbook_ext.artifacts import read_manifest
 from handbook_ext.errors import UserError
 from handbook_ext.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
 from handbook_ext.recipe_files import read_yaml
@@ -126,22 +125,22 @@ def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Me
             for decoding, one in read.items():
                 found.setdefault(decoding, []).append(one)
         judges.append(judge)
-        for name, value in _numbers(folder, policy).items():
+        pairs_file = folder / policy / "pairs.jsonl"
+        pairs = read_rows(pairs_file, PreferencePair) if pairs_file.is_file() else []
+        for name, value in _numbers(folder, policy, pairs).items():
             numbers.setdefault(name, []).append(value)
-        pairs = folder / policy / "pairs.jsonl"
-        kept = [pair for pair in read_rows(pairs, PreferencePair) if pair.chosen_origin == "offline"] if pairs.is_file() else []
-        swapped += [{pair.prompt_id: pair.swapped for pair in kept}] if kept else []
+        kept = {pair.prompt_id: pair.swapped for pair in pairs if pair.chosen_origin == "offline"}
+        swapped += [kept] if kept else []
     return Measured(row, policy, scores, first, numbers, judges, swapped)
 
 
-def _numbers(folder: Path, policy: str) -> dict[str, float]:
-    """Returns the single numbers of one seed: correlations and distance of the implicit reward, share of own pairs."""
+def _numbers(folder: Path, policy: str, pairs: Sequence[PreferencePair]) -> dict[str, float]:
+    """Returns the single numbers of one seed: correlations and distance of the implicit reward, share of on-policy chosen."""
     implicit = json.loads((folder / policy / "eval.json").read_text()).get("implicit") or {}
     names = ("correlation_reward", "rank_correlation_reward", "correlation_tokens", "rank_correlation_tokens", "kl")
     found = {name: implicit[name] for name in names if implicit.get(name) is not None}
-    pairs = folder / policy / "pairs.jsonl"
-    if pairs.is_file():
-        found["on_policy"] = read_manifest(pairs).get("bootstrapped", 0) / max(1, read_manifest(pairs)["counts"]["out"])
+    if pairs:
+        found["on_policy"] = fmean(pair.chosen_origin == "on_policy" for pair in pairs)
     return found
 
 
@@ -192,8 +191,13 @@ def flipped_more(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[str, boo
     groups = []
     for mine, other in zip(ours, theirs, strict=True):
         pairs = mine | other
-        weight = {name: (name in mine) / len(mine) - (name in other) / len(other) for name in pairs}
-        groups.append([len(pairs) * weight[name] * flipped for name, flipped in pairs.items()])
+        share, against = fmean(mine.values()), fmean(other.values())
+        # Each side is centred on its share, or the drawn number of pairs that it keeps would widen the interval.
+        groups.append([
+            share - against
+            + len(pairs) * ((name in mine) * (flipped - share) / len(mine) - (name in other) * (flipped - against) / len(other))
+            for name, flipped in pairs.items()
+        ])  # fmt: skip
     return hierarchical_interval(groups, **bootstrap)
 
 
