@@ -57,11 +57,12 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 OWN_GOALS := help setup test test-slow test-liger lint bench tables $(addprefix table-,$(ALL_TABLES)) $(addsuffix -seeds,$(RECIPES))
 unknown   := $(foreach g,$(filter-out $(OWN_GOALS),$(MAKECMDGOALS)),$(if $(findstring /,$g)$(call known,$(call stem,$g)),,$g))
 RUN_FILES := $(foreach r,$(RUN_NAMES),$(RUNS)/$r/run.mk)
-ifneq ($(RUN_FILES),)
-$(RUN_FILES) &: FORCE $(VENV)/ready
+.PHONY: resolved
+resolved: $(VENV)/ready
 	@$(PYTHON) scripts/resolve_recipe.py $(RUN_NAMES) $(unknown) --runs $(RUNS)
-endif
-FORCE:
+# Each by itself, and with a command: make starts again for a new file only where it looks at that file's time.
+$(RUN_FILES): resolved
+	@:
 include $(RUN_FILES)
 
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.

@@ -148,6 +148,15 @@ def test_errors_of_make_are_one_line(finished: Workspace) -> None:
         assert words in lines[0]
 
 
+def test_a_run_that_is_new_to_make_is_planned_beside_one_that_is_not(copy: Workspace) -> None:
+    old = copy.commands("mine-micro-seed8-iter1")
+    copy.write(MICRO, "fresh")
+    done = copy.make("-n", "mine-fresh-iter1", "mine-micro-seed8-iter1")
+    planned = [line for line in done.stdout.splitlines() if "scripts/" in line]
+    assert sorted(line for line in planned if "mine-micro-seed8" in line) == sorted(old)
+    assert len(planned) == 2 * len(old)
+
+
 @pytest.mark.parametrize("options", [(), ("-n",)])
 def test_an_unknown_goal_stops_make_before_any_stage(finished: Workspace, options: tuple[str, ...]) -> None:
     for goals, words in (
