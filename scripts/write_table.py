@@ -2,28 +2,25 @@
 
 import argparse
 import dataclasses
-import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
 from handbook_ext.errors import UserError, run_main
 from handbook_ext.recipes import Run, resolve
-from handbook_ext.report_pictures import COLOURS, style
 from handbook_ext.runs import Stage
+from handbook_ext.table_pictures import drawn
 from handbook_ext.tables import (
     Table,
     judge_claim,
     kept_again,
     measure,
     read_table,
-    reward_differences,
     similarities,
     summarise_row,
 )
@@ -98,54 +95,6 @@ def rendered(table: Table, folders: dict[str, list[Path]], runs: dict[str, Run],
     files["table.md"] = page.encode() + b"\n"
     files["summary.json"] = json.dumps(told, indent=1, default=dataclasses.asdict).encode() + b"\n"
     return files
-
-
-def drawn(
-    table: Table, rows: list[dict[str, Any]], measured: dict[str, Any], folders: dict[str, list[Path]], decoding: str
-) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Returns the pictures by file name, and their captions."""
-    caption = f"Win rate against the policy that starts the loop, {decoding}, with intervals."
-    figures = {"win_rate.png": (draw_win_rates(table, rows, decoding), caption)}
-    if table.differences:
-        ours, theirs = (measured[name] for name in table.differences)
-        paths = [[folder / each.policy / "eval.json" for folder in folders[each.row.recipe]] for each in (ours, theirs)]
-        caption = f"Sorted differences of implicit reward, {ours.row.name} less {theirs.row.name}, over all seeds, in nats."
-        figures["reward_differences.png"] = (draw_differences(list(zip(*paths, strict=True))), caption)
-    files = {}
-    for name, (figure, _) in figures.items():
-        figure.savefig(buffer := io.BytesIO(), dpi=150, format="png", metadata={"Software": None})
-        files[name] = buffer.getvalue()
-    return files, {name: caption for name, (_, caption) in figures.items()}
-
-
-def draw_win_rates(table: Table, rows: list[dict[str, Any]], decoding: str) -> Figure:
-    """Win rates with intervals: bars by method, or a curve over the axis of a sweep."""
-    figure = Figure(figsize=(8, 0.4 * len(rows) + 1.4) if table.axis is None else (6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    won = [row["decodings"][decoding]["win_rate"] for row in rows]
-    values = [100 * each.value for each in won]
-    errors = [[100 * (each.value - each.low) for each in won], [100 * (each.high - each.value) for each in won]]
-    if table.axis is None:
-        axes.barh(range(len(rows)), values, xerr=errors, color=COLOURS[0], alpha=0.7, capsize=2)
-        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-        axes.invert_yaxis()
-        axes.axvline(50, color="0.4", lw=0.8)
-        style(axes, "win rate against SFT, %", "")
-    else:
-        axes.errorbar([row["x"] for row in rows], values, errors, color=COLOURS[0], marker="o", ms=4, capsize=2, ls="")
-        style(axes, table.axis, "win rate against SFT, %")
-    return figure
-
-
-def draw_differences(paths: list[tuple[Path, ...]]) -> Figure:
-    """Sorted differences of implicit rewards on held-out chosen and rejected texts, and on own samples."""
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, side in zip(figure.subplots(1, 3), ("chosen", "rejected", "sample"), strict=True):
-        values = sorted(value for ours, theirs in paths for value in reward_differences(ours, theirs, side))
-        axes.plot([place / max(1, len(values) - 1) for place in range(len(values))], values, color=COLOURS[0])
-        axes.axhline(0, color="0.6", lw=0.8)
-        style(axes, f"{side}: share of texts", "nats" if side == "chosen" else "")
-    return figure
 
 
 if __name__ == "__main__":
