@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere scripts are started afresh")
-COMMAND = [sys.executable, "-m", "handbook_ext.warm_start"]
+# A shell lets its background jobs, of which the tests may be one, ignore Ctrl-C: `env` undoes that.
+COMMAND = ["env", "--default-signal=INT", sys.executable, "-m", "handbook_ext.warm_start"]
 
 
 @pytest.fixture
