@@ -54,8 +54,8 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 # ---------------------------------------------------------------------------------------------------------------------
 
 # A goal that is nothing of this is told before any stage starts.
-OWN_GOALS := help setup test test-slow test-liger lint bench tables $(addprefix table-,$(ALL_TABLES)) $(addsuffix -seeds,$(RECIPES))
-unknown   := $(foreach g,$(filter-out $(OWN_GOALS),$(MAKECMDGOALS)),$(if $(findstring /,$g)$(call known,$(call stem,$g)),,$g))
+PROJECT := help setup test test-slow test-liger lint bench
+unknown := $(foreach g,$(filter-out $(PROJECT) tables $(addprefix table-,$(ALL_TABLES)) $(addsuffix -seeds,$(RECIPES)),$(MAKECMDGOALS)),$(if $(findstring /,$g)$(call known,$(call stem,$g)),,$g))
 RUN_FILES := $(foreach r,$(RUN_NAMES),$(RUNS)/$r/run.mk)
 .PHONY: resolved
 resolved: $(VENV)/ready
@@ -191,10 +191,10 @@ tables: $(addprefix table-,$(ALL_TABLES))
 # The project itself
 # ---------------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup test test-slow test-liger lint bench
+.PHONY: $(PROJECT)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST)) | head -n 5
-	@echo "make setup | test | test-slow | test-liger | lint | bench"
+	@echo "make $(PROJECT)"
 	@echo "tables: $(ALL_TABLES)"
 	@echo "recipes: $(RECIPES)"
 setup: $(VENV)/ready

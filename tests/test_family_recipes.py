@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from handbook_ext.recipes import Run, recipe_files, resolve, stage_settings
+from handbook_ext.recipes import Run, beyond, recipe_files, resolve, stage_settings
 from tests.recipe_folder import ROOT
 
 FAMILY = ("tinyllama", "pythia", "mistral", "tiny", "sweeps")
@@ -315,3 +315,11 @@ def test_the_readme_names_every_recipe_of_its_folder(model: str) -> None:
         endings = ["-".join(parts[start:]) for start in range(len(parts))]
         named = any(f"`{ending}`" in text or f"`-{ending}`" in text for ending in endings)
         assert path.stem == "base" or named, path
+
+
+def test_a_recipe_tells_at_once_what_this_version_cannot_run() -> None:
+    """Its evaluation needs the ranker too, where no iteration samples or judges."""
+    [line] = beyond(run_of("zephyr-stepwise-dpo"))
+    assert line.startswith("rank.ranker pairrm is not part of this version")
+    assert len(beyond(run_of("zephyr-selm"))) == 2
+    assert beyond(run_of("tiny-selm")) == []
