@@ -67,7 +67,7 @@ include $(RUN_FILES)
 
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.
 THREADS ?= 1
-warm     = OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.warm_start
+warm     = OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.core.warm_start
 launcher = $(if $(filter cpu,$(launch.$1)),$(warm),$(VENV)/bin/accelerate launch --config_file recipes/accelerate/$(launch.$1).yaml)
 # Stages without a model.
 single   = $(if $(filter cpu,$(launch.$1)),$(warm),$$(PYTHON))

@@ -20,10 +20,10 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from handbook_ext import benchmark
-from handbook_ext.benchmark_steps import QUICK, Size, Steps
-from handbook_ext.benchmark_table import TOLERANCE, show, summarise
-from handbook_ext.errors import UserError, run_main
+from handbook_ext.bench import measuring
+from handbook_ext.bench.steps import QUICK, Size, Steps
+from handbook_ext.bench.table import TOLERANCE, show, summarise
+from handbook_ext.core.errors import UserError, run_main
 
 
 def main(argv: list[str]) -> None:
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
             counted = check_round(steps, progress)
             timings = timed_rounds(steps, rounds, progress)
     result = summarise(size, arguments.seed, steps, counted, timings)
-    benchmark.write_json(arguments.out / "training.json", result)
+    measuring.write_json(arguments.out / "training.json", result)
     show(result, arguments.out / "training.json")
     if not all(check["agrees"] for check in result["agreement"].values()):
         sys.stderr.write("error: losses or gradients disagree; see the agreement above\n")
@@ -62,15 +62,15 @@ def check_round(steps: Steps, progress: Any) -> dict[str, Any]:
     """Runs every part once, untimed; returns FLOPs per part and how far losses and gradients are apart."""
     flops, losses, grads = {}, {}, {}
     for name, part in steps.parts.items():
-        losses[name], flops[name] = benchmark.count_flops(partial(part, 0))
+        losses[name], flops[name] = measuring.count_flops(partial(part, 0))
         if name in steps.trained:
-            grads[name] = benchmark.gradients(steps.trained[name])
+            grads[name] = measuring.gradients(steps.trained[name])
             steps.trained[name].zero_grad(set_to_none=True)
         progress.update()
     agreement = {}
     for ours, theirs in (("dpo_ours", "dpo_trl"), ("selm_ours", "selm_official")):
         loss = abs(losses[ours] - losses[theirs]) / abs(losses[theirs])
-        gradient = benchmark.gradient_difference(grads[ours], grads[theirs])
+        gradient = measuring.gradient_difference(grads[ours], grads[theirs])
         agreement[f"{ours} = {theirs}"] = {
             "loss_ours": losses[ours], "loss_theirs": losses[theirs], "loss_relative_difference": loss,
             "gradient_relative_difference": gradient, "tolerance": TOLERANCE,
@@ -87,7 +87,7 @@ def timed_rounds(steps: Steps, rounds: int, progress: Any) -> dict[str, dict[str
     names = list(steps.parts)
     for number in range(1, rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            for kind, value in benchmark.timed(partial(steps.parts[name], number)).items():
+            for kind, value in measuring.timed(partial(steps.parts[name], number)).items():
                 found[name][kind].append(value)
             if name in steps.trained:
                 steps.trained[name].zero_grad(set_to_none=True)

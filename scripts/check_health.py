@@ -2,11 +2,11 @@
 
 import json
 
-from handbook_ext.errors import UserError, run_main, stage_folder
-from handbook_ext.health import exceeded, read_health
-from handbook_ext.recipes import load_stage
-from handbook_ext.runs import Stage
-from handbook_ext.settings import HealthSettings
+from handbook_ext.core.errors import UserError, run_main, stage_folder
+from handbook_ext.core.stage import Stage
+from handbook_ext.recipes.settings import HealthSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.reports.health import exceeded, read_health
 
 
 def main(argv: list[str]) -> None:

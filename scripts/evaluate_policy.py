@@ -7,18 +7,18 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from handbook_ext.chat import ChatEncoder
-from handbook_ext.errors import run_main, stage_folder
-from handbook_ext.generation import Job, answered, open_policy
-from handbook_ext.implicit_reward import Text, implicit_rewards, summarised
-from handbook_ext.launching import Launch, begin
-from handbook_ext.models import outside, policy_hash, policy_source
-from handbook_ext.rankers import Ranker, fitted_ranker, judge_name, open_ranker, outside_ranker
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import OfflinePair, assistant, derived_seed, read_rows
-from handbook_ext.runs import Stage
-from handbook_ext.settings import EvaluateSettings, ModelSettings, RankSettings
-from handbook_ext.shards import batched, fill_shards, read_shards
+from handbook_ext.core.errors import run_main, stage_folder
+from handbook_ext.core.records import OfflinePair, assistant, derived_seed, read_rows
+from handbook_ext.core.shards import batched, fill_shards, read_shards
+from handbook_ext.core.stage import Stage
+from handbook_ext.evaluation.implicit_reward import Text, implicit_rewards, summarised
+from handbook_ext.judging.rankers import Ranker, external_ranker_hashes, fitted_ranker, open_ranker, ranker_id
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.launch import Launch, begin
+from handbook_ext.policies.models import external_checkpoint_hashes, policy_hash, policy_source
+from handbook_ext.recipes.settings import EvaluateSettings, ModelSettings, RankSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.sampling.generation import Job, generate_batch, open_policy
 
 Prompts = list[tuple[OfflinePair, list[int]]]
 
@@ -36,20 +36,20 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "test.jsonl"
     stage = Stage(
         folder / "eval.json", settings, [rows_file, *filter(None, (artifact, first_artifact, fitted_ranker(run, rank)))],
-        external=outside_ranker(rank),
+        external=external_ranker_hashes(rank),
     )  # fmt: skip
     if artifact is None or ("first" in settings and first_artifact is None):
-        stage.external |= outside(first, model)
+        stage.external |= external_checkpoint_hashes(first, model)
     if launch.finished(stage):
         return
-    policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)
+    policy, tokenizer = open_policy(source, model, trained_here=artifact is not None, device=launch.device)
     encoder = ChatEncoder(tokenizer, **settings["limits"])
     rows = read_rows(rows_file, OfflinePair)[: evaluate.prompts]
     encoded = [(row, encoder.prompt_ids(row.prompt, row.source)) for row in rows]
     prompts = [(row, ids) for row, ids in encoded if ids is not None]
     ranker = open_ranker(run, rank, device=launch.device)
     answer = partial(
-        answered, policy, tokenizer, top_p=evaluate.top_p, max_new_tokens=evaluate.max_new_tokens, end_ids=encoder.end_ids()
+        generate_batch, policy, tokenizer, top_p=evaluate.top_p, max_new_tokens=evaluate.max_new_tokens, end_ids=encoder.end_ids()
     )  # fmt: skip
     decodings = {
         decoding_name(temperature): decode(stage, launch, prompts, temperature, partial(answer, temperature=temperature), ranker)
@@ -57,11 +57,11 @@ def main(argv: list[str]) -> None:
     }
     told = {
         "policy": {"name": settings["iteration"], "sha256": policy_hash(source, model)},
-        "seed": settings["seed"], "ranker": rank.ranker, "judge": judge_name(run, rank), "decodings": decodings,
+        "seed": settings["seed"], "ranker": rank.ranker, "judge": ranker_id(run, rank), "decodings": decodings,
     }  # fmt: skip
     if launch.main:
         if "first" in settings:
-            base, _ = open_policy(first, model, own=first_artifact is not None, device=launch.device)
+            base, _ = open_policy(first, model, trained_here=first_artifact is not None, device=launch.device)
             texts = implicit_texts([row for row, _ in prompts], decodings, ranker)
             told["implicit"] = {
                 "first": settings["first"] or "start",

@@ -2,17 +2,17 @@
 
 from functools import partial
 
-from handbook_ext.chat import ChatEncoder
-from handbook_ext.errors import UserError, run_main, stage_folder
-from handbook_ext.generation import Job, answered, open_policy
-from handbook_ext.launching import begin
-from handbook_ext.models import outside, policy_hash, policy_source
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import OfflinePair, derived_seed, read_rows, write_rows
-from handbook_ext.runs import Stage
-from handbook_ext.selection import portion
-from handbook_ext.settings import ENGINES_HERE, GenerateSettings, ModelSettings
-from handbook_ext.shards import batched, fill_shards, read_shards
+from handbook_ext.core.errors import UserError, run_main, stage_folder
+from handbook_ext.core.records import OfflinePair, derived_seed, read_rows, write_rows
+from handbook_ext.core.shards import batched, fill_shards, read_shards
+from handbook_ext.core.stage import Stage
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.launch import begin
+from handbook_ext.policies.models import external_checkpoint_hashes, policy_hash, policy_source
+from handbook_ext.recipes.settings import ENGINES_HERE, GenerateSettings, ModelSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.sampling.generation import Job, generate_batch, open_policy
+from handbook_ext.selection.rules import portion
 
 
 def main(argv: list[str]) -> None:
@@ -28,10 +28,10 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "train.jsonl"
     stage = Stage(folder / "completions.jsonl", settings, [rows_file, *([artifact] if artifact else [])])
     if artifact is None:
-        stage.external = outside(source, model)
+        stage.external = external_checkpoint_hashes(source, model)
     if launch.finished(stage):
         return
-    policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)
+    policy, tokenizer = open_policy(source, model, trained_here=artifact is not None, device=launch.device)
     encoder = ChatEncoder(tokenizer, **settings["limits"])
     rows = portion(read_rows(rows_file, OfflinePair), **settings["portion"])
     jobs, long_prompts = [], 0
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     jobs.sort(key=lambda job: (len(job.prompt_ids), job.prompt_id, job.sample))
     batches = batched(jobs, generate.batch_size)
     answer = partial(
-        answered, policy, tokenizer, temperature=generate.temperature, top_p=generate.top_p,
+        generate_batch, policy, tokenizer, temperature=generate.temperature, top_p=generate.top_p,
         max_new_tokens=generate.max_new_tokens, end_ids=encoder.end_ids(),
     )  # fmt: skip
     shards = stage.workspace / "shards"

@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-from handbook_ext.artifacts import sha256_of
-from handbook_ext.errors import run_main, stage_folder
-from handbook_ext.preference_data import load_offline_data
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import content_id, write_rows
-from handbook_ext.runs import Stage
-from handbook_ext.selection import require
-from handbook_ext.settings import DataSettings
+from handbook_ext.core.artifacts import sha256_of
+from handbook_ext.core.errors import run_main, stage_folder
+from handbook_ext.core.records import content_id, write_rows
+from handbook_ext.core.stage import Stage
+from handbook_ext.data.offline import load_offline_data
+from handbook_ext.recipes.settings import DataSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.selection.rules import require
 
 
 def main(argv: list[str]) -> None:

@@ -4,14 +4,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from handbook_ext.errors import run_main, stage_folder
-from handbook_ext.launching import Launch, begin
-from handbook_ext.rankers import Ranker, candidates_of, fitted_ranker, open_ranker, outside_ranker, ranking
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import Completion, OfflinePair, Ranking, read_rows, write_rows
-from handbook_ext.runs import Stage
-from handbook_ext.settings import ModelSettings, RankSettings
-from handbook_ext.shards import batched, fill_shards, read_shards
+from handbook_ext.core.errors import run_main, stage_folder
+from handbook_ext.core.records import Completion, OfflinePair, Ranking, read_rows, write_rows
+from handbook_ext.core.shards import batched, fill_shards, read_shards
+from handbook_ext.core.stage import Stage
+from handbook_ext.judging.rankers import Ranker, candidates_of, external_ranker_hashes, fitted_ranker, open_ranker, ranking
+from handbook_ext.policies.launch import Launch, begin
+from handbook_ext.recipes.settings import ModelSettings, RankSettings
+from handbook_ext.recipes.writing import load_stage
 
 PROMPTS_PER_SHARD = 64
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "train.jsonl"
     judge = [run / settings["policy_from"] / "policy"] if settings.get("policy_from") else []
     inputs = [folder / "completions.jsonl", rows_file, *([fitted] if fitted else []), *judge]
-    stage = Stage(folder / "rankings.jsonl", settings, inputs, external=outside_ranker(rank))
+    stage = Stage(folder / "rankings.jsonl", settings, inputs, external=external_ranker_hashes(rank))
     if launch.finished(stage):
         return
     if rank.ranker == "self":
@@ -61,14 +61,14 @@ def main(argv: list[str]) -> None:
 
 def self_judge(folder: Path, settings: dict[str, Any], rank: RankSettings, launch: Launch) -> Ranker:
     """Returns the policy that made the samples, as their judge."""
-    from handbook_ext.chat import ChatEncoder  # noqa: PLC0415 - no other ranker needs a language model
-    from handbook_ext.generation import open_policy  # noqa: PLC0415
-    from handbook_ext.models import policy_source  # noqa: PLC0415
-    from handbook_ext.self_judge import SelfJudge, rubric_text  # noqa: PLC0415
+    from handbook_ext.judging.self_judge import SelfJudge, rubric_text  # noqa: PLC0415
+    from handbook_ext.policies.chat import ChatEncoder  # noqa: PLC0415 - no other ranker needs a language model
+    from handbook_ext.policies.models import policy_source  # noqa: PLC0415
+    from handbook_ext.sampling.generation import open_policy  # noqa: PLC0415
 
     model = ModelSettings(**settings["model"])
     source, artifact = policy_source(model, folder.parent, settings["policy_from"])
-    policy, tokenizer = open_policy(source, model, own=artifact is not None, device=launch.device)
+    policy, tokenizer = open_policy(source, model, trained_here=artifact is not None, device=launch.device)
     encoder = ChatEncoder(tokenizer, rank.max_length, long_prompts="drop")
     return SelfJudge(policy, tokenizer, encoder, rubric_text(rank.rubric), rank.max_new_tokens, rank.batch_size)
 

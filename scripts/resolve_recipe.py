@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from handbook_ext.errors import UserError, run_main
-from handbook_ext.recipes import beyond, recipe_files, resolve, shown_settings, write_run
+from handbook_ext.core.errors import UserError, run_main
+from handbook_ext.recipes.writing import recipe_files, resolve, shown_settings, unsupported_settings, write_run
 
 
 def main(argv: list[str]) -> None:
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     for run in runs:
         if arguments.show is None:
             write_run(run, arguments.runs)
-            sys.stderr.write("".join(f"note: {run.recipe}: {line}\n" for line in beyond(run)))
+            sys.stderr.write("".join(f"note: {run.recipe}: {line}\n" for line in unsupported_settings(run)))
             continue
         sys.stdout.write("".join(f"{line}\n" for line in shown_settings(run, arguments.show or None)))
 

@@ -3,19 +3,26 @@
 from collections import defaultdict
 from functools import partial
 
-from handbook_ext.artifacts import verified
-from handbook_ext.chat import ChatEncoder
-from handbook_ext.errors import run_main, stage_folder
-from handbook_ext.launching import Launch, begin
-from handbook_ext.models import load_tokenizer, named_policy_hash, outside, policy_source
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import Completion, OfflinePair, assistant, read_rows
-from handbook_ext.runs import Stage
-from handbook_ext.score_store import read_stores
-from handbook_ext.scoring import MICRO_BATCHES_PER_SHARD, EncodedGroups, TextGroup, encode_groups, open_as_trained, score_groups
-from handbook_ext.selection import portion
-from handbook_ext.settings import ModelSettings
-from handbook_ext.shards import batched, fill_shards
+from handbook_ext.core.artifacts import verified
+from handbook_ext.core.errors import run_main, stage_folder
+from handbook_ext.core.records import Completion, OfflinePair, assistant, read_rows
+from handbook_ext.core.shards import batched, fill_shards
+from handbook_ext.core.stage import Stage
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.launch import Launch, begin
+from handbook_ext.policies.models import external_checkpoint_hashes, load_tokenizer, named_policy_hash, policy_source
+from handbook_ext.recipes.settings import ModelSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.selection.log_prob_store import read_stores
+from handbook_ext.selection.rules import portion
+from handbook_ext.training.scoring import (
+    MICRO_BATCHES_PER_SHARD,
+    EncodedGroups,
+    TextGroup,
+    encode_groups,
+    open_as_trained,
+    score_groups,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -34,13 +41,13 @@ def main(argv: list[str]) -> None:
     # Of the policies before, only their names are needed where all they must score is stored already.
     stage.external = {name: named_policy_hash(run, name, model) for name in settings["texts"]}
     if "start" in settings["texts"]:
-        stage.external |= outside(str(model.name_or_path), model)
+        stage.external |= external_checkpoint_hashes(str(model.name_or_path), model)
     if launch.finished(stage):
         return
     offline = portion(read_rows(rows_file, OfflinePair), **settings["portion"])
     samples = [row for path in completions for row in read_rows(path, Completion)]
     groups = {kind: text_groups(offline, samples, kind) for kind in ("offline", "samples")}
-    encoder = ChatEncoder(load_tokenizer(source, model, own=artifact is not None), **settings["limits"])
+    encoder = ChatEncoder(load_tokenizer(source, model, trained_here=artifact is not None), **settings["limits"])
     known, scored, stored, too_long, first = read_stores(stores), {}, {}, 0, 0
     for name, kinds in settings["texts"].items():
         wanted = joined([group for kind in kinds for group in groups[kind]])
@@ -72,7 +79,7 @@ def score_under(
         source, artifact = policy_source(model, stage.artifact.parent.parent, None if name == "start" else name)
         if artifact is not None:
             verified(artifact)
-        policy = open_as_trained(source, model, launch, own=artifact is not None).to(launch.device)
+        policy = open_as_trained(source, model, launch, trained_here=artifact is not None).to(launch.device)
         work = partial(
             score_groups, policy, encoded, policy_name=stage.external[name], pad_id=pad_id, head_chunk=sizes["head_chunk"]
         )

@@ -2,18 +2,18 @@
 
 from functools import partial
 
-from handbook_ext.batching import BatchPlan
-from handbook_ext.chat import ChatEncoder
-from handbook_ext.encoding import encode_pairs
-from handbook_ext.errors import run_main, stage_folder
-from handbook_ext.launching import begin
-from handbook_ext.models import load_tokenizer, outside, policy_hash, policy_source
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import PreferencePair, read_rows
-from handbook_ext.runs import Stage
-from handbook_ext.scoring import open_as_trained, score_shard, store_batches
-from handbook_ext.settings import ModelSettings
-from handbook_ext.shards import fill_shards
+from handbook_ext.core.errors import run_main, stage_folder
+from handbook_ext.core.records import PreferencePair, read_rows
+from handbook_ext.core.shards import fill_shards
+from handbook_ext.core.stage import Stage
+from handbook_ext.objectives.batching import BatchPlan
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.encoding import encode_pairs
+from handbook_ext.policies.launch import begin
+from handbook_ext.policies.models import external_checkpoint_hashes, load_tokenizer, policy_hash, policy_source
+from handbook_ext.recipes.settings import ModelSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.training.scoring import open_as_trained, score_shard, store_batches
 
 
 def main(argv: list[str]) -> None:
@@ -26,11 +26,11 @@ def main(argv: list[str]) -> None:
     source, artifact = policy_source(model, run, settings["policy_from"])
     stage = Stage(folder / "logprobs", settings, [folder / "pairs.jsonl", *([artifact] if artifact else [])])
     if artifact is None:
-        stage.external = outside(source, model)
+        stage.external = external_checkpoint_hashes(source, model)
     if launch.finished(stage):
         return
-    tokenizer = load_tokenizer(source, model, own=artifact is not None)
-    policy = open_as_trained(source, model, launch, own=artifact is not None).to(launch.device)
+    tokenizer = load_tokenizer(source, model, trained_here=artifact is not None)
+    policy = open_as_trained(source, model, launch, trained_here=artifact is not None).to(launch.device)
     pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
     encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings["limits"]), explore=sizes["explore"])
     plan = BatchPlan(encoded.lengths, sizes["global_batch_size"], sizes["per_device_train_batch_size"], settings["seed"])

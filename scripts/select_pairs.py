@@ -5,17 +5,33 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from handbook_ext.artifacts import read_manifest
-from handbook_ext.ensemble import Term
-from handbook_ext.errors import UserError, run_main, stage_folder
-from handbook_ext.measure import Measure
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import Completion, OfflinePair, PreferencePair, Ranking, assistant, completion_id, read_rows, write_rows
-from handbook_ext.runs import Stage
-from handbook_ext.score_store import read_stores
-from handbook_ext.selection import curriculum_pairs, dataset_pairs, gold_over_sample, judged_pairs, portion, skip_explored_chosen
-from handbook_ext.self_review import counts, kept_pairs, own_pairs, quality_of, selection_value
-from handbook_ext.settings import SelectSettings
+from handbook_ext.core.artifacts import read_manifest
+from handbook_ext.core.errors import UserError, run_main, stage_folder
+from handbook_ext.core.records import (
+    Completion,
+    OfflinePair,
+    PreferencePair,
+    Ranking,
+    assistant,
+    completion_id,
+    read_rows,
+    write_rows,
+)
+from handbook_ext.core.stage import Stage
+from handbook_ext.objectives.reward_form import RewardForm
+from handbook_ext.recipes.settings import SelectSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.selection.ensemble import EnsembleTerm
+from handbook_ext.selection.log_prob_store import read_stores
+from handbook_ext.selection.rules import (
+    curriculum_pairs,
+    dataset_pairs,
+    gold_over_sample,
+    judged_pairs,
+    portion,
+    skip_explored_chosen,
+)
+from handbook_ext.selection.sera import counts, kept_pairs, on_policy_pairs, reward_of, selection_value
 
 
 def main(argv: list[str]) -> None:
@@ -35,8 +51,8 @@ def main(argv: list[str]) -> None:
     if select.rule == "dataset":
         pairs = dataset_pairs(offline, dropped)
     elif select.rule == "curriculum":
-        pairs = curriculum_pairs(offline, select.worse, dropped)
-    elif select.rule == "review":
+        pairs = curriculum_pairs(offline, select.rejected_rank, dropped)
+    elif select.rule == "sera":
         pairs, facts = review(run, folder, settings, select, offline, dropped)
     elif select.rule == "gold_over_sample":
         pairs = gold_over_sample(offline, by_prompt(folder), dropped, explore=select.explore)
@@ -67,7 +83,7 @@ def review(
     stores = [run / name / "logprobs" for name in settings["stores"]]
     store = read_stores(stores)
     hashes: dict[str, str] = read_manifest(stores[-1])["external"] if stores else {}
-    quality = quality_of(store, Measure(**settings["measure"]), [Term(**term) for term in settings["terms"]], hashes)
+    quality = reward_of(store, RewardForm(**settings["measure"]), [EnsembleTerm(**term) for term in settings["terms"]], hashes)
     under = store.under(hashes[settings["policy_from"] or "start"]) if stores else {}
     scored = [pair for pair in offline if not stores or completion_id(pair.prompt_id, pair.prompt, pair.chosen) in under]
     keep, add = counts(len(offline), select.keep, select.bootstrap)
@@ -80,7 +96,7 @@ def review(
         )
         kept, left["offline"] = kept_pairs(scored, keep, value, dropped, margins=select.keep_by == "margin")
     samples = by_prompt(folder) if add else {}
-    own, left["own"] = own_pairs(samples.values(), add, quality, dropped)
+    own, left["own"] = on_policy_pairs(samples.values(), add, quality, dropped)
     if select.explore:
         first = {name: assistant(rows[0].text) for name, rows in samples.items()}
         kept, own = ([pair.model_copy(update={"explore": first.get(pair.prompt_id)}) for pair in pairs] for pairs in (kept, own))

@@ -7,23 +7,23 @@ import sys
 import torch
 from transformers import TrainingArguments
 
-from handbook_ext.adapters import ADAPTER, adapted, save_adapted
-from handbook_ext.batching import BatchPlan
-from handbook_ext.chat import ChatEncoder
-from handbook_ext.encoding import encode_pairs
-from handbook_ext.errors import UserError, run_main, stage_folder
-from handbook_ext.health import read_health, told
-from handbook_ext.launching import begin
-from handbook_ext.models import load_tokenizer, outside, policy_hash, policy_source
-from handbook_ext.objectives import Objective
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import PreferencePair, read_rows
-from handbook_ext.runs import Stage
-from handbook_ext.score_store import reference_sums
-from handbook_ext.scoring import open_as_trained
-from handbook_ext.settings import ModelSettings, TrainSettings
-from handbook_ext.supervised import optimizer_arguments
-from handbook_ext.training import PreferenceTrainer, last_complete_checkpoint, save_policy
+from handbook_ext.core.errors import UserError, run_main, stage_folder
+from handbook_ext.core.records import PreferencePair, read_rows
+from handbook_ext.core.stage import Stage
+from handbook_ext.objectives.batching import BatchPlan
+from handbook_ext.objectives.objective import Objective
+from handbook_ext.policies.adapters import ADAPTER, adapted, save_adapted
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.encoding import encode_pairs
+from handbook_ext.policies.launch import begin
+from handbook_ext.policies.models import external_checkpoint_hashes, load_tokenizer, policy_hash, policy_source
+from handbook_ext.recipes.settings import ModelSettings, TrainSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.reports.health import read_health, told
+from handbook_ext.selection.log_prob_store import reference_sums
+from handbook_ext.training.scoring import open_as_trained
+from handbook_ext.training.supervised import optimizer_arguments
+from handbook_ext.training.trainer import PreferenceTrainer, last_complete_checkpoint, save_policy
 
 
 def main(argv: list[str]) -> None:
@@ -41,12 +41,12 @@ def main(argv: list[str]) -> None:
     ]
     stage = Stage(folder / "policy", settings, inputs)
     if artifact is None:
-        stage.external = outside(source, model)
+        stage.external = external_checkpoint_hashes(source, model)
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"
     arguments = TrainingArguments(**optimizer_arguments(train, checkpoints, launch.processes, settings["seed"]))
-    tokenizer = load_tokenizer(source, model, own=artifact is not None)
+    tokenizer = load_tokenizer(source, model, trained_here=artifact is not None)
     pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
     encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings["limits"]), explore=train.alpha > 0)
     if train.alpha > 0 and not encoded.notes["explored"]:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     if train.needs_reference:
         encoded = encoded.with_reference(reference_sums(folder / "logprobs", name), name)
     plan = BatchPlan(encoded.lengths, train.global_batch_size, train.per_device_train_batch_size, settings["seed"])
-    policy = open_as_trained(source, model, launch, own=artifact is not None)
+    policy = open_as_trained(source, model, launch, trained_here=artifact is not None)
     trainer = PreferenceTrainer(
         policy if model.lora is None else adapted(policy, model.lora, settings["seed"], arguments),
         arguments, encoded.pairs, plan,

@@ -3,15 +3,15 @@
 import shutil
 import sys
 
-from handbook_ext.errors import run_main, stage_folder
-from handbook_ext.launching import begin
-from handbook_ext.models import load_tokenizer, outside, policy_source
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import OfflinePair, read_rows
-from handbook_ext.runs import Stage
-from handbook_ext.settings import FitSettings, ModelSettings
-from handbook_ext.supervised import fit_arguments, reward_trainer
-from handbook_ext.training import MarkComplete, last_complete_checkpoint, save_policy
+from handbook_ext.core.errors import run_main, stage_folder
+from handbook_ext.core.records import OfflinePair, read_rows
+from handbook_ext.core.stage import Stage
+from handbook_ext.policies.launch import begin
+from handbook_ext.policies.models import external_checkpoint_hashes, load_tokenizer, policy_source
+from handbook_ext.recipes.settings import FitSettings, ModelSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.training.supervised import fit_arguments, reward_trainer
+from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
 
 BARELY = 0.55  # of the training pairs right: hardly more than a coin
 
@@ -26,14 +26,14 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "train.jsonl"
     stage = Stage(run / "ranker" / "model", settings, [rows_file, *([artifact] if artifact else [])])
     if artifact is None:
-        stage.external = outside(source, model)
+        stage.external = external_checkpoint_hashes(source, model)
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"
-    tokenizer = load_tokenizer(source, model, own=artifact is not None)
+    tokenizer = load_tokenizer(source, model, trained_here=artifact is not None)
     pairs = read_rows(rows_file, OfflinePair)
     trainer = reward_trainer(
-        source, tokenizer, pairs, settings=model, own=artifact is not None, seed=settings["seed"],
+        source, tokenizer, pairs, settings=model, trained_here=artifact is not None, seed=settings["seed"],
         max_length=settings["rank"]["max_length"],
         arguments=fit_arguments(fit, checkpoints, launch.processes, settings["seed"]), callbacks=[MarkComplete()],
     )  # fmt: skip

@@ -4,17 +4,24 @@ import shutil
 
 import torch
 
-from handbook_ext.adapters import save_adapted
-from handbook_ext.chat import ChatEncoder
-from handbook_ext.errors import run_main, stage_folder
-from handbook_ext.launching import begin
-from handbook_ext.models import build_policy, load_policy, load_tokenizer, outside, policy_hash, train_tokenizer
-from handbook_ext.recipes import load_stage
-from handbook_ext.records import Demonstration, read_rows
-from handbook_ext.runs import Stage
-from handbook_ext.settings import ModelSettings, SFTSettings
-from handbook_ext.supervised import optimizer_arguments, sft_trainer
-from handbook_ext.training import MarkComplete, last_complete_checkpoint, save_policy
+from handbook_ext.core.errors import run_main, stage_folder
+from handbook_ext.core.records import Demonstration, read_rows
+from handbook_ext.core.stage import Stage
+from handbook_ext.policies.adapters import save_adapted
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.launch import begin
+from handbook_ext.policies.models import (
+    build_policy,
+    external_checkpoint_hashes,
+    load_policy,
+    load_tokenizer,
+    policy_hash,
+    train_tokenizer,
+)
+from handbook_ext.recipes.settings import ModelSettings, SFTSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
+from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +33,7 @@ def main(argv: list[str]) -> None:
     rows_file = run / "data" / "rows" / "sft.jsonl"
     stage = Stage(run / "sft" / "policy", settings, [rows_file])
     if model.name_or_path is not None:
-        stage.external = outside(model.name_or_path, model)
+        stage.external = external_checkpoint_hashes(model.name_or_path, model)
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"
@@ -39,9 +46,9 @@ def main(argv: list[str]) -> None:
         policy = build_policy(model, tokenizer, settings["seed"])
         model = model.model_copy(update={"lora": None})  # Adapters on random weights that stay as they are learn little.
     else:
-        tokenizer = load_tokenizer(model.name_or_path, model, own=False)
+        tokenizer = load_tokenizer(model.name_or_path, model, trained_here=False)
         weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
-        policy = load_policy(model.name_or_path, weights, own=False)
+        policy = load_policy(model.name_or_path, weights, trained_here=False)
     encoder = ChatEncoder(tokenizer, sft.max_length, long_prompts=settings["long_prompts"])
     trainer, dropped = sft_trainer(
         policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()], lora=model.lora

@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from handbook_ext.artifacts import manifest_path
-from handbook_ext.errors import run_main
-from handbook_ext.metrics import word_verdict
-from handbook_ext.recipes import load_stage
-from handbook_ext.report_pictures import draw_curves, draw_means, draw_rewards
-from handbook_ext.reporting import Run, read_run, summarise
-from handbook_ext.runs import Stage
-from handbook_ext.settings import ReportSettings
+from handbook_ext.core.artifacts import manifest_path
+from handbook_ext.core.errors import run_main
+from handbook_ext.core.stage import Stage
+from handbook_ext.objectives.metrics import word_verdict
+from handbook_ext.recipes.settings import ReportSettings
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.reports.run_figures import draw_curves, draw_means, draw_rewards
+from handbook_ext.reports.run_report import Run, read_run, summarise
 
 
 def open_stage(given: argparse.Namespace) -> Stage:
@@ -74,7 +74,7 @@ def render(groups: Sequence[Sequence[Run]], summary: dict[str, Any]) -> dict[str
     """The files of the report by name: two pages, the summary and the pictures."""
     captions, files = draw(groups, summary)
     pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("handbook_ext"), autoescape=jinja2.select_autoescape(["html.j2"], default=False)
+        loader=jinja2.PackageLoader("handbook_ext.reports"), autoescape=jinja2.select_autoescape(["html.j2"], default=False)
     )
     pages.filters["fromjson"] = json.loads
     encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}

@@ -11,17 +11,17 @@ import jinja2
 from rich.console import Console
 from rich.markdown import Markdown
 
-from handbook_ext.errors import UserError, run_main
-from handbook_ext.recipes import Run, resolve
-from handbook_ext.runs import Stage
-from handbook_ext.table_pictures import drawn
-from handbook_ext.tables import (
+from handbook_ext.core.errors import UserError, run_main
+from handbook_ext.core.stage import Stage
+from handbook_ext.recipes.writing import Run, resolve
+from handbook_ext.reports.table_figures import drawn
+from handbook_ext.reports.tables import (
     Table,
     judge_claim,
-    kept_again,
     measure,
+    overlap_between_iterations,
+    overlap_between_rows,
     read_table,
-    similarities,
     summarise_row,
 )
 
@@ -82,14 +82,18 @@ def rendered(table: Table, folders: dict[str, list[Path]], runs: dict[str, Run],
     alike, again = {}, {}
     if table.similarity:
         compared = {row.name: folders[row.recipe] for row in table.rows if row.policy is None}
-        alike = similarities(compared, table.similarity[-1])
-        again = {name: kept_again(each, table.similarity) for name, each in compared.items() if len(table.similarity) == 2}
-        told["similarities"] = [{"rows": list(names), "jaccard": value} for names, value in alike.items()]
-        told["kept_again"] = again
+        alike = overlap_between_rows(compared, table.similarity[-1])
+        again = {
+            name: overlap_between_iterations(each, table.similarity)
+            for name, each in compared.items()
+            if len(table.similarity) == 2
+        }
+        told["overlap_between_rows"] = [{"rows": list(names), "jaccard": value} for names, value in alike.items()]
+        told["overlap_between_iterations"] = again
     files, captions = drawn(table, rows, measured, folders, decodings[0])
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("handbook_ext"), autoescape=False)  # noqa: S701 - Markdown
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("handbook_ext.reports"), autoescape=False)  # noqa: S701 - Markdown
     page = environment.get_template("table.md.j2").render(
-        table=table, rows=rows, claims=claims, decodings=decodings, similarities=alike, again=again, seeds=seeds,
+        table=table, rows=rows, claims=claims, decodings=decodings, overlap_between_rows=alike, again=again, seeds=seeds,
         pictures=captions, names=list(dict.fromkeys(name for names in alike for name in names)), **BOOTSTRAP,
     )  # fmt: skip
     files["table.md"] = page.encode() + b"\n"

@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from handbook_ext.records import Messages, PreferencePair, assistant
+from handbook_ext.core.records import Messages, PreferencePair, assistant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
@@ -35,8 +35,8 @@ Arguments = Callable[..., "TrainingArguments"]
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with the Zephyr template."""
-    from handbook_ext.models import train_tokenizer
-    from handbook_ext.settings import ModelSettings
+    from handbook_ext.policies.models import train_tokenizer
+    from handbook_ext.recipes.settings import ModelSettings
 
     settings = ModelSettings(architecture={"model_type": "llama"}, tokenizer_vocab_size=320, dtype="float32")
     return train_tokenizer(TEXTS * 2, settings)
@@ -48,8 +48,8 @@ def build(tokenizer: PreTrainedTokenizerFast) -> BuildPolicy:
 
     The weights are large, so that attention and head matter; the configuration asks for dropout, which must not come.
     """
-    from handbook_ext.models import build_policy
-    from handbook_ext.settings import ModelSettings
+    from handbook_ext.policies.models import build_policy
+    from handbook_ext.recipes.settings import ModelSettings
 
     def make(kind: str = "llama", seed: int = 0, attention: str = "sdpa", **values: Any) -> PreTrainedModel:
         architecture: dict[str, Any] = {

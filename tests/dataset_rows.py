@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from handbook_ext.preference_data import OfflineData, load_offline_data
-from handbook_ext.settings import DataSettings
+from handbook_ext.data.offline import OfflineData, load_offline_data
+from handbook_ext.recipes.settings import DataSettings
 
 FOUR = (("fine", 7.0), ("best", 9.0), ("poor", 2.0), ("also fine", 7.0))
 

@@ -16,8 +16,8 @@ import torch
 import transformers.trainer  # noqa: F401 - loaded once, before the forks
 import trl  # noqa: F401
 
-import handbook_ext.supervised  # noqa: F401
-from handbook_ext.warm_start import private_progress_locks
+import handbook_ext.training.supervised  # noqa: F401
+from handbook_ext.core.warm_start import private_progress_locks
 
 private_progress_locks()
 ROOT = Path(__file__).parents[1]

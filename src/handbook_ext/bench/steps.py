@@ -1,0 +1,149 @@
+"""The steps that the benchmark times, on shared weights and pairs: ours, TRL's and SELM's official one, and scoring."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MistralConfig, MistralForCausalLM, Trainer, TrainingArguments
+
+from handbook_ext.bench.baselines import PAD_ID, official_selm_step, trl_trainer
+from handbook_ext.bench.measuring import LengthLaw, PairLaw
+from handbook_ext.objectives.batching import BatchPlan
+from handbook_ext.objectives.objective import Objective
+from handbook_ext.policies.forward import prefix_shared
+from handbook_ext.policies.packing import EncodedPair
+from handbook_ext.training.scoring import score_batch
+from handbook_ext.training.trainer import PreferenceTrainer
+
+
+@dataclass(frozen=True)
+class Size:
+    """Model, batch and objective of a benchmark; `pairs` is one optimizer step's global batch.
+
+    beta is that of SELM's Zephyr runs; alpha is large, so that the check of the gradient sees the exploration term.
+    """
+
+    pairs: int = 32
+    micro_batch: int = 8
+    hidden: int = 320
+    mlp: int = 768
+    layers: int = 3
+    heads: int = 2
+    head_chunk: int = 4096
+    beta: float = 0.01
+    alpha: float = 0.5
+    law: PairLaw = field(default_factory=PairLaw)
+
+
+QUICK = Size(
+    pairs=8, micro_batch=4, hidden=64, mlp=128, layers=2, heads=1,
+    law=PairLaw(prompt=LengthLaw(20, 0.85), answer=LengthLaw(35, 0.8), max_length=192, vocabulary=256),
+)  # fmt: skip
+
+
+class Steps:
+    """The timed parts on shared weights and pairs: name -> function of the round that returns the loss (or 0)."""
+
+    def __init__(self, size: Size, seed: int, folder: Path) -> None:
+        """Builds reference, policy (the reference plus noise, as in mid-training), pairs, trainers."""
+        self.size, self.seed = size, seed
+        torch.manual_seed(seed)
+        self.reference = build_model(size)
+        policy = copy.deepcopy(self.reference)
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight.add_(torch.randn_like(weight) * 0.02 * weight.std(correction=0))
+        self.trl_policy, self.padded_policy = copy.deepcopy(policy), copy.deepcopy(policy)
+        self.scorer = prefix_shared(copy.deepcopy(self.reference))
+        drawn = size.law.draw(size.pairs, seed)
+        self.pairs = {"selm": drawn, "dpo": [replace(pair, explore=None) for pair in drawn]}
+        self.plans = {kind: self._plan(pairs) for kind, pairs in self.pairs.items()}
+        self.trainers = {kind: self._ours(kind, copy.deepcopy(policy), folder) for kind in self.pairs}
+        settings = {**common_arguments(size, folder), "beta": size.beta, "max_length": size.law.max_length}
+        self.trl = trl_trainer(self.trl_policy, copy.deepcopy(self.reference), drawn, size.law, settings)
+        self.loaders = {id(t): t.get_train_dataloader() for t in (*self.trainers.values(), self.trl)}
+        self.parts: dict[str, Callable[[int], float]] = {
+            "dpo_ours": lambda number: self._trainer_step(self.trainers["dpo"], number),
+            "dpo_scoring": lambda number: self._scoring("dpo"),
+            "dpo_trl": lambda number: self._trainer_step(self.trl, number),
+            "selm_ours": lambda number: self._trainer_step(self.trainers["selm"], number),
+            "selm_scoring": lambda number: self._scoring("selm"),
+            "selm_official": self._official,
+        }
+        self.trained: dict[str, torch.nn.Module] = {
+            "dpo_ours": self.trainers["dpo"].model, "dpo_trl": self.trl_policy,
+            "selm_ours": self.trainers["selm"].model, "selm_official": self.padded_policy,
+        }  # fmt: skip
+
+    def _plan(self, pairs: list[EncodedPair]) -> BatchPlan:
+        """Returns the plan of one optimizer step per epoch."""
+        return BatchPlan([len(pair) for pair in pairs], self.size.pairs, self.size.micro_batch, self.seed)
+
+    def _ours(self, kind: str, policy: MistralForCausalLM, folder: Path) -> PreferenceTrainer:
+        """Returns our trainer over pairs with the reference log-probs that scoring gives."""
+        size = self.size
+        stored = []
+        for pair, values in zip(self.pairs[kind], self._scores(kind), strict=True):
+            explored = values[pair.explore_index] if pair.explore is not None else 0.0
+            stored.append(replace(pair, reference=(values[0], values[1], explored)))
+        args = TrainingArguments(**common_arguments(size, folder))
+        objective = Objective(beta=size.beta, alpha=size.alpha if kind == "selm" else 0.0)
+        trainer = PreferenceTrainer(
+            prefix_shared(policy), args, stored, self.plans[kind], objective, pad_id=PAD_ID, head_chunk=size.head_chunk
+        )
+        trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
+        return trainer
+
+    def _scores(self, kind: str) -> list[list[float]]:
+        """Returns the reference's log-probs (nats) of every pair's completions, scored in the plan's micro-batches."""
+        found: dict[int, list[float]] = {}
+        for batch in self.plans[kind].epoch(0):
+            pairs = [self.pairs[kind][slot.index] for slot in batch]
+            values = score_batch(self.scorer, pairs, pad_id=PAD_ID, head_chunk=self.size.head_chunk)
+            found |= zip((slot.index for slot in batch), values, strict=True)
+        return [found[index] for index in range(len(self.pairs[kind]))]
+
+    def _scoring(self, kind: str) -> float:
+        """Scores all pairs once; returns 0."""
+        self._scores(kind)
+        return 0.0
+
+    def _trainer_step(self, trainer: Trainer, number: int) -> float:
+        """Collates and accumulates one step's micro-batches in the order of an epoch; returns its loss."""
+        loader = self.loaders[id(trainer)]
+        loader.set_epoch(number)
+        trainer.model.zero_grad(set_to_none=True)
+        return sum(float(trainer.training_step(trainer.model, inputs)) for inputs in loader)
+
+    def _official(self, number: int) -> float:
+        """Takes SELM's official step with the pairs in random order; returns its loss."""
+        pairs = random.Random(f"{self.seed} {number}").sample(self.pairs["selm"], self.size.pairs)
+        return official_selm_step(
+            self.padded_policy, self.reference, pairs, micro_batch_size=self.size.micro_batch, pad_id=PAD_ID,
+            beta=self.size.beta, alpha=self.size.alpha,
+        )  # fmt: skip
+
+
+def build_model(size: Size) -> MistralForCausalLM:
+    """Returns a Mistral model with fresh weights, evaluation mode, heads of 64 dimensions, fp32."""
+    config = MistralConfig(
+        vocab_size=size.law.vocabulary, hidden_size=size.hidden, intermediate_size=size.mlp, head_dim=64,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=1, sliding_window=None,
+        max_position_embeddings=4 * size.law.max_length, pad_token_id=PAD_ID, eos_token_id=size.law.end_id,
+        attn_implementation="sdpa", tie_word_embeddings=False,
+    )  # fmt: skip
+    return MistralForCausalLM(config).eval()
+
+
+def common_arguments(size: Size, folder: Path) -> dict[str, Any]:
+    """Returns the training arguments that both trainers are given."""
+    return {
+        "output_dir": str(folder), "per_device_train_batch_size": size.micro_batch, "report_to": [], "use_cpu": True,
+        "gradient_accumulation_steps": size.pairs // size.micro_batch, "bf16": False, "gradient_checkpointing": False,
+    }  # fmt: skip

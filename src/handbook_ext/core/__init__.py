@@ -1,0 +1,1 @@
+"""What a run's folder is: stages, artifacts, manifests, rows. Nothing of preference learning."""

@@ -1,0 +1,170 @@
+"""Runs a script in a process that has the heavy libraries loaded: `python -m handbook_ext.core.warm_start scripts/x.py args`.
+
+Loading torch and transformers takes longer than most stages of a small run. So the first stage leaves a server behind that
+has loaded them, and nothing of this project; it forks one child per script and goes away after a minute without work. The
+child has the caller's folder, environment, streams and fate: it dies with its caller. Elsewhere than on Linux, and with
+HANDBOOK_WARM=0, the script is started afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import resource
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+LIBRARIES = "transformers.trainer transformers.models.mistral.modeling_mistral trl.trainer.sft_trainer datasets"
+# What the libraries read while they are loaded: a server stands for one set of values.
+READ_WHILE_LOADING = (
+    "OMP_", "MKL_", "CUDA", "TORCH", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "PYTHON", "HANDBOOK_WARM",
+)  # fmt: skip
+IDLE_SECONDS = 60
+LENGTH, ATTEMPTS = 8, 2
+STARTED = b"started"
+KILLED = 137
+
+
+def main(argv: list[str]) -> int:
+    """Runs the script named first, with the arguments that follow; returns its exit status."""
+    if argv[0] == "--serve":
+        serve(socket.socket(fileno=int(argv[1])))
+        return 0
+    if sys.platform != "linux" or os.environ.get("HANDBOOK_WARM") == "0":
+        os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 - no shell, and our own arguments
+    request = json.dumps({"argv": argv, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    try:
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(ConnectionError), _connected() as connection:
+                socket.send_fds(connection, [len(request).to_bytes(LENGTH)], [0, 1, 2])
+                connection.sendall(request)
+                if connection.recv(len(STARTED)):
+                    answer = connection.recv(8)
+                    return int(answer) if answer else KILLED
+            # The server went away: as idle in this very moment, or because it cannot load the libraries.
+        os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 - afresh, where an error shows
+    except KeyboardInterrupt:  # Closing the connection has ended the child.
+        sys.stderr.write("interrupted; finished work is kept, and the same command goes on from it\n")
+        return 128 + signal.SIGINT
+
+
+def _connected() -> socket.socket:
+    """Returns a connection to the server, which is started where there is none; its socket exists before it does."""
+    place = _socket_path()
+    connection = socket.socket(socket.AF_UNIX)
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            connection.connect(str(place))
+        except (ConnectionRefusedError, FileNotFoundError):
+            place.unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(place))
+                listener.listen()
+                command = [sys.executable, "-m", "handbook_ext.core.warm_start", "--serve", str(listener.fileno())]
+                subprocess.Popen(
+                    command, pass_fds=[listener.fileno()], start_new_session=True, cwd="/",
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=place.with_suffix(".log").open("w"),
+                )  # fmt: skip
+            connection.connect(str(place))
+    return connection
+
+
+def _socket_path() -> Path:
+    """Returns where the server for this interpreter and environment listens, in a folder that is this user's alone."""
+    seen = {name: value for name, value in os.environ.items() if name.startswith(READ_WHILE_LOADING)}
+    # What a child has from the server rather than from its caller.
+    limits = [resource.getrlimit(each) for each in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)]
+    inherited = [sorted(os.sched_getaffinity(0)), os.nice(0), limits, Path("/proc/self/cgroup").read_text(encoding="utf-8")]
+    environment = Path(sys.prefix, "ready")
+    installed = environment.stat().st_mtime_ns if environment.is_file() else 0
+    name = hashlib.sha256(json.dumps([sys.executable, installed, seen, inherited], sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir(), f"handbook_ext-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user; set HANDBOOK_WARM=0")
+    return folder / name
+
+
+def serve(listener: socket.socket) -> None:
+    """Loads the libraries, then forks a child for every request until a minute passes without one and none is at work."""
+    for name in os.environ.get("HANDBOOK_WARM_LIBRARIES", LIBRARIES).split():
+        importlib.import_module(name)
+    private_progress_locks()
+    listener.settimeout(IDLE_SECONDS)
+    children: set[int] = set()
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            children = {pid for pid in children if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+            if children:
+                continue
+            return
+        children = {pid for pid in children if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+        child = os.fork()
+        if child == 0:
+            listener.close()
+            _become(connection)
+        connection.close()
+        children.add(child)
+
+
+def private_progress_locks() -> None:
+    """Gives tqdm a lock per process: its own is shared by all forks, and one killed while it holds it would stop the others."""
+    if "tqdm" in sys.modules:
+        import tqdm.auto  # noqa: PLC0415 - loaded only by those who use it
+        import tqdm.std  # noqa: PLC0415
+
+        for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
+            bar.set_lock(threading.RLock())
+
+
+def _become(connection: socket.socket) -> NoReturn:
+    """Runs the requested script in this process, and ends it."""
+    connection.settimeout(None)
+    length, streams, _, _ = socket.recv_fds(connection, LENGTH, 3)
+    with connection.makefile("rb") as rest:
+        told = json.loads(rest.read(int.from_bytes(length)))
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    # From here on the kernel kills this process when the caller goes away: nothing else can write to the connection.
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+    connection.send(STARTED)
+    os.chdir(told["folder"])
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    sys.argv = told["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    status = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as done:
+        status = done.code if isinstance(done.code, int) else int(done.code is not None)
+        if isinstance(done.code, str):
+            sys.stderr.write(done.code + "\n")
+    except BaseException:  # noqa: BLE001 - as an interpreter would
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    connection.send(str(status).encode())
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What a trained policy is measured by on held-out prompts."""

@@ -1,0 +1,1 @@
+"""Who says which completion is better: the true reward, reward models, the policy itself."""

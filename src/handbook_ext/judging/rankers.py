@@ -1,0 +1,160 @@
+"""Who judges completions: the tiny world's true reward, or any reward model that is a sequence classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from handbook_ext.core.artifacts import recorded_hash, sha256_of
+from handbook_ext.core.errors import UserError
+from handbook_ext.core.records import Candidate, Completion, Messages, OfflinePair, Origin, Ranking, assistant
+from handbook_ext.data.tiny_world import true_reward
+from handbook_ext.recipes.settings import FITTED, RANKERS_HERE, RankSettings
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A ranker's score of one completion; larger is better.
+
+    `truncated`: it did not see the whole text. `failed`: it gave no readable judgement, and `score` means nothing.
+    """
+
+    score: float
+    truncated: bool = False
+    failed: bool = False
+
+
+class Ranker(Protocol):
+    """Scores completions, each independently of the others."""
+
+    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
+        """Returns the verdict on each (prompt, completion)."""
+        ...
+
+
+class Oracle:
+    """The tiny world's true reward."""
+
+    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
+        """Returns true rewards, at most 1."""
+        return [Verdict(true_reward(prompt[-1]["content"], text)) for prompt, text in items]
+
+
+class RewardModel:
+    """A sequence classifier with one output, and a chat template."""
+
+    def __init__(
+        self, source: str, *, device: torch.device, batch_size: int, max_length: int, revision: str | None = None
+    ) -> None:
+        """Loads the classifier; max_length is in tokens of prompt and completion, whose end is kept."""
+        # Imported here: it takes seconds, and the oracle needs none of it.
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
+
+        from handbook_ext.policies.models import without_dropout  # noqa: PLC0415
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            model = AutoModelForSequenceClassification.from_pretrained(source, revision=revision)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"rank.model: {source} cannot be loaded as a sequence classifier ({first})") from None
+        if model.config.num_labels != 1:
+            raise UserError(f"rank.model: {source} has {model.config.num_labels} outputs; a reward model has one")
+        if not tokenizer.chat_template:
+            raise UserError(f"rank.model: the tokenizer of {source} has no chat template; use a reward model that has one")
+        without_dropout(model.config)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+        model.config.pad_token_id = tokenizer.pad_token_id
+        self.model, self.tokenizer = model.eval().to(device), tokenizer
+        self.batch_size, self.max_length = batch_size, max_length
+
+    @torch.no_grad()
+    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
+        """Returns the classifier's logits; texts of similar length share a batch, so that little is padded."""
+        texts = [self.tokenizer.apply_chat_template([*prompt, *assistant(text)], tokenize=False) for prompt, text in items]
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        verdicts: dict[int, Verdict] = {}
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            kept = {"input_ids": [ids[place][-self.max_length :] for place in places]}
+            batch = self.tokenizer.pad(kept, return_tensors="pt").to(self.model.device)
+            scores = self.model(**batch).logits[:, 0].float().tolist()
+            for place, score in zip(places, scores, strict=True):
+                verdicts[place] = Verdict(score, len(ids[place]) > self.max_length)
+        return [verdicts[place] for place in range(len(items))]
+
+
+def make_ranker(
+    kind: str, source: str | None, *, device: torch.device, batch_size: int, max_length: int, revision: str | None = None
+) -> Ranker:
+    """Returns the ranker that a recipe names; raises UserError for one that this version does not have."""
+    if kind == "oracle":
+        return Oracle()
+    if kind == "reward_model" and source is not None:
+        return RewardModel(source, device=device, batch_size=batch_size, max_length=max_length, revision=revision)
+    raise UserError(f"rank.ranker: {kind!r} is not part of this version; it has: {', '.join(RANKERS_HERE)}")
+
+
+def open_ranker(run: Path, rank: RankSettings, *, device: torch.device) -> Ranker:
+    """Returns the ranker of a run's settings, the fitted one where the recipe names no model."""
+    fitted = fitted_ranker(run, rank)
+    return make_ranker(
+        rank.ranker, str(fitted) if fitted else rank.model, device=device, batch_size=rank.batch_size,
+        max_length=rank.max_length, revision=rank.revision,
+    )  # fmt: skip
+
+
+def ranking(prompt_id: str, prompt: Messages, candidates: list[tuple[Origin, int | None, str, Verdict]]) -> Ranking:
+    """Returns the candidates with ranks: 1 is the largest score, equal scores share the better rank."""
+    scores = [-math.inf if verdict.failed else verdict.score for *_, verdict in candidates]
+    ranked = [
+        Candidate(
+            origin=origin, sample=sample, text=text, score=verdict.score, truncated=verdict.truncated, failed=verdict.failed,
+            rank=1 + sum(score > (-math.inf if verdict.failed else verdict.score) for score in scores),
+        )
+        for origin, sample, text, verdict in candidates
+    ]  # fmt: skip
+    ties = sum(scores.count(score) > 1 for score in scores)
+    return Ranking(prompt_id=prompt_id, prompt=prompt, candidates=ranked, ties=ties)
+
+
+def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> list[tuple[Origin, int | None, str]]:
+    """Returns a prompt's candidates in the order of the official code: samples, then the offline chosen and rejected, if any."""
+    texts: list[tuple[Origin, int | None, str]] = [("on_policy", row.sample, row.text) for row in samples]
+    if offline is None:
+        return texts
+    texts += [("offline", None, side[-1]["content"]) for side in (offline.chosen, offline.rejected)]
+    return texts
+
+
+def fitted_ranker(run: Path, rank: RankSettings) -> Path | None:
+    """Returns the reward model that the run fits itself, where the recipe names none."""
+    return run / "ranker" / "model" if rank.ranker == "reward_model" and rank.model is None else None
+
+
+def external_ranker_hashes(rank: RankSettings) -> dict[str, str]:
+    """Returns the hash of a reward model in a local folder, by the name that a manifest gives it: none of another kind."""
+    folder = Path(rank.model) if rank.ranker == "reward_model" and rank.model is not None else None
+    return {"ranker": sha256_of(folder)} if folder is not None and folder.is_dir() else {}
+
+
+def ranker_id(run: Path, rank: RankSettings) -> str:
+    """Returns what tells a ranker from others of its kind: rewards of two judges do not compare.
+
+    A reward model is called as the recipe names it, with its revision or content and how much it reads; one that the run
+    fits itself, by its hash.
+    """
+    if rank.ranker != "reward_model":
+        return ""
+    fitted = fitted_ranker(run, rank)
+    if fitted is not None:
+        return f"{FITTED}{str(recorded_hash(fitted))[:12]}"
+    content = external_ranker_hashes(rank).get("ranker", "")[:12] or rank.revision
+    return f"{rank.model}{f'@{content}' if content else ''}, {rank.max_length} tokens"

@@ -1,0 +1,1 @@
+"""The mathematics: losses, log-probs, the order of training, means and intervals. Pure functions of tensors and arrays."""

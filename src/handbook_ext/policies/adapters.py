@@ -1,0 +1,187 @@
+"""Low-rank adapters (PEFT): put around a policy, switched off, merged into it, and read back from a folder or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import gather_params_ctx
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
+
+from handbook_ext.core.artifacts import ADAPTER_CONFIG, sha256_of
+from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.settings import LoraSettings
+
+ADAPTER = "adapter"  # A policy's sub-folder that holds its last adapter.
+CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"
+LONGEST = 240  # Characters of a library's error that are passed on.
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter's files, and the policy that it belongs on (a folder or hub id, at a revision)."""
+
+    source: str
+    folder: Path
+    base: str
+    base_revision: str | None
+
+    @property
+    def sha256(self) -> str:
+        """Returns the hash of the adapter itself, without its base."""
+        return hashlib.sha256("\n".join(sha256_of(self.folder / name) for name in (CONFIG, WEIGHTS)).encode()).hexdigest()
+
+
+def find_adapter(source: str, revision: str | None) -> AdapterFiles | None:
+    """Returns the adapter that a folder or hub id holds, or None where there is none (or nothing at all).
+
+    Raises UserError for an adapter that names no base, or whose weights are not in a safetensors file.
+    """
+    config = _file(source, CONFIG, revision)
+    if config is None:
+        return None
+    told = json.loads(config.read_text())
+    base = told.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{source}: this adapter names no base (base_model_name_or_path in {CONFIG}); give the merged policy")
+    if _file(source, WEIGHTS, revision) is None:
+        raise UserError(f"{source}: this adapter has no {WEIGHTS}; save it anew with peft, which writes safetensors")
+    # The adapters of a run name their base from where they lie, so that a run may be moved.
+    beside = os.path.normpath(config.parent / base)
+    own = os.path.isdir(beside) or (base.startswith(".") and not os.path.isdir(base))
+    return AdapterFiles(source, config.parent, beside if own else base, told.get("revision"))
+
+
+def load_adapter(adapter: AdapterFiles, load_base: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Returns the base with the adapter merged into its weights, in the base's type: a plain policy, all of it trainable.
+
+    Raises UserError when the base cannot be loaded, the adapter does not fit it, or cannot be merged.
+    """
+    try:
+        base = load_base()
+    except UserError as error:
+        raise UserError(f"{adapter.source}: the base of this adapter cannot be had: {error}") from None
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    tied = None not in ends and ends[0].weight is ends[1].weight
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # A layer would keep a random adapter.
+            policy = PeftModel.from_pretrained(base, str(adapter.folder), torch_device="cpu")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserWarning) as error:
+        told = " ".join(f"{error}".split())[:LONGEST] or type(error).__name__
+        raise UserError(f"{adapter.source}: this adapter does not fit its base {adapter.base} ({told})") from None
+    if not hasattr(policy.base_model, "merge_and_unload"):
+        kind = policy.active_peft_config.peft_type.value
+        raise UserError(f"{adapter.source}: an adapter of type {kind} cannot be merged into its base; give one of type LORA")
+    if tied and any(isinstance(end, BaseTunerLayer) for end in _ends(policy)):
+        raise UserError(
+            f"{adapter.source}: the base shares its embeddings with its head, and this adapter changes one of the two, so "
+            "merging would change the other as well; untie the base, or give a merged policy"
+        )
+    with gather_params_ctx(list(policy.parameters())):  # Only ZeRO-3 has anything to gather.
+        return merged(policy)
+
+
+def adapted(policy: PreTrainedModel, lora: LoraSettings, seed: int, arguments: TrainingArguments | None = None) -> PeftModel:
+    """Returns the policy wrapped with fresh adapters, by seed, which alone are trainable; it first gives the same log-probs.
+
+    arguments: those of the training, whose gradient checkpointing is made fit for frozen weights.
+    Raises UserError for a target that is no linear layer, and names those that there are.
+    """
+    _check_targets(policy, lora.target_modules)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, task_type="CAUSAL_LM",
+        target_modules="all-linear" if lora.target_modules is None else list(lora.target_modules),
+    )  # fmt: skip
+    # ZeRO-3 gathers small weights into one buffer, which must be of one type; elsewhere adapters are fp32 on any base.
+    wrapped = get_peft_model(policy, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    if arguments is not None and arguments.gradient_checkpointing:
+        wrapped.enable_input_require_grads()  # A checkpointed block without one input in need of gradients gives none.
+        if arguments.ddp_find_unused_parameters is None:
+            arguments.ddp_find_unused_parameters = False
+        if is_deepspeed_zero3_enabled():  # TRL issue 2514: frozen weights are gone again when blocks are recomputed.
+            arguments.gradient_checkpointing_kwargs = {**(arguments.gradient_checkpointing_kwargs or {}), "use_reentrant": True}
+    return wrapped
+
+
+def adapter_off(policy: PeftModel) -> AbstractContextManager[None]:
+    """Returns a context in which a wrapped policy is its base; TypeError for a plain policy, whose base is not known."""
+    if not isinstance(policy, PeftModel):
+        raise TypeError(f"a plain {type(policy).__name__} has no adapter to turn off")
+    return policy.disable_adapter()
+
+
+def merged(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Returns the plain policy with its adapter added into its weights, in place, all of it trainable; a plain one as it is."""
+    if not isinstance(policy, PeftModel):
+        return policy
+    plain: PreTrainedModel = policy.merge_and_unload()
+    return plain.requires_grad_(True)
+
+
+def save_adapted(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str | None) -> None:
+    """Writes the adapter to folder/adapter, then the merged policy and the training log to the folder itself.
+
+    base: what the adapter belongs on, a hub id or a path from folder/adapter; None where it is nowhere on disk. The trainer's
+    model is plain afterwards. The first process writes, all must call.
+    """
+    inside = folder / ADAPTER
+    trainer.save_model(str(inside))
+    with gather_params_ctx(list(trainer.model.parameters()), modifier_rank=None):
+        if trainer.is_world_process_zero():
+            for name in ("training_args.bin", "README.md"):  # A pickle, and a card with a path of this machine.
+                (inside / name).unlink(missing_ok=True)
+            _rewrite_config(inside / CONFIG, base)
+            tokenizer.save_pretrained(inside)
+            merged(trainer.model).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+
+
+def _rewrite_config(path: Path, base: str | None) -> None:
+    """Writes an adapter's configuration so that equal adapters have equal files: peft writes its sets in any order."""
+    told: dict[str, Any] = json.loads(path.read_text())
+    told |= {"base_model_name_or_path": base, "target_modules": sorted(told["target_modules"])}
+    path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+
+
+def _check_targets(policy: PreTrainedModel, targets: list[str] | None) -> None:
+    """Raises UserError for a target that names no linear layer inside the policy; the head is none, it has no adapter."""
+    head = policy.get_output_embeddings()
+    layers = [name for name, part in policy.named_modules() if isinstance(part, torch.nn.Linear | Conv1D) and part is not head]
+    unknown = [each for each in targets or [] if not any(f".{name}".endswith(f".{each}") for name in layers)]
+    if unknown or targets == []:
+        what = f"'{unknown[0]}' is no linear layer inside" if unknown else "an empty list leaves nothing to train in"
+        names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+        raise UserError(f"model.lora.target_modules: {what} this {policy.config.model_type}; it has: {names}; null takes all")
+
+
+def _ends(policy: PeftModel) -> tuple[Any, Any]:
+    """Returns the modules that hold the embeddings and the head, wrapped where the adapter changes them."""
+    return policy.get_base_model().get_input_embeddings(), policy.get_base_model().get_output_embeddings()
+
+
+def _file(source: str, name: str, revision: str | None) -> Path | None:
+    """Returns a file of a folder, or of a hub id, downloaded; None where it is not to be had."""
+    if Path(source).is_dir():
+        return found if (found := Path(source, name)).is_file() else None
+    found = cached_file(
+        source, name, revision=revision, _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if found is None else Path(found)

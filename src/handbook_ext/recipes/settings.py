@@ -1,0 +1,94 @@
+"""What a recipe may say: one section per stage, every value typed, ranged and explained."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from handbook_ext.recipes.section import Section
+from handbook_ext.recipes.settings_run import DataSettings, LoraSettings, ModelSettings, OptimizerSettings, SFTSettings
+from handbook_ext.recipes.settings_stages import (
+    ENGINES_HERE,
+    FITTED,
+    RANKERS_HERE,
+    EvaluateSettings,
+    FitSettings,
+    GenerateSettings,
+    HealthSettings,
+    RankSettings,
+    ReportSettings,
+    ScoreSettings,
+    SelectSettings,
+    TrainSettings,
+)
+
+__all__ = [
+    "ENGINES_HERE", "FITTED", "RANKERS_HERE", "DataSettings", "EvaluateSettings", "FitSettings", "GenerateSettings",
+    "HealthSettings", "LoraSettings", "ModelSettings", "OptimizerSettings", "RankSettings", "Recipe", "ReportSettings",
+    "SFTSettings", "ScoreSettings", "Section", "SelectSettings", "TrainSettings",
+]  # fmt: skip
+
+
+class Recipe(Section):
+    """A whole recipe after inheritance and the overrides of one iteration."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(42, description="of data, sampling, order and initial weights")
+    launch: str = Field("cpu", description="launch configuration recipes/accelerate/<launch>.yaml; cpu is plain python")
+    model: ModelSettings
+    data: DataSettings
+    sft: SFTSettings | None = Field(None, description="null starts from model.name_or_path as it is")
+    generate: GenerateSettings = GenerateSettings()
+    rank: RankSettings = RankSettings()
+    score: ScoreSettings = ScoreSettings()
+    select: SelectSettings = SelectSettings()
+    train: TrainSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+    health: HealthSettings = HealthSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        """Raises when two sections contradict each other."""
+        if self.model.architecture is not None and self.sft is None:
+            raise ValueError("a policy built from an architecture needs an `sft` section to train it")
+        if self.train.alpha > 0 and not self.select.explore:
+            raise ValueError("train.alpha above 0 needs select.explore: true")
+        if self.train.max_prompt_length is not None and self.train.max_prompt_length >= self.train.max_length:
+            raise ValueError("train.max_prompt_length must be below train.max_length")
+        if self.data.dataset is None and not self.data.train.endswith((".jsonl", ".json", ".parquet")):
+            raise ValueError("data needs a `dataset`, or `train` and `test` as local files")
+        return self
+
+    @model_validator(mode="after")
+    def _learnable(self) -> Recipe:
+        """Raises when the objective and the selection of pairs contradict each other."""
+        if not self.train.reward_form.reference:
+            if self.train.alpha > 0 and self.train.explore_form == "log_ratio":
+                raise ValueError(
+                    f"train.loss_type {self.train.loss_type} has no reference model, but train.explore_form log_ratio needs one; "
+                    "set explore_form: log_prob"
+                )
+            if self.select.rule == "sera" and self.select.margin_reference == "start":
+                raise ValueError(
+                    f"train.loss_type {self.train.loss_type} has no reference model, so its margins have none: "
+                    "remove select.margin_reference"
+                )
+        if self.train.label_smoothing > 0 and self.train.loss_type not in ("sigmoid", "robust"):
+            raise ValueError(f"train.label_smoothing belongs to loss_type sigmoid and robust, not to {self.train.loss_type}")
+        if self.select.rule == "against_chosen" and self.rank.candidates == "samples":
+            raise ValueError("select.rule against_chosen compares with the offline answers; set rank.candidates: all")
+        if self.select.rule == "sera" and self.select.keep_by == "score_gap" and self.data.form in ("hh_rlhf", "tldr"):
+            raise ValueError(f"select.keep_by score_gap needs scores, which data of the form {self.data.form} do not have")
+        if self.health.max_kl is not None and not self.evaluate.implicit_reward:
+            raise ValueError("health.max_kl needs evaluate.implicit_reward: true, which measures it")
+        judged = self.select.rule in ("best_and_worst", "against_chosen") and self.rank.candidates == "samples"
+        own = self.select.rule == "sera" and self.select.bootstrap > 0
+        if (judged or own) and (self.generate.num_completions < 2 or self.generate.temperature == 0):
+            raise ValueError(
+                "pairs of the policy's own samples need at least two that differ: set generate.num_completions to 2 or more, and "
+                "generate.temperature above 0"
+            )
+        if self.select.rule == "sera" and self.select.keep + self.select.bootstrap == 0:
+            raise ValueError("select.keep and select.bootstrap are both 0, which leaves no pair")
+        return self

@@ -1,0 +1,124 @@
+"""The settings of a run as a whole: the policy, its data, its supervised fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from handbook_ext.recipes.section import Fraction, Positive, Rate, Section
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (peft.LoraConfig) in SFT and preference training; merged into the policy that a stage leaves."""
+
+    r: Positive = Field(8, description="rank of the adapters")
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="adapters are scaled by lora_alpha / r")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapters' input while training")
+    target_modules: list[str] | None = Field(None, description="names of the layers that get one; null is all linear ones")
+
+
+class ModelSettings(Section):
+    """The policy that the loop starts from, and how it is loaded."""
+
+    name_or_path: str | None = Field(None, description="checkpoint (hub id or folder); null builds `architecture`")
+    revision: str | None = Field(None, description="commit or tag of a hub checkpoint")
+    architecture: dict[str, str | int | float | bool | None] | None = Field(
+        None, description="model_type and its configuration values, for a policy built from scratch"
+    )
+    tokenizer_vocab_size: Annotated[int, Field(ge=300)] | None = Field(
+        None, description="entries of the byte-level BPE tokenizer that the SFT stage trains on its own text"
+    )
+    chat_template: str | None = Field(None, description="`zephyr`, or a Jinja file; null keeps the checkpoint's own")
+    lora: LoraSettings | None = Field(
+        None, description="train low-rank adapters, but for the SFT of a policy built from scratch; null trains all weights"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of the loaded weights")
+    attn_implementation: Literal["sdpa", "eager", "flex_attention"] = Field(
+        "sdpa", description="attention under the prefix-shared mask; flex_attention packs rows on CUDA"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that a hub checkpoint brings")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSettings:
+        """Raises when the policy has no origin, or two."""
+        if (self.name_or_path is None) == (self.architecture is None):
+            raise ValueError(
+                "give either name_or_path or architecture, one of the two; architecture: null, with tokenizer_vocab_size: null, "
+                "removes what a base brings"
+            )
+        if self.architecture is not None and self.tokenizer_vocab_size is None:
+            raise ValueError("a policy built from an architecture needs tokenizer_vocab_size")
+        return self
+
+
+class DataSettings(Section):
+    """Where prompts, demonstrations and offline preference pairs come from."""
+
+    dataset: str | None = Field(None, description="`tiny_world` or a hub id; not needed when `train` is a file")
+    config_name: str | None = Field(None, description="configuration of a hub dataset")
+    revision: str | None = Field(None, description="commit or tag of a hub dataset")
+    form: Literal["auto", "pairs", "ultrafeedback", "hh_rlhf", "tldr"] = Field(
+        "auto",
+        description="schema of the preference rows: prompt/chosen/rejected, four rated answers, transcripts, or comparisons of "
+        "summaries; auto tells it by the columns",
+    )
+    train: str = Field("train_prefs", description="split of `dataset`, or a local .jsonl, .json or .parquet file")
+    test: str = Field("test_prefs", description="the same for the held-out prompts of evaluation")
+    sft_dataset: str | None = Field(
+        None, description="hub id of the demonstrations, such as HuggingFaceH4/ultrachat_200k; null uses the chosen answers"
+    )
+    sft: str | None = Field(None, description="split of `sft_dataset`, or a local file with `messages`")
+    train_rows: Positive | None = Field(None, description="use only the first rows; for tiny_world how many to make")
+    test_rows: Positive | None = Field(None, description="the same for the test rows")
+    sft_rows: Positive | None = Field(None, description="the same for the SFT rows")
+    prompts: Literal["preferences", "demonstrations"] = Field(
+        "preferences", description="whose prompts the loop uses; demonstrations gives SPIN its golden answers"
+    )
+    answers: Annotated[int, Field(ge=2, le=8)] = Field(2, description="tiny_world: rated answers per prompt")
+    judge_rows: Annotated[int, Field(ge=0)] = Field(
+        0, description="tiny_world: demonstrations of judging by points, among the SFT rows, for a policy that judges itself"
+    )
+    flip_rate: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0, description="share of training pairs whose chosen and rejected are swapped, by seed"
+    )
+    portions: Positive = Field(1, description="equal consecutive parts, one per iteration; 1 gives each all rows")
+    long_prompts: Literal["error", "truncate", "drop"] = Field(
+        "error", description="what to do with a prompt that leaves no room: stop, keep its end, or drop the row"
+    )
+    empty_completions: Literal["error", "drop"] = Field("error", description="what to do with an empty answer")
+    ties: Literal["error", "drop", "keep"] = Field(
+        "drop", description="what to do with a row whose two answers have equal scores, where the schema has scores"
+    )
+
+
+class OptimizerSettings(Section):
+    """Names and meanings of transformers.TrainingArguments; the batch is stated once, globally."""
+
+    learning_rate: Rate = Field(description="peak learning rate")
+    num_train_epochs: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="passes over the data")
+    global_batch_size: Positive = Field(description="examples per optimizer step, over all devices")
+    per_device_train_batch_size: Positive = Field(description="examples per device and micro-batch")
+    max_length: Annotated[int, Field(ge=8)] = Field(description="tokens of prompt and completion together")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="course of the learning rate"
+    )
+    warmup_ratio: Fraction = Field(0.1, description="share of the steps in which the learning rate rises")
+    optim: Literal["adamw_torch", "adamw_torch_fused", "rmsprop"] = Field("adamw_torch", description="optimizer")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
+    adam_beta1: Fraction = Field(0.9, description="decay of the first moment")
+    adam_beta2: Fraction = Field(0.999, description="decay of the second moment")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="added to the root of the second moment")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    bf16: bool = Field(False, description="bfloat16 mixed precision")
+    logging_steps: Positive = Field(10, description="optimizer steps between two log lines")
+    save_steps: Positive = Field(100, description="optimizer steps between two checkpoints to resume from")
+    report_to: list[str] = Field(default=[], description="trackers of transformers: wandb, tensorboard, mlflow, ...")
+
+
+class SFTSettings(OptimizerSettings):
+    """Supervised fine-tuning on the demonstrations (tiny_world) or the chosen completions."""
+
+    packing: bool = Field(False, description="TRL's packing of several examples into one row")
+    group_by_length: bool = Field(False, description="draw batches from examples of similar length: less padding, less random")

@@ -1,0 +1,169 @@
+"""The settings of the loop's stages, which an iteration may override, and of the report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from handbook_ext.objectives.reward_form import RewardForm, reward_form
+from handbook_ext.recipes.section import Fraction, Limit, Positive, Rate, Section, Temperature
+from handbook_ext.recipes.settings_run import OptimizerSettings
+
+RANKERS_HERE = ("oracle", "reward_model", "self")
+FITTED = "fitted "  # How the name of a judge begins that a run fits itself.
+ENGINES_HERE = ("transformers",)
+
+
+class GenerateSettings(Section):
+    """Sampling from the current policy."""
+
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="what runs the policy")
+    num_completions: Positive = Field(1, description="completions per prompt")
+    temperature: Temperature = Field(0.0, description="0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the sampling law")
+    max_new_tokens: Positive = Field(1024, description="tokens per completion at most")
+    batch_size: Positive = Field(64, description="sequences generated together")
+
+
+class FitSettings(Section):
+    """Bradley-Terry training of the recipe's own reward model, when `rank.model` names none."""
+
+    learning_rate: Rate = Field(5e-4, description="peak learning rate")
+    num_train_epochs: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="passes over the offline pairs")
+    global_batch_size: Positive = Field(32, description="pairs per optimizer step")
+    per_device_train_batch_size: Positive = Field(8, description="pairs per device and micro-batch")
+    save_steps: Positive = Field(100, description="optimizer steps between two checkpoints to resume from")
+
+
+class RankSettings(Section):
+    """Who judges the candidates of a prompt."""
+
+    ranker: Literal["auto", "oracle", "reward_model", "self", "pairrm", "judge"] = Field(
+        "auto",
+        description="auto is oracle where the data have a true reward (tiny_world), else reward_model; self asks the policy "
+        "for points (SRLM)",
+    )
+    candidates: Literal["all", "samples"] = Field(
+        "all", description="what is judged: the samples with the offline answers (SELM), or the samples alone (OAIF, SRLM)"
+    )
+    rubric: str | None = Field(
+        None, description="self: Jinja file with {{ prompt }} and {{ response }}, or `tiny`; null is our own wording"
+    )
+    max_new_tokens: Positive = Field(160, description="self: tokens of a judgement at most")
+    model: str | None = Field(None, description="the ranker's checkpoint; null fits one on the offline pairs")
+    revision: str | None = Field(None, description="commit or tag of a hub ranker")
+    batch_size: Positive = Field(32, description="texts judged together")
+    max_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of prompt and completion together")
+    source_max_length: Annotated[int, Field(ge=8)] = Field(1224, description="pairrm: tokens of the prompt kept")
+    candidate_max_length: Annotated[int, Field(ge=8)] = Field(412, description="pairrm: tokens of a completion kept")
+    fit: FitSettings = Field(default_factory=FitSettings, description="training of the recipe's own reward model")
+
+
+class ScoreSettings(Section):
+    """The store of log-probabilities under the policy that starts the iteration."""
+
+    tolerance: Limit | None = Field(
+        None, description="nats per token by which training's first batch may differ from the store; null is 1e-3, bf16 2e-2"
+    )
+
+
+class SelectSettings(Section):
+    """How preference pairs are made."""
+
+    rule: Literal["dataset", "best_and_worst", "against_chosen", "sera", "curriculum", "gold_over_sample"] = Field(
+        "best_and_worst",
+        description="dataset keeps the original labels; best_and_worst is SELM's rule A, against_chosen its rule B; review is "
+        "SeRA; curriculum is Curry-DPO; gold_over_sample is SPIN",
+    )
+    explore: bool = Field(True, description="keep sample 0 of each prompt for the exploration term")
+    explore_as_chosen: Literal["keep", "skip"] = Field(
+        "keep", description="what to do with the exploration term of a pair whose chosen is the explored sample"
+    )
+    keep: Fraction = Field(0.7, description="review: offline pairs kept, K, as a share of N")
+    keep_by: Literal["margin", "score_gap", "log_prob", "chosen_log_prob", "random", "chosen_length"] = Field(
+        "margin",
+        description="review: what the kept pairs are the largest in: implicit reward margin, gap of the data's scores, log-prob "
+        "margin of the policy, log-prob of chosen, a seeded draw, or words of chosen less rejected",
+    )
+    bootstrap: Fraction = Field(0.3, description="review: pairs of the policy's own samples, K~, as a share of N")
+    gamma: Fraction = Field(0.3, description="review: weight of the margin of the policy before (Eq. 7); 0 is no ensemble")
+    margin_reference: Literal["previous", "start"] = Field(
+        "previous", description="review: reference of a policy's margin: the one it was trained against, or the first"
+    )
+    rejected_rank: Literal[1, 2, 3] = Field(
+        1, description="curriculum: the rejected answer's place from the worst of the rated ones"
+    )
+
+
+class TrainSettings(OptimizerSettings):
+    """Preference optimisation of one iteration."""
+
+    loss_type: Literal["sigmoid", "robust", "ipo", "hinge", "simpo", "orpo"] = Field(
+        "sigmoid", description="TRL's names: sigmoid is DPO (cDPO with label_smoothing), robust is rDPO, hinge is SLiC-HF"
+    )
+    beta: Annotated[float, Field(gt=0)] = Field(
+        description="strength of the tie to the reference model; simpo: scale of the reward; orpo: weight of the odds ratio"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="sigmoid and robust: the share of labels taken to be wrong"
+    )
+    ipo_log_prob: Literal["mean", "sum"] = Field("mean", description="ipo: log-probs per token (as TRL has them) or summed")
+    gamma_beta_ratio: Annotated[float, Field(ge=0)] = Field(0.5, description="simpo: target margin over beta")
+    alpha: Annotated[float, Field(ge=0)] = Field(0.0, description="SELM's optimism; 0 is DPO")
+    alpha_scale: Literal["alpha_beta", "alpha"] = Field(
+        "alpha_beta", description="factor of the exploration term: alpha*beta (Eq. 4.2, code) or alpha (Algorithm 1)"
+    )
+    explore_form: Literal["log_ratio", "log_prob"] = Field(
+        "log_ratio", description="exploration term on log pi - log pi_ref (official code) or log pi (paper)"
+    )
+    max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="tokens of the prompt kept, its end; null keeps all"
+    )
+    head_chunk: Positive = Field(4096, description="completion tokens that meet the LM head at once")
+
+    @property
+    def reward_form(self) -> RewardForm:
+        """Returns what the loss, and with it the margin of a pair, is made of."""
+        return reward_form(self.loss_type, self.ipo_log_prob)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Tells whether log-probs of the reference model enter the loss."""
+        return self.reward_form.reference or (self.alpha > 0 and self.explore_form == "log_ratio")
+
+
+class EvaluateSettings(Section):
+    """Sampling of the held-out prompts, and who judges it."""
+
+    temperatures: list[Temperature] = Field(default=[0.0, 0.7], min_length=1, description="one decoding each")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the sampling law")
+    prompts: Positive | None = Field(None, description="held-out prompts used; null is all")
+    max_new_tokens: Positive = Field(1024, description="tokens per completion at most")
+    batch_size: Positive = Field(64, description="sequences generated together")
+    implicit_reward: bool = Field(
+        True, description="also score the held-out pairs and the samples under the policy and the first one"
+    )
+
+
+class HealthSettings(Section):
+    """Limits on the preference data of an iteration; what goes beyond one stops the run before the next iteration."""
+
+    max_tied_prompts: Fraction | None = Field(None, description="share of judged prompts whose best and worst score are equal")
+    max_identical_pairs: Fraction | None = Field(None, description="share of pairs dropped because both texts are equal")
+    max_empty_completions: Fraction | None = Field(None, description="share of sampled completions without text")
+    min_distinct_completions: Fraction | None = Field(None, description="distinct samples of a prompt over its samples, mean")
+    max_length_correlation: Fraction | None = Field(
+        None, description="correlation, in absolute value, of being chosen with being longer"
+    )
+    max_length_gap: Limit | None = Field(None, description="words by which chosen is longer than rejected, mean")
+    max_chosen_fall: Limit | None = Field(None, description="nats by which the log-prob of chosen fell in training, mean")
+    max_kl: Limit | None = Field(None, description="nats per answer of estimated KL divergence from the first policy")
+
+
+class ReportSettings(Section):
+    """The report of a run."""
+
+    title: str | None = Field(None, description="headline; null is the recipe's name")
+    bootstrap_resamples: Annotated[int, Field(ge=100)] = Field(2000, description="resamples per interval")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="coverage of an interval")

@@ -1,0 +1,221 @@
+"""Recipe files: YAML in which every value keeps its file and line, with one parent each by `base:`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handbook_ext.core.errors import UserError
+
+Key = tuple[str | int, ...]
+"""The names, and positions in lists, that lead to a value of a recipe."""
+
+DEEPEST = 16
+_FLOAT = "tag:yaml.org,2002:float"
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_NUMBER = re.compile(
+    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML with numbers as YAML 1.2 has them: it reads 5e-7 as text, and a date is text for us."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {_FLOAT, _TIMESTAMP}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a value is written; line 0 stands for a place that is no file."""
+
+    file: Path
+    line: int
+
+    def __str__(self) -> str:
+        """Returns `file:line`, the file relative to the current folder where it lies inside."""
+        return f"{shown(self.file)}:{self.line}" if self.line else str(self.file)
+
+
+@dataclass
+class Tree:
+    """Nested values, and the mark of each by its key; the key () is the recipe itself."""
+
+    values: dict[str, Any]
+    marks: dict[Key, Mark]
+
+    def where(self, key: Key) -> Mark:
+        """Returns the mark of a value, or of the nearest one around it."""
+        while key not in self.marks:
+            key = key[:-1]
+        return self.marks[key]
+
+    def below(self, key: Key) -> Tree:
+        """Returns the mapping at a key as a tree of its own."""
+        values: Any = self.values
+        for name in key:
+            values = values[name]
+        marks = {place[len(key) :]: mark for place, mark in self.marks.items() if place[: len(key)] == key}
+        return Tree(values, {(): self.where(key), **marks})
+
+
+def shown(path: Path) -> str:
+    """Returns a path without detours, relative to the current folder when it lies inside, else absolute."""
+    full = Path(os.path.abspath(path))
+    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
+
+
+def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> str:
+    """Returns " (did you mean 'x'?)" for the most similar name, or nothing where none is similar enough."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def merged(parent: Tree, child: Tree) -> Tree:
+    """Returns the child over the parent: mappings merge, everything else replaces, lists whole."""
+    marks = dict(parent.marks)
+    values = _overlaid(parent.values, child.values, (), marks)
+    return Tree(values, {**marks, **child.marks})
+
+
+def _overlaid(below: Any, above: Any, key: Key, marks: dict[Key, Mark]) -> Any:
+    """Returns the merged value; marks of what is replaced are removed."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        result = dict(below)
+        for name, value in above.items():
+            result[name] = _overlaid(below.get(name), value, (*key, name), marks)
+        return result
+    for place in [place for place in marks if place[: len(key)] == key]:
+        del marks[place]
+    return above
+
+
+def read_recipe(path: Path) -> Tree:
+    """Returns a recipe file merged over its chain of bases.
+
+    Raises:
+        UserError: a file is missing or not valid YAML, or the bases form a cycle.
+
+    """
+    trees: list[Tree] = []
+    seen: list[str] = []
+    place: Path | None = path
+    while place is not None:
+        seen.append(shown(place))
+        tree = read_yaml(place)
+        trees.append(tree)
+        place = _parent(tree, place)
+        if place is not None and shown(place) in seen:
+            circle = " -> ".join([*seen[seen.index(shown(place)) :], shown(place)])
+            raise UserError(f"{tree.where(('base',))}: the bases form a cycle ({circle}); remove one `base:`")
+        tree.values.pop("base", None)
+    result = Tree({}, {})
+    while trees:
+        child = trees.pop()
+        _check_removals(result, child)
+        result = merged(result, child)
+    return result
+
+
+def _check_removals(parent: Tree, child: Tree) -> None:
+    """Raises when null, which removes an inherited iteration, stands where there is none."""
+    own, inherited = child.values.get("iterations"), parent.values.get("iterations")
+    for name, value in own.items() if isinstance(own, dict) else []:
+        if value is None and not (isinstance(inherited, dict) and name in inherited):
+            raise UserError(
+                f"{child.where(('iterations', name))}: iterations.{name} is empty and no base has one to remove; "
+                f"write `{name}: {{}}` for an iteration without changes"
+            )
+
+
+def _parent(tree: Tree, path: Path) -> Path | None:
+    """Returns the file that `base:` names, or None."""
+    if "base" not in tree.values:
+        return None
+    base, mark = tree.values["base"], tree.where(("base",))
+    if not isinstance(base, str):
+        raise UserError(f"{mark}: base must be the path of one recipe file, such as ../tiny/base.yaml")
+    parent = Path(os.path.normpath(path.parent / base))
+    if parent.is_file():
+        return parent
+    known = [os.path.relpath(file, path.parent) for file in sorted(path.parent.parent.glob("*/*.yaml"))]
+    choices = ", ".join(name for name in known if name.endswith("base.yaml") and "accelerate" not in name) or "none"
+    raise UserError(
+        f"{mark}: base '{base}' does not exist: no file {shown(parent)}{nearest(base, known, 0.75)}; "
+        f"base files seen from here: {choices}"
+    )
+
+
+def read_yaml(path: Path) -> Tree:
+    """Returns one YAML file as a tree, without its base.
+
+    Raises:
+        UserError: the file cannot be read, is not valid YAML, repeats a key, or is not a mapping.
+
+    """
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)}:1: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{shown(path)}:{line}: is not valid YAML ({error.problem}); repair this line") from None
+    except yaml.reader.ReaderError as error:
+        line = 1 + path.read_text(encoding="utf-8")[: error.position].count("\n")
+        raise UserError(f"{shown(path)}:{line}: is not valid YAML ({error.reason}); repair this line") from None
+    marks: dict[Key, Mark] = {(): Mark(path, 1)}
+    values = {} if node is None else _value(loader, node, (), path, marks)
+    if not isinstance(values, dict):
+        raise UserError(f"{shown(path)}:1: is not a mapping; a recipe is lines of `section: {{key: value}}`")
+    return Tree(values, marks)
+
+
+def _value(loader: _Loader, node: yaml.Node, key: Key, path: Path, marks: dict[Key, Mark]) -> Any:
+    """Returns what a node says; notes where each value under it is written."""
+    here = Mark(path, node.start_mark.line + 1)
+    if len(key) > DEEPEST:
+        raise UserError(f"{here}: is nested more than {DEEPEST} deep; a recipe has sections of settings")
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(loader, node, key, path, marks)
+    if isinstance(node, yaml.SequenceNode):
+        items = []
+        for position, item in enumerate(node.value):
+            marks[(*key, position)] = Mark(path, item.start_mark.line + 1)
+            items.append(_value(loader, item, (*key, position), path, marks))
+        return items
+    plain = node.style is None  # type: ignore[attr-defined]
+    if node.tag != loader.resolve(yaml.ScalarNode, node.value, (plain, not plain)):  # type: ignore[no-untyped-call]
+        raise UserError(f"{here}: has a YAML tag ({node.tag}); recipes use none: write the value alone")
+    return loader.construct_object(node)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, key: Key, path: Path, marks: dict[Key, Mark]) -> dict[str, Any]:
+    """Returns a mapping whose names are words, each written once."""
+    values: dict[str, Any] = {}
+    for name_node, value_node in node.value:
+        mark = Mark(path, name_node.start_mark.line + 1)
+        name = loader.construct_object(name_node) if isinstance(name_node, yaml.ScalarNode) else None
+        if not isinstance(name, str):
+            raise UserError(f"{mark}: a name of a section or setting must be a word; put it in quotes if it is one")
+        if name in values:
+            first = marks[(*key, name)].line
+            raise UserError(f"{mark}: '{name}' is written twice (first on line {first}); keep one of the two")
+        scalar = isinstance(value_node, yaml.ScalarNode) and value_node.value
+        marks[(*key, name)] = Mark(path, value_node.start_mark.line + 1) if scalar else mark
+        values[name] = _value(loader, value_node, (*key, name), path, marks)
+    return values

@@ -1,0 +1,193 @@
+"""What a report says: reads what runs of a recipe left behind, and makes numbers of it."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.objectives.metrics import Scores, comparable, compare_scores, summarise_scores
+from handbook_ext.recipes.settings import FITTED
+from handbook_ext.recipes.writing import load_stage
+from handbook_ext.reports.health import read_health
+
+Json = dict[str, Any]
+STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one recipe. `policies` maps policy and decoding to scores, the policy that it starts from first.
+
+    `judge` tells the ranker from others of its kind.
+    """
+
+    folder: Path
+    recipe: str
+    seed: int
+    ranker: str
+    judge: str
+    policies: dict[str, dict[str, Scores]]
+    history: dict[str, list[Json]]
+    stages: list[Json]
+    pairs: list[Json]
+    health: list[Json]
+    skipped: list[str]
+
+
+def read_json(path: Path) -> Json:
+    """The object in a JSON file; a UserError where there is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and make its stage again") from error
+
+
+def read_evaluation(path: Path) -> tuple[dict[str, Scores], tuple[int, str, str]]:
+    """The scores of a policy by decoding, and its (seed, ranker, judge); a UserError where the file is unusable."""
+    content = read_json(path)
+    try:
+        scores = {}
+        for name, decoding in content["decodings"].items():
+            found = sorted((str(row["prompt_id"]), float(row["reward"]), float(row["tokens"])) for row in decoding["rows"])
+            ids, numbers = tuple(row[0] for row in found), np.array([row[1:] for row in found])
+            if not found or len(set(ids)) < len(ids) or not np.isfinite(numbers).all():
+                raise ValueError(f"decoding {name} is empty, repeats a prompt, or holds nan")
+            scores[name] = Scores(ids, numbers[:, 0], numbers[:, 1], float(decoding["temperature"]))
+        return scores, (int(content["seed"]), str(content["ranker"]), str(content["judge"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: is not a usable evaluation ({error!r}); delete it and evaluate again") from error
+
+
+def read_run(folder: Path, iterations: Sequence[str] | None = None) -> Run:
+    """What the report needs of a run, by default of every iter<N>; a UserError where evaluations do not compare."""
+    if iterations is None:
+        found = [path.name for path in folder.glob("iter*") if re.fullmatch(r"iter\d+", path.name)]
+        iterations = sorted(found, key=lambda name: int(name[4:]))
+    start = next((name for name in ("sft", "start") if (folder / name / "eval.json").is_file()), None)
+    if start is None:
+        raise UserError(f"{folder}: has neither sft/eval.json nor start/eval.json; evaluate the starting policy first")
+    names = [start, *(name for name in iterations if (folder / name / "eval.json").is_file())]
+    first, about = read_evaluation(folder / start / "eval.json")
+    policies = {start: first}
+    for name in names[1:]:
+        policies[name], here = read_evaluation(path := folder / name / "eval.json")
+        if here != about:
+            raise UserError(f"{path}: (seed, ranker, judge) is {here}, in {start} {about}; evaluate again with one")
+        if not comparable(policies[name], first):
+            raise UserError(f"{path}: has not the prompts and decodings of {start}; evaluate both on the same")
+    states = {name: folder / name / "policy" / "trainer_state.json" for name in names[1:]}
+    logs = {name: read_json(path).get("log_history", []) for name, path in states.items() if path.is_file()}
+    steps = {name: [row for row in rows if "loss" in row and "step" in row] for name, rows in logs.items()}
+    history = {name: rows for name, rows in steps.items() if rows}
+    stages = [stage for name in ("data", "ranker", *names) for stage in read_stages(folder / name)]
+    pairs = [read_pairs(folder / name / "pairs.jsonl") for name in names if (folder / name / "pairs.jsonl").is_file()]
+    trained = [folder / name for name in names if (folder / name / "pairs.manifest.json").is_file()]
+    health = [{"iteration": path.name, **read_health(path)} for path in trained]
+    skipped = [name for name in iterations if name not in names]
+    recipe = str(load_stage(folder / "report.yaml")["recipe"])
+    return Run(folder, recipe, *about, policies, history, stages, pairs, health, skipped)
+
+
+def judged_by(run: Run) -> str:
+    """The ranker, and the temperature of each decoding, in words; each seed fits a reward model of its own."""
+    start = next(iter(run.policies.values()))
+    judge = FITTED.strip() if run.judge.startswith(FITTED) else run.judge
+    return f"{run.ranker}{judge and f' ({judge})'}, " + ", ".join(f"{name} at {one.temperature:g}" for name, one in start.items())
+
+
+def read_stages(folder: Path) -> list[Json]:
+    """What the manifests in one folder of a run say, in the order of the stages; None where they are silent."""
+    stages = []
+    for path in [*folder.glob("*.manifest.json"), *folder.glob("*/manifest.json")]:
+        artifact = path.parent.name if path.name == "manifest.json" else path.name.removesuffix(".manifest.json")
+        manifest = read_json(path)
+        row = {"iteration": folder.name, "artifact": artifact, "stage": manifest.get("stage", artifact)}
+        row |= {key: (manifest.get("counts") or {}).get(key) for key in ("in", "out", "dropped")}
+        row |= {key: manifest.get(key) for key in ("seconds", "hardware", "packages", "seed")}
+        stages.append(row | (manifest.get("code") or {}))
+    order = {name: index for index, name in enumerate(STAGES)}
+    return sorted(stages, key=lambda row: (order.get(row["artifact"], len(order)), row["artifact"]))
+
+
+def read_pairs(path: Path) -> Json:
+    """The number of pairs, the shares that are on-policy, and that of swapped ones among those with offline labels.
+
+    Raises UserError where a line is broken.
+    """
+    totals, count, swapped = Counter({"chosen": 0, "rejected": 0}), 0, 0
+    with path.open(encoding="utf-8") as lines:
+        for count, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                swapped += bool(row.get("swapped"))
+                for side in ("chosen", "rejected"):
+                    totals[side] += row[f"{side}_origin"] == "on_policy"
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}:{count}: is not a pair ({error!r}); delete the file, select again") from error
+    shares = {key: n / max(count, 1) for key, n in totals.items()}
+    return {"iteration": path.parent.name, "pairs": count, **shares, "swapped": swapped / max(count - totals["chosen"], 1)}
+
+
+def summarise(groups: Sequence[Sequence[Run]], *, title: str, resamples: int, confidence: float) -> Json:
+    """All numbers of the report; a group is the seeds of one recipe, ours first. A UserError where rankers differ."""
+    first = groups[0][0]
+    for run in (run for group in groups for run in group):
+        if (here := judged_by(run)) != (there := judged_by(first)):
+            raise UserError(f"{run.folder}: is judged by {here}, but {first.folder} by {there}; report them apart")
+    reward = "true reward" if first.ranker == "oracle" else f"reward (by {first.ranker})"
+    bootstrap = {"resamples": resamples, "confidence": confidence}
+    recipes = [summarise_recipe(group, **bootstrap) for group in groups]
+    beside = [compare_recipes(groups[0], group, **bootstrap) for group in groups[1:]]
+    primary = min(recipes[0]["temperatures"], key=lambda key: key != "sampled")
+    summary = {"title": title, "ranker": first.ranker, "reward": reward, "primary": primary, **bootstrap}
+    return summary | {"recipes": recipes, "beside": beside}
+
+
+def summarise_recipe(runs: Sequence[Run], **bootstrap: Any) -> Json:
+    """The numbers of one recipe, for the policies that every seed has; a UserError where these are not its seeds."""
+    first, told = runs[0], ", ".join(f"{run.folder} ({run.recipe}, seed {run.seed})" for run in runs)
+    if len({run.seed for run in runs}) < len(runs) or len({(run.recipe, *[*run.policies][:1]) for run in runs}) > 1:
+        raise UserError(f"{told}: not seeds of one recipe; name each seed once, other recipes after --beside")
+    names = [name for name in first.policies if all(name in run.policies for run in runs)]
+    decodings = list(first.policies[names[0]])
+    known = {name for run in runs for name in [*run.policies, *run.skipped]}
+    scores = {key: [[run.policies[name][key] for run in runs] for name in names] for key in decodings}
+    table = {key: summarise_scores(column, **bootstrap) for key, column in scores.items()}
+    return {
+        "recipe": first.recipe,
+        "start": names[0],
+        "folders": [str(run.folder) for run in runs],
+        "seeds": [run.seed for run in runs],
+        "left_out": [sorted(known - run.policies.keys()) for run in runs],
+        "prompts": [len(one.prompt_ids) for one in scores[decodings[0]][0]],
+        "temperatures": {key: column[0][0].temperature for key, column in scores.items()},
+        "policies": [{"policy": name} | {key: table[key][i] for key in decodings} for i, name in enumerate(names)],
+        "stages": [{"seed": run.seed} | row for run in runs for row in run.stages],
+        "pairs": [{"seed": run.seed} | row for run in runs for row in run.pairs],
+        "health": [{"seed": run.seed} | row for run in runs for row in run.health],
+        "training": [
+            {"seed": run.seed, "iteration": name, "first": rows[0], "last": rows[-1]}
+            for run in runs
+            for name, rows in run.history.items()
+        ],
+    }
+
+
+def compare_recipes(ours: Sequence[Run], theirs: Sequence[Run], **bootstrap: Any) -> Json:
+    """How our last policy compares, by decoding, with another recipe's of that name on the same seeds and prompts."""
+    shared = [name for name in ours[0].policies if all(name in run.policies for run in (*ours, *theirs))]
+    seeds = [(our, their) for our in ours for their in theirs if our.seed == their.seed]
+    matched = [(our.policies, their.policies) for our, their in seeds if our.judge == their.judge]
+    both = [(our[name], their[name]) for our, their in matched for name in shared[-1:]]
+    pairs = [pair for pair in both if comparable(*pair)]
+    won = {
+        key: compare_scores([our[key] for our, _ in pairs], [their[key] for _, their in pairs], **bootstrap)
+        for key in (pairs[0][0] if pairs else ())
+    }
+    return {"recipe": theirs[0].recipe, "policy": shared[-1:], "seeds": len(pairs), "decodings": won}

@@ -1,0 +1,136 @@
+"""Sampling from a policy with transformers: every request has a seed of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from handbook_ext.core.records import Completion, Messages
+from handbook_ext.policies.models import load_policy, load_tokenizer
+from handbook_ext.recipes.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample to draw: the prompt's token ids and the seed that alone decides its randomness."""
+
+    prompt_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion: its text, tokens (the end token included) and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    finish_reason: Literal["stop", "length"]
+
+
+class SeededSampler(LogitsProcessor):
+    """Picks each row's token by inverting its cumulative distribution at a uniform number of that row's own seed.
+
+    So a completion does not depend on the rows that share its batch, beyond the last bits of the logits.
+    """
+
+    def __init__(self, seeds: list[int], steps: int, prompt_length: int) -> None:
+        """Draws `steps` uniform numbers per seed, (rows, steps) fp64; prompts are padded to `prompt_length` tokens."""
+        self.uniform = torch.stack(
+            [torch.rand(steps, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+        )
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Returns scores (rows, vocabulary) that are 0 at the sampled token and -inf elsewhere."""
+        point = self.uniform[:, input_ids.shape[1] - self.prompt_length].to(scores.device)
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        # Scaling by the total keeps a point close to 1 inside the distribution despite rounding.
+        token = torch.searchsorted(cumulative, (point * cumulative[:, -1])[:, None], right=True)
+        token = token.clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+@torch.no_grad()
+def sample_batch(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: list[Request], *,
+    temperature: float, top_p: float, max_new_tokens: int, end_ids: list[int],
+) -> list[Sample]:  # fmt: skip
+    """Returns one completion per request; temperature 0 is greedy. Prompts are padded on the left."""
+    longest = max(len(request.prompt_ids) for request in requests)
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(r.prompt_ids)) + r.prompt_ids for r in requests])
+    mask = torch.tensor([[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests])
+    processors = LogitsProcessorList()
+    if temperature > 0:
+        processors.append(TemperatureLogitsWarper(temperature))
+        if top_p < 1:
+            processors.append(TopPLogitsWarper(top_p))
+        processors.append(SeededSampler([request.seed for request in requests], max_new_tokens, longest))
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad, use_cache=True
+    )
+    policy.generation_config = GenerationConfig()  # What a checkpoint adds (a repetition penalty) would change the law.
+    output = policy.generate(
+        input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device), generation_config=config,
+        logits_processor=processors,
+    )  # fmt: skip
+    return [_sample(row, tokenizer, end_ids) for row in output[:, longest:].tolist()]
+
+
+def _sample(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> Sample:
+    """Returns the sample up to its first end token."""
+    end = next((place for place, token in enumerate(ids) if token in end_ids), None)
+    kept = ids if end is None else ids[: end + 1]
+    text = tokenizer.decode(kept if end is None else kept[:-1], skip_special_tokens=True).strip()
+    return Sample(text, len(kept), "length" if end is None else "stop")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with what its row in completions.jsonl says besides the answer."""
+
+    prompt_id: str
+    sample: int
+    prompt: Messages
+    prompt_ids: list[int]
+    seed: int
+
+
+def generate_batch(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, jobs: list[Job], *,
+    temperature: float, top_p: float, max_new_tokens: int, end_ids: list[int],
+) -> list[Completion]:  # fmt: skip
+    """Returns the completions of a batch of jobs, in their order."""
+    samples = sample_batch(
+        policy, tokenizer, [Request(job.prompt_ids, job.seed) for job in jobs], temperature=temperature, top_p=top_p,
+        max_new_tokens=max_new_tokens, end_ids=end_ids,
+    )  # fmt: skip
+    return [
+        Completion(
+            prompt_id=job.prompt_id, sample=job.sample, prompt=job.prompt, text=sample.text, seed=job.seed,
+            finish_reason=sample.finish_reason, prompt_tokens=len(job.prompt_ids), completion_tokens=sample.tokens,
+        )
+        for job, sample in zip(jobs, samples, strict=True)
+    ]  # fmt: skip
+
+
+def open_policy(
+    source: str, settings: ModelSettings, *, trained_here: bool, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns policy and tokenizer, ready to sample on a device."""
+    policy = load_policy(source, settings.model_copy(update={"attn_implementation": "sdpa"}), trained_here=trained_here).to(
+        device
+    )
+    return policy, load_tokenizer(source, settings, trained_here=trained_here)

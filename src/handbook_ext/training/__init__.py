@@ -1,0 +1,1 @@
+"""Fine-tuning, reward models, preference optimisation, and the log-probs that training starts from."""

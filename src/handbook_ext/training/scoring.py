@@ -1,0 +1,135 @@
+"""Filling the score store: log-probs of completions under one policy, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from handbook_ext.core.records import Messages, completion_id
+from handbook_ext.core.shards import batched
+from handbook_ext.objectives.batching import BatchPlan, Slot
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.encoding import EncodedPairs
+from handbook_ext.policies.forward import prefix_shared, uses_one_row
+from handbook_ext.policies.launch import Launch
+from handbook_ext.policies.models import load_policy
+from handbook_ext.policies.packing import EncodedGroup, EncodedPair, pack
+from handbook_ext.recipes.settings import ModelSettings
+from handbook_ext.selection.log_prob_store import store_row
+
+MICRO_BATCHES_PER_SHARD = 32
+
+
+def open_as_trained(source: str, model: ModelSettings, launch: Launch, *, trained_here: bool) -> PreTrainedModel:
+    """Returns a policy as training has it: weights of training's type, prefix-shared forward."""
+    weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
+    return prefix_shared(load_policy(source, weights, trained_here=trained_here))
+
+
+def score_batch(
+    policy: PreTrainedModel, pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, head_chunk: int
+) -> list[list[float]]:
+    """Returns log-probs (nats, summed over the completion) of each pair's distinct completions."""
+    rows = pack(pairs, pad_id=pad_id, one_row=uses_one_row(policy)).to(policy.device)
+    with torch.no_grad():
+        values = policy(rows=rows, head_chunk=head_chunk).tolist()
+    ends = rows.chosen.tolist()
+    return [values[start : start + len(pair.completions)] for start, pair in zip(ends, pairs, strict=True)]
+
+
+def store_batches(plan: BatchPlan) -> list[list[list[Slot]]]:
+    """Returns the micro-batches of the first training epoch, grouped into shards.
+
+    Scoring in the very shapes of training gives training's first step log-probs that are equal to the bit.
+    """
+    return batched(plan.epoch(0), MICRO_BATCHES_PER_SHARD)
+
+
+def score_shard(
+    policy: PreTrainedModel, encoded: EncodedPairs, shard: list[list[Slot]], *,
+    policy_name: str, pad_id: int, head_chunk: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Returns the store's rows of a shard: one for every distinct completion."""
+    rows: dict[str, dict[str, Any]] = {}
+    for batch in shard:
+        rows |= _score_slots(policy, encoded, batch, policy_name=policy_name, pad_id=pad_id, head_chunk=head_chunk)
+    return list(rows.values())
+
+
+def _score_slots(
+    policy: PreTrainedModel, encoded: EncodedPairs, batch: list[Slot], *, policy_name: str, pad_id: int, head_chunk: int
+) -> dict[str, dict[str, Any]]:
+    """Returns the store's rows of one micro-batch; fillers are computed, for equal shapes, and left out."""
+    scored = score_batch(policy, [encoded.pairs[s.index] for s in batch], pad_id=pad_id, head_chunk=head_chunk)
+    rows = {}
+    for slot, values in zip(batch, scored, strict=True):
+        if slot.weight:
+            lengths = map(len, encoded.pairs[slot.index].completions)
+            for name, value, tokens in zip(encoded.ids[slot.index], values, lengths, strict=True):
+                rows[name] = store_row(policy_name, name, value, tokens)
+    return rows
+
+
+@dataclass
+class TextGroup:
+    """A prompt, and completions to be scored by their ids in the store."""
+
+    prompt_id: str
+    prompt: Messages
+    texts: dict[str, Messages] = field(default_factory=dict)
+
+    def add(self, completion: Messages) -> None:
+        """Adds a completion; the same text twice is one."""
+        self.texts[completion_id(self.prompt_id, self.prompt, completion)] = completion
+
+    def without(self, known: Container[str]) -> TextGroup:
+        """Returns the group without the completions that are known already."""
+        return TextGroup(self.prompt_id, self.prompt, {name: text for name, text in self.texts.items() if name not in known})
+
+
+@dataclass
+class EncodedGroups:
+    """Groups as token ids, and for each distinct completion the ids of the texts that have these tokens."""
+
+    groups: list[EncodedGroup] = field(default_factory=list)
+    names: list[list[list[str]]] = field(default_factory=list)
+    too_long: int = 0
+
+    def batches(self, size: int) -> list[list[int]]:
+        """Returns the groups' places in micro-batches of similar length, the longest first."""
+        order = sorted(range(len(self.groups)), key=lambda place: (-len(self.groups[place]), place))
+        return batched(order, size)
+
+
+def encode_groups(groups: Iterable[TextGroup], encoder: ChatEncoder) -> EncodedGroups:
+    """Returns groups of at least one completion as token ids; prompts that a recipe drops as too long are counted."""
+    result = EncodedGroups()
+    for group in groups:
+        prompt = encoder.prompt_ids(group.prompt, f"prompt {group.prompt_id}") if group.texts else None
+        if prompt is None:
+            result.too_long += bool(group.texts)
+            continue
+        names: dict[tuple[int, ...], list[str]] = {}
+        for name, text in group.texts.items():
+            names.setdefault(tuple(encoder.completion_ids(group.prompt, text, len(prompt))), []).append(name)
+        result.groups.append(EncodedGroup(prompt, [list(ids) for ids in names]))
+        result.names.append(list(names.values()))
+    return result
+
+
+def score_groups(
+    policy: PreTrainedModel, encoded: EncodedGroups, shard: list[list[int]], *, policy_name: str, pad_id: int, head_chunk: int
+) -> list[dict[str, Any]]:
+    """Returns the store's rows of a shard of micro-batches: one for every text."""
+    rows = []
+    for batch in shard:
+        groups = [encoded.groups[place] for place in batch]
+        scored = score_batch(policy, groups, pad_id=pad_id, head_chunk=head_chunk)
+        for place, group, values in zip(batch, groups, scored, strict=True):
+            for names, ids, value in zip(encoded.names[place], group.completions, values, strict=True):
+                rows += [store_row(policy_name, name, value, len(ids)) for name in names]
+    return rows

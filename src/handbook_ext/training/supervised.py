@@ -1,0 +1,119 @@
+"""The two supervised trainings, both TRL's: the SFT policy, and a reward model on the offline pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.core.records import Demonstration, OfflinePair
+from handbook_ext.objectives.batching import accumulation_steps
+from handbook_ext.policies.adapters import adapted, find_adapter
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.models import load_policy, without_dropout
+from handbook_ext.recipes.settings import FitSettings, LoraSettings, ModelSettings, OptimizerSettings, SFTSettings
+
+
+def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: int, seed: int) -> dict[str, Any]:
+    """Returns the keyword arguments that every TrainingArguments of this project shares.
+
+    Raises UserError when the launch cannot meet the global batch.
+    """
+    return {
+        "output_dir": str(folder), "learning_rate": settings.learning_rate, "num_train_epochs": settings.num_train_epochs,
+        **batch_arguments(settings.global_batch_size, settings.per_device_train_batch_size, processes),
+        "lr_scheduler_type": settings.lr_scheduler_type, "warmup_steps": settings.warmup_ratio, "optim": settings.optim,
+        "weight_decay": settings.weight_decay, "adam_beta1": settings.adam_beta1, "adam_beta2": settings.adam_beta2,
+        "adam_epsilon": settings.adam_epsilon, "max_grad_norm": settings.max_grad_norm, "bf16": settings.bf16,
+        "gradient_checkpointing": settings.gradient_checkpointing, "logging_steps": settings.logging_steps,
+        "save_steps": settings.save_steps, "save_strategy": "steps", "save_total_limit": 2,
+        "report_to": settings.report_to or "none", "seed": seed, "data_seed": seed,
+        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
+    }  # fmt: skip
+
+
+def fit_arguments(fit: FitSettings, folder: Path, processes: int, seed: int) -> dict[str, Any]:
+    """Returns the TrainingArguments of the reward model's training."""
+    settings = OptimizerSettings(
+        learning_rate=fit.learning_rate, num_train_epochs=fit.num_train_epochs, global_batch_size=fit.global_batch_size,
+        per_device_train_batch_size=fit.per_device_train_batch_size, max_length=8, save_steps=fit.save_steps,
+    )  # fmt: skip
+    return optimizer_arguments(settings, folder, processes, seed)
+
+
+def batch_arguments(global_batch_size: int, per_device: int, processes: int) -> dict[str, int]:
+    """Returns micro-batch and accumulation; raises UserError when the launch cannot meet the global batch."""
+    try:
+        steps = accumulation_steps(global_batch_size, per_device, processes)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": steps}
+
+
+def sft_trainer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Demonstration], settings: SFTSettings, *,
+    arguments: dict[str, Any], encoder: ChatEncoder, callbacks: list[TrainerCallback], lora: LoraSettings | None = None,
+) -> tuple[SFTTrainer, int]:  # fmt: skip
+    """Returns TRL's SFTTrainer over token ids with a completion mask, and how many rows were dropped as too long.
+
+    With `lora` the model is wrapped, and its adapters alone are trained. The ids are made here, by the encoder of all later
+    stages, so that SFT and preference training see the same tokens.
+    """
+    examples = []
+    for row in rows:
+        prompt = encoder.prompt_ids(row.prompt, row.source or f"prompt {row.prompt_id}")
+        if prompt is None:
+            continue
+        completion = encoder.completion_ids(row.prompt, row.completion, len(prompt))
+        if settings.packing:
+            target = {"completion_mask": [0] * len(prompt) + [1] * len(completion)}
+        else:
+            target = {"labels": [-100] * len(prompt) + completion}
+        examples.append({"input_ids": prompt + completion, **target})
+    if not examples:
+        raise UserError("sft: every prompt is too long for sft.max_length; raise it")
+    config = SFTConfig(
+        **arguments, max_length=settings.max_length, packing=settings.packing, completion_only_loss=True,
+        dataset_kwargs={"skip_prepare_dataset": not settings.packing}, loss_type="nll",
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=model if lora is None else adapted(model, lora, config.seed, config), args=config,
+        train_dataset=Dataset.from_list(examples), processing_class=tokenizer, callbacks=callbacks,
+    )  # fmt: skip
+    return trainer, len(rows) - len(examples)
+
+
+def reward_trainer(
+    policy: str, tokenizer: PreTrainedTokenizerBase, pairs: list[OfflinePair], *, settings: ModelSettings, trained_here: bool,
+    max_length: int, arguments: dict[str, Any], callbacks: list[TrainerCallback], seed: int,
+) -> RewardTrainer:  # fmt: skip
+    """Returns TRL's RewardTrainer (Bradley-Terry): a classifier on the policy's body, trained on the offline labels."""
+    torch.manual_seed(seed)
+    source = {"revision": None if trained_here else settings.revision, "trust_remote_code": settings.trust_remote_code}
+    if find_adapter(policy, source["revision"]) is None:
+        config = AutoConfig.from_pretrained(policy, num_labels=1, **source)
+        without_dropout(config)
+        config.pad_token_id = tokenizer.pad_token_id
+        model = AutoModelForSequenceClassification.from_pretrained(policy, config=config, dtype=torch.float32, **source)
+    else:
+        body = load_policy(policy, settings.model_copy(update={"dtype": "float32"}), trained_here=trained_here)
+        body.config.num_labels, body.config.pad_token_id = 1, tokenizer.pad_token_id
+        model = AutoModelForSequenceClassification.from_config(body.config, dtype=torch.float32)
+        model.base_model.load_state_dict(body.base_model.state_dict())
+    rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
+    args = RewardConfig(**arguments, max_length=max_length, disable_dropout=True)
+    return RewardTrainer(
+        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=callbacks
+    )

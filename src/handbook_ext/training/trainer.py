@@ -1,0 +1,220 @@
+"""Preference optimisation on prefix-shared rows, without a reference model in memory."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.objectives.batching import BatchPlan, Slot
+from handbook_ext.objectives.losses import implicit_reward, preference_accuracy
+from handbook_ext.objectives.objective import Objective
+from handbook_ext.policies.forward import pair_logprobs, uses_one_row
+from handbook_ext.policies.packing import EncodedPair, PackedRows, pack
+
+COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A micro-batch: rows, the reference log-probs (3, B), and each pair's weight in the step's mean, (B,)."""
+
+    rows: PackedRows
+    reference: Tensor
+    weights: Tensor
+
+
+class PreferenceTrainer(Trainer):
+    """transformers.Trainer over a batch plan; the loss of a step is the mean over its pairs for every launch."""
+
+    def __init__(
+        self, model: PreTrainedModel, args: TrainingArguments, pairs: list[EncodedPair], plan: BatchPlan,
+        objective: Objective, *, pad_id: int, head_chunk: int = 4096, tolerance: float | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Takes encoded pairs with reference log-probs, and a `prefix_shared` model.
+
+        tolerance: nats per token by which the first batch may differ from its reference log-probs; None skips the check.
+        """
+        self.pairs, self.plan, self.objective = pairs, plan, objective
+        self.pad_id, self.head_chunk, self.tolerance = pad_id, head_chunk, tolerance
+        super().__init__(model=model, args=args, train_dataset=_Pairs(pairs), callbacks=[MarkComplete()], **kwargs)
+        self.one_row = uses_one_row(model)
+        self.model_accepts_loss_kwargs = False
+        self._reset_metrics()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Returns this process's share of the plan: every process gets equally many micro-batches of each step."""
+        sampler = _PlanSampler(self.plan, self.args.process_index, self.args.world_size)
+        return _PlanLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self._collate)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Returns the pairs of an epoch, over all processes."""
+        return len(self.pairs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Returns 0: transformers' estimate knows neither shared prefixes nor completion-only heads."""
+        return 0
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
+        """Returns this micro-batch's share of the step's mean, scaled against what Trainer and DDP divide by."""
+        batch: PairBatch = inputs["batch"]
+        device = self.args.device
+        rows, reference, weights = batch.rows.to(device), batch.reference.to(device), batch.weights.to(device)
+        logprobs = pair_logprobs(model(rows=rows, head_chunk=self.head_chunk), rows)
+        explored = (rows.explore >= 0).to(weights.dtype)
+        if self.tolerance is not None and self.state.global_step == 0 and not self._checked:
+            self._check_reference(logprobs, reference, rows)
+        tokens = (rows.completion_tokens[rows.chosen], rows.completion_tokens[rows.rejected])
+        losses = self.objective.losses(logprobs, reference, tokens, explored)
+        self._collect(logprobs, reference, rows, weights, explored)
+        return (losses * weights).sum() * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the metrics collected since the last log line."""
+        if "loss" in logs:
+            logs = {**logs, **self._gathered_metrics()}
+        super().log(logs, start_time)
+
+    def _collate(self, slots: list[tuple[EncodedPair, float]]) -> dict[str, PairBatch]:
+        """Returns the batch of a micro-batch's slots."""
+        pairs = [pair for pair, _ in slots]
+        return {
+            "batch": PairBatch(
+                rows=pack(pairs, pad_id=self.pad_id, one_row=self.one_row),
+                reference=torch.tensor([pair.reference for pair in pairs]).T.contiguous(),
+                weights=torch.tensor([weight for _, weight in slots]),
+            )
+        }
+
+    def _check_reference(self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, rows: PackedRows) -> None:
+        """Raises UserError when the untrained policy does not give the log-probs that the store holds for it."""
+        self._checked = True
+        tokens = rows.completion_tokens[rows.chosen]
+        difference = float(((logprobs[0].detach() - reference[0]).abs() / tokens).max())
+        if not difference <= (self.tolerance or 0):  # NaN too
+            raise UserError(
+                f"the untrained policy differs from its stored log-probs by {difference:.2g} nats per token (score.tolerance "
+                f"is {self.tolerance}): the store belongs to another policy or numeric type; delete it and run make"
+            )
+
+    @torch.no_grad()
+    def _collect(
+        self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, rows: PackedRows, weights: Tensor, explored: Tensor
+    ) -> None:
+        """Adds a micro-batch to the metrics: weighted sums and their weights."""
+        detached = (logprobs[0].detach(), logprobs[1].detach(), logprobs[2].detach())
+        tokens = (rows.completion_tokens[rows.chosen], rows.completion_tokens[rows.rejected])
+        ratios = [*self.objective.rewards(detached, reference, tokens), detached[2] - reference[2]]
+        rewards = [implicit_reward(ratio, beta=self.objective.beta) for ratio in ratios]
+        present = weights * explored
+        for name, values, weight in (
+            ("rewards/chosen", rewards[0], weights), ("rewards/rejected", rewards[1], weights),
+            ("rewards/explore", rewards[2], present), ("rewards/margins", rewards[0] - rewards[1], weights),
+            ("rewards/accuracies", preference_accuracy(ratios[0], ratios[1]), weights),
+            ("logps/chosen", logprobs[0], weights), ("logps/rejected", logprobs[1], weights),
+            ("logps/explore", logprobs[2], present),
+            *([("logps/chosen_fall", reference[0] - detached[0], weights)] if self.objective.reward_form.reference else []),
+            ("explore_is_chosen", (rows.explore == rows.chosen).float(), present),
+        ):  # fmt: skip
+            self._sums[name] += float((values * weight).sum())
+            self._weights[name] += float(weight.sum())
+        self._tokens += int((rows.pair >= 0).sum())
+        self._positions += rows.pair.numel()
+
+    def _gathered_metrics(self) -> dict[str, float]:
+        """Returns the metrics over all processes and starts anew."""
+        names = sorted(self._sums)
+        numbers = [*(self._sums[n] for n in names), *(self._weights[n] for n in names), self._tokens, self._positions]
+        local = torch.tensor(numbers, dtype=torch.float64, device="cpu" if self.args.use_cpu else self.args.device)
+        total = self.accelerator.reduce(local, reduction="sum").tolist()
+        sums, weights = total[: len(names)], total[len(names) : 2 * len(names)]
+        metrics = {name: s / w for name, s, w in zip(names, sums, weights, strict=True) if w > 0}
+        metrics["tokens_per_second"] = round(total[-2] / max(time.perf_counter() - self._since, 1e-9), 1)
+        metrics["padding_share"] = round(1 - total[-2] / max(total[-1], 1), 4)
+        self._reset_metrics()
+        return metrics
+
+    def _reset_metrics(self) -> None:
+        """Starts an empty collection."""
+        self._sums: dict[str, float] = defaultdict(float)
+        self._weights: dict[str, float] = defaultdict(float)
+        self._tokens = self._positions = 0
+        self._since = time.perf_counter()
+        self._checked = getattr(self, "_checked", False)
+
+
+class MarkComplete(TrainerCallback):
+    """Marks each checkpoint once it is whole, so that a killed run never resumes from half of one."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the mark."""
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """Returns the newest whole checkpoint of a folder, or None."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return str(max(found, key=lambda path: int(path.name.split("-")[-1]))) if found else None
+
+
+def save_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a Hugging Face checkpoint and the training log; the first process writes, all must call."""
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle, and the manifest says it all.
+        tokenizer.save_pretrained(folder)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+
+
+class _Pairs(Dataset):  # type: ignore[type-arg]
+    """Pairs by slot."""
+
+    def __init__(self, pairs: list[EncodedPair]) -> None:
+        """Takes the encoded pairs."""
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        """Returns how many pairs there are."""
+        return len(self.pairs)
+
+    def __getitem__(self, slot: Slot) -> tuple[EncodedPair, float]:
+        """Returns the pair of a slot and its weight."""
+        return self.pairs[slot.index], slot.weight
+
+
+class _PlanSampler(Sampler):  # type: ignore[type-arg]
+    """One process's micro-batches of the plan, epoch by epoch."""
+
+    def __init__(self, plan: BatchPlan, rank: int, processes: int) -> None:
+        """Takes the plan and this process's place."""
+        self.plan, self.rank, self.processes, self.number = plan, rank, processes, 0
+
+    def set_epoch(self, number: int) -> None:
+        """Chooses the epoch."""
+        self.number = number
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        """Yields this process's micro-batches."""
+        return iter(self.plan.epoch(self.number)[self.rank :: self.processes])
+
+    def __len__(self) -> int:
+        """Returns micro-batches per epoch and process."""
+        return self.plan.steps * self.plan.global_batch_size // self.plan.micro_batch_size // self.processes
+
+
+class _PlanLoader(DataLoader):  # type: ignore[type-arg]
+    """A data loader that hands the epoch to its sampler, as Trainer asks of it."""
+
+    def set_epoch(self, number: int) -> None:
+        """Chooses the epoch."""
+        self.batch_sampler.set_epoch(number)  # type: ignore[union-attr]

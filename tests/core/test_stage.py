@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handbook_ext.core.artifacts import manifest_path, sha256_of, verified
+from handbook_ext.core.errors import UserError
+from handbook_ext.core.stage import Stage
+
+COUNTS = {"in": 1, "out": 1}
+
+
+def make(folder: Path, inputs: list[Path] | None = None, text: str = "{}\n", **settings: Any) -> Stage:
+    stage = Stage(folder / "pairs.jsonl", {"stage": "select", **settings}, inputs or [])
+    if not stage.finished():
+        stage.out.write_text(text)
+        stage.publish(COUNTS)
+    return stage
+
+
+def test_a_finished_stage_is_not_made_again_and_a_changed_setting_makes_it_again(tmp_path: Path) -> None:
+    make(tmp_path, rule="a", text="1\n")
+    make(tmp_path, rule="a", text="2\n")
+    assert (tmp_path / "pairs.jsonl").read_text() == "1\n"
+    make(tmp_path, rule="b", text="3\n")
+    assert (tmp_path / "pairs.jsonl").read_text() == "3\n"
+
+
+def test_the_name_of_the_recipe_alone_changes_nothing(tmp_path: Path) -> None:
+    make(tmp_path, recipe="x", text="1\n")
+    make(tmp_path, recipe="y", text="2\n")
+    assert (tmp_path / "pairs.jsonl").read_text() == "1\n"
+
+
+def test_rows_lost_without_a_reason_stop_the_stage(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "pairs.jsonl", {"stage": "select"}, [])
+    stage.finished()
+    stage.out.write_text("{}\n")
+    with pytest.raises(UserError, match="1 of 3 rows are lost"):
+        stage.publish({"in": 3, "out": 1, "dropped": {"tie": 1}})
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
+def test_changed_missing_and_unfinished_artifacts_are_refused(tmp_path: Path) -> None:
+    pairs = make(tmp_path).artifact
+    pairs.write_text("[]\n")
+    with pytest.raises(UserError, match="was changed after stage 'select' made it"):
+        verified(pairs)
+    pairs.unlink()
+    with pytest.raises(UserError, match="missing though its manifest exists"):
+        verified(pairs)
+    manifest_path(pairs).unlink()
+    with pytest.raises(UserError, match="not finished"):
+        verified(pairs)
+
+
+def test_an_artifact_of_inputs_since_replaced_is_stale_and_a_deleted_input_is_not(tmp_path: Path) -> None:
+    source = make(tmp_path / "iter0", text="1\n").artifact
+    result = make(tmp_path / "iter1", [source]).artifact
+    verified(result)
+    make(tmp_path / "iter0", text="2\n", rule="other")
+    with pytest.raises(UserError, match="is stale: it was made from another"):
+        verified(result)
+    source.unlink()
+    manifest_path(source).unlink()
+    verified(result)
+
+
+def test_a_workspace_of_other_settings_is_emptied_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rate in (1, 2):
+        stage = Stage(tmp_path / "policy", {"stage": "train", "train": {"learning_rate": rate}}, [])
+        stage.finished()
+        stage.release()
+        assert not (stage.workspace / "checkpoint").exists()
+        (stage.workspace / "checkpoint").touch()
+    assert "starting afresh, because of settings.train.learning_rate" in capsys.readouterr().err
+
+
+def test_the_log_of_a_policy_is_not_part_of_its_hash(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("w")
+    before = sha256_of(tmp_path)
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"seconds": 1}))
+    assert sha256_of(tmp_path) == before
+    (tmp_path / "model").write_text("v")
+    assert sha256_of(tmp_path) != before

@@ -1,0 +1,104 @@
+"""A script in the warm server behaves like one started afresh, and dies with its caller."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere scripts are started afresh")
+# A shell lets its background jobs, of which the tests may be one, ignore Ctrl-C: `env` undoes that.
+COMMAND = ["env", "--default-signal=INT", sys.executable, "-m", "handbook_ext.core.warm_start"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment with a server of its own, which loads nothing but the standard library."""
+    yield os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(tmp_path), "HANDBOOK_WARM_LIBRARIES": "decimal"}
+
+
+def start(script: Path, *arguments: str, environment: dict[str, str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, str(script), *arguments], env=environment, cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_a_script_has_its_callers_arguments_folder_environment_and_status(environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "say.py"
+    script.write_text(
+        "import os, sys\nprint(sys.argv[1:], os.getcwd(), os.environ['MINE'], os.getppid(), 'decimal' in sys.modules)\n"
+        "print('odd', file=sys.stderr)\nsys.exit(int(sys.argv[1]))\n"
+    )
+    parents = set()
+    for status in (0, 3):
+        done = start(script, str(status), environment=environment | {"MINE": f"value {status}"}, folder=tmp_path)
+        out, err = done.communicate(timeout=60)
+        words = out.rsplit(maxsplit=2)
+        assert (done.returncode, err) == (status, "odd\n")
+        assert words[0] == f"['{status}'] {tmp_path} value {status}"
+        assert words[2] == "True"
+        parents.add(words[1])
+    assert len(parents) == 1, "both came out of the same server"
+
+
+def test_a_failure_shows_its_traceback(environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "fail.py"
+    script.write_text("raise RuntimeError('broken')\n")
+    done = start(script, environment=environment, folder=tmp_path)
+    _, err = done.communicate(timeout=60)
+    assert done.returncode == 1
+    assert err.startswith("Traceback") and err.endswith("RuntimeError: broken\n")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl_c"])
+def test_the_script_dies_with_its_caller(how: signal.Signals, environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "stay.py"
+    script.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    caller = start(script, environment=environment, folder=tmp_path)
+    assert caller.stdout is not None
+    child = int(caller.stdout.readline())
+    caller.send_signal(how)
+    caller.wait(timeout=10)
+    deadline = time.monotonic() + 5
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive(child)
+    assert caller.returncode == (-9 if how == signal.SIGKILL else 130)
+
+
+def test_a_killed_script_is_told_to_its_caller(environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "die.py"
+    script.write_text("import os\nos.kill(os.getpid(), 9)\n")
+    done = start(script, environment=environment, folder=tmp_path)
+    done.communicate(timeout=60)
+    assert done.returncode == 137
+
+
+def test_without_the_server_the_script_is_started_afresh(environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text("import sys\nprint('decimal' in sys.modules)\nsys.exit(4)\n")
+    done = start(script, environment=environment | {"HANDBOOK_WARM": "0"}, folder=tmp_path)
+    out, _ = done.communicate(timeout=60)
+    assert (done.returncode, out) == (4, "False\n")
+
+
+def test_a_script_killed_while_it_draws_a_progress_bar_stops_no_other(environment: dict[str, str], tmp_path: Path) -> None:
+    environment["HANDBOOK_WARM_LIBRARIES"] = "drawn"
+    (tmp_path / "drawn.py").write_text("import tqdm.auto\nlist(tqdm.auto.tqdm(range(1)))\n")
+    holds, draws = tmp_path / "holds.py", tmp_path / "draws.py"
+    holds.write_text("import os, tqdm.auto\ntqdm.auto.tqdm.get_lock().acquire()\nos.kill(os.getpid(), 9)\n")
+    draws.write_text("import tqdm.auto\nprint(sum(tqdm.auto.tqdm(range(3), disable=False)))\n")
+    assert start(holds, environment=environment, folder=tmp_path).wait(timeout=60) == 137
+    out, _ = start(draws, environment=environment, folder=tmp_path).communicate(timeout=60)
+    assert out == "3\n"

@@ -1,0 +1,36 @@
+"""What SFT feeds to TRL's trainer."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from handbook_ext.core.records import Demonstration, assistant
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.recipes.settings import SFTSettings
+from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
+from tests.conftest import BuildPolicy
+
+
+def padding(folder: Path, tokenizer: PreTrainedTokenizerFast, build: BuildPolicy, *, group: bool) -> tuple[float, int]:
+    """Returns the share of padding in an epoch's batches, and how many examples they hold."""
+    rows = [
+        Demonstration(prompt_id=str(n), prompt=[{"role": "user", "content": "a"}], completion=assistant("b " * (n * 37 % 120)))
+        for n in range(64)
+    ]
+    settings = SFTSettings(
+        learning_rate=1e-3, global_batch_size=4, per_device_train_batch_size=4, max_length=200, group_by_length=group
+    )
+    arguments = optimizer_arguments(settings, folder, 1, 3)
+    encoder = ChatEncoder(tokenizer, 200, long_prompts="cut")
+    trainer, dropped = sft_trainer(build(), tokenizer, rows, settings, arguments=arguments, encoder=encoder, callbacks=[])
+    masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+    assert dropped == 0
+    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks), sum(map(len, masks))
+
+
+def test_examples_of_similar_length_share_a_batch_where_a_recipe_says_so(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, build: BuildPolicy
+) -> None:
+    (random, examples), (grouped, as_many) = (padding(tmp_path, tokenizer, build, group=group) for group in (False, True))
+    assert examples == as_many == 64
+    assert 2 * grouped < random
