@@ -1,23 +1,21 @@
-"""Stops a run whose last iteration passes a limit of the recipe's `health`: `check_health.py runs/<run>/iter<N>`."""
+"""Stops a run whose last iteration exceeds a limit of the recipe's `health`: `check_health.py runs/<run>/iter<N>`."""
 
 import json
 
 from handbook_ext.core.errors import UserError, run_main, stage_folder
 from handbook_ext.core.stage import Stage
-from handbook_ext.recipes.settings import HealthSettings
-from handbook_ext.recipes.writing import load_stage
+from handbook_ext.recipes.stage_files import HealthStage
 from handbook_ext.reports.health import exceeded, read_health
 
 
 def main(argv: list[str]) -> None:
-    """Writes health.json, unless a limit is passed: then the next iteration does not start."""
+    """Writes health.json, unless a limit is exceeded: then the next iteration does not start."""
     folder = stage_folder(argv)
-    settings = load_stage(folder / "health.yaml")
-    stage = Stage(folder / "health.json", settings, [folder / name for name in settings["reads"]])
+    stage = Stage.open(folder, HealthStage)
     if stage.finished():
         return
     health = read_health(folder)
-    clauses = exceeded(health, HealthSettings(**settings["health"]))
+    clauses = exceeded(health, stage.settings.health)
     if clauses:
         raise UserError(
             f"{folder}: the run stops here: {'; '.join(clauses)}; look at the pairs, change the recipe, or raise the limit"

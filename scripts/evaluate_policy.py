@@ -7,17 +7,18 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+from handbook_ext.recipes.writing import load_stage
+
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import OfflinePair, assistant, derived_seed, read_rows
+from handbook_ext.core.records import Answer, OfflinePair, assistant, derived_seed, read_rows
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.core.stage import Stage
-from handbook_ext.evaluation.implicit_reward import Text, implicit_rewards, summarised
+from handbook_ext.evaluation.implicit_reward import ScoredCompletion, implicit_rewards, summarised
 from handbook_ext.judging.rankers import Ranker, external_ranker_hashes, fitted_ranker, open_ranker, ranker_id
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.models import external_checkpoint_hashes, policy_hash, policy_source
 from handbook_ext.recipes.settings import EvaluateSettings, ModelSettings, RankSettings
-from handbook_ext.recipes.writing import load_stage
 from handbook_ext.sampling.generation import Job, generate_batch, open_policy
 
 Prompts = list[tuple[OfflinePair, list[int]]]
@@ -99,7 +100,7 @@ def decode(
     judged = [
         {
             "prompt_id": row.prompt_id, "reward": verdict.score, "tokens": answer["completion_tokens"],
-            "finish_reason": answer["finish_reason"], "text": answer["text"],
+            "finish_reason": answer["finish_reason"], "text": answer["text"], "completion_id": answer["completion_id"],
         }
         for (row, answer), verdict in zip(answers, verdicts, strict=True)
     ]  # fmt: skip
@@ -107,17 +108,28 @@ def decode(
     return {"temperature": temperature, **means, "rows": judged}
 
 
-def implicit_texts(rows: list[OfflinePair], decodings: dict[str, Any], ranker: Ranker) -> list[Text]:
+def implicit_texts(rows: list[OfflinePair], decodings: dict[str, Any], ranker: Ranker) -> list[ScoredCompletion]:
     """Returns the held-out chosen and rejected answers, and the policy's own at the highest temperature, with rewards."""
-    offline = [(row, side, getattr(row, side)) for row in rows for side in ("chosen", "rejected")]
-    verdicts = ranker.score([(row.prompt, completion[0]["content"]) for row, _, completion in offline])
+    offline = [
+        (row, side, answer) for row in rows for side, answer in (("chosen", row.chosen_answer), ("rejected", row.rejected_answer))
+    ]
+    verdicts = ranker.score([(row.prompt, answer.text) for row, _, answer in offline])
     texts = [
-        Text(row.prompt_id, side, row.prompt, completion, verdict.score)
-        for (row, side, completion), verdict in zip(offline, verdicts, strict=True)
+        ScoredCompletion(row.prompt_id, row.prompt, side, answer, verdict.score)
+        for (row, side, answer), verdict in zip(offline, verdicts, strict=True)
     ]
     own = {row["prompt_id"]: row for row in max(decodings.values(), key=lambda each: each["temperature"])["rows"]}
     samples = [(row, own[row.prompt_id]) for row in rows]
-    return texts + [Text(row.prompt_id, "sample", row.prompt, assistant(a["text"]), a["reward"]) for row, a in samples]
+    return texts + [
+        ScoredCompletion(
+            row.prompt_id,
+            row.prompt,
+            "sample",
+            Answer(assistant(each["text"]), each["completion_id"], "on_policy"),
+            each["reward"],
+        )
+        for row, each in samples
+    ]
 
 
 def decoding_name(temperature: float) -> str:

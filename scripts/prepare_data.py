@@ -3,28 +3,24 @@
 import sys
 from pathlib import Path
 
-from handbook_ext.core.artifacts import sha256_of
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.records import content_id, write_rows
 from handbook_ext.core.stage import Stage
 from handbook_ext.data.offline import load_offline_data
-from handbook_ext.recipes.settings import DataSettings
-from handbook_ext.recipes.writing import load_stage
+from handbook_ext.recipes.stage_files import DataStage
 from handbook_ext.selection.rules import require
 
 
 def main(argv: list[str]) -> None:
     """Reads the recipe's data once, checks every row, and writes it in the form that all stages read."""
-    run = stage_folder(argv)
-    settings = load_stage(run / "data" / "data.yaml")
-    data = DataSettings(**settings["data"])
-    stage = Stage(run / "data" / "rows", settings, [])
+    stage = Stage.open(stage_folder(argv), DataStage)
+    data = stage.settings.data
     named = [name for name in (data.train, data.test, data.sft) if name is not None]
-    stage.external = {name: sha256_of(Path(name)) for name in named if Path(name).is_file()}
+    stage.external = {name: stage.hash_of(Path(name)) for name in named if Path(name).is_file()}
     if stage.finished():
         return
-    loaded = load_offline_data(data, settings["seed"])
-    for need in settings["needs"]:
+    loaded = load_offline_data(data, stage.settings.seed)
+    for need in stage.settings.needs:
         for row in loaded.train:
             require(row, need)  # Now, and not after a training.
     stage.out.mkdir(exist_ok=True)

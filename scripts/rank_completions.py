@@ -4,6 +4,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from handbook_ext.recipes.writing import load_stage
+
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.records import Completion, OfflinePair, Ranking, read_rows, write_rows
 from handbook_ext.core.shards import batched, fill_shards, read_shards
@@ -11,7 +13,6 @@ from handbook_ext.core.stage import Stage
 from handbook_ext.judging.rankers import Ranker, candidates_of, external_ranker_hashes, fitted_ranker, open_ranker, ranking
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.recipes.settings import ModelSettings, RankSettings
-from handbook_ext.recipes.writing import load_stage
 
 PROMPTS_PER_SHARD = 64
 
@@ -78,10 +79,10 @@ def judged(batch: list[list[Completion]], offline: dict[str, OfflinePair], ranke
     candidates = [candidates_of(samples, offline.get(samples[0].prompt_id)) for samples in batch]
     prompts = [samples[0] for samples in batch]
     verdicts = iter(
-        ranker.score([(first.prompt, text) for first, texts in zip(prompts, candidates, strict=True) for *_, text in texts])
+        ranker.score([(first.prompt, each.text) for first, texts in zip(prompts, candidates, strict=True) for each in texts])
     )
     return [
-        ranking(first.prompt_id, first.prompt, [(*candidate, next(verdicts)) for candidate in texts])
+        ranking(first.prompt_id, first.prompt, [(candidate, next(verdicts)) for candidate in texts])
         for first, texts in zip(prompts, candidates, strict=True)
     ]
 

@@ -3,16 +3,17 @@
 from collections import defaultdict
 from functools import partial
 
+from handbook_ext.recipes.writing import load_stage
+
 from handbook_ext.core.artifacts import verified
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import Completion, OfflinePair, assistant, read_rows
+from handbook_ext.core.records import Completion, OfflinePair, read_rows
 from handbook_ext.core.shards import batched, fill_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.models import external_checkpoint_hashes, load_tokenizer, named_policy_hash, policy_source
 from handbook_ext.recipes.settings import ModelSettings
-from handbook_ext.recipes.writing import load_stage
 from handbook_ext.selection.log_prob_store import read_stores
 from handbook_ext.selection.rules import portion
 from handbook_ext.training.scoring import (
@@ -97,10 +98,10 @@ def text_groups(offline: list[OfflinePair], samples: list[Completion], kind: str
     groups = {pair.prompt_id: TextGroup(pair.prompt_id, pair.prompt) for pair in offline}
     if kind == "offline":
         for pair in offline:
-            groups[pair.prompt_id].add(pair.chosen)
-            groups[pair.prompt_id].add(pair.rejected)
+            groups[pair.prompt_id].add(pair.chosen_answer)
+            groups[pair.prompt_id].add(pair.rejected_answer)
     for row in samples if kind == "samples" else []:
-        groups[row.prompt_id].add(assistant(row.text))
+        groups[row.prompt_id].add(row.answer)
     return [group for group in groups.values() if group.texts]
 
 

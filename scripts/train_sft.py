@@ -1,4 +1,4 @@
-"""Demonstrations -> the SFT policy: `train_sft.py runs/<run>`; goes on from its last checkpoint when killed."""
+"""Demonstrations -> the SFT policy: `train_sft.py runs/<run>`; resumes from its last checkpoint."""
 
 import shutil
 
@@ -10,46 +10,33 @@ from handbook_ext.core.stage import Stage
 from handbook_ext.policies.adapters import save_adapted
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
-from handbook_ext.policies.models import (
-    build_policy,
-    external_checkpoint_hashes,
-    load_policy,
-    load_tokenizer,
-    policy_hash,
-    train_tokenizer,
-)
-from handbook_ext.recipes.settings import ModelSettings, SFTSettings
-from handbook_ext.recipes.writing import load_stage
+from handbook_ext.policies.models import build_policy, train_tokenizer
+from handbook_ext.policies.source import policy_of
+from handbook_ext.recipes.stage_files import SFTStage
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
 from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
 
 
 def main(argv: list[str]) -> None:
     """Builds or loads the policy, fine-tunes it with TRL, publishes sft/policy."""
-    run = stage_folder(argv)
     launch = begin()
-    settings = load_stage(run / "sft" / "sft.yaml")
-    sft, model = SFTSettings(**settings["sft"]), ModelSettings(**settings["model"])
-    rows_file = run / "data" / "rows" / "sft.jsonl"
-    stage = Stage(run / "sft" / "policy", settings, [rows_file])
-    if model.name_or_path is not None:
-        stage.external = external_checkpoint_hashes(model.name_or_path, model)
+    stage = Stage.open(stage_folder(argv), SFTStage)
+    sft, model, seed = stage.settings.sft, stage.settings.model, stage.settings.seed
+    source = policy_of(stage) if model.name_or_path is not None else None
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / "checkpoints"
-    arguments = optimizer_arguments(sft, checkpoints, launch.processes, settings["seed"])
-    rows = read_rows(rows_file, Demonstration)
-    if model.name_or_path is None:
+    arguments = optimizer_arguments(sft, checkpoints, launch.processes, seed)
+    rows = read_rows(stage.input("rows"), Demonstration)
+    if source is None:
         # Behind a role header each message begins a line, and its first word is another token than inside a sentence.
         texts = ("\n" + message["content"] for row in rows for message in [*row.prompt, *row.completion])
         tokenizer = train_tokenizer(texts, model)
-        policy = build_policy(model, tokenizer, settings["seed"])
+        policy = build_policy(model, tokenizer, seed)
         model = model.model_copy(update={"lora": None})  # Adapters on random weights that stay as they are learn little.
     else:
-        tokenizer = load_tokenizer(model.name_or_path, model, trained_here=False)
-        weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
-        policy = load_policy(model.name_or_path, weights, trained_here=False)
-    encoder = ChatEncoder(tokenizer, sft.max_length, long_prompts=settings["long_prompts"])
+        tokenizer, policy = source.load_tokenizer(), source.load(dtype=launch.training_dtype(model))
+    encoder = ChatEncoder(tokenizer, sft.max_length, long_prompts=stage.settings.long_prompts)
     trainer, dropped = sft_trainer(
         policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()], lora=model.lora
     )
@@ -63,7 +50,7 @@ def main(argv: list[str]) -> None:
         shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(
             {"in": len(rows), "out": len(rows) - dropped, "dropped": {"prompt too long": dropped}},
-            policy=policy_hash(str(stage.out), model), completions_cut=encoder.cut_completions,
+            completions_cut=encoder.cut_completions,
             weights=sum(parameter.numel() for parameter in policy.parameters()),
         )  # fmt: skip
     launch.wait()

@@ -92,11 +92,8 @@ def _pair(number: int) -> PreferencePair:
     if number % 2:
         prompt = [*prompt, *assistant(words_from(5 * number, 3)), {"role": "user", "content": words_from(number, 2)}]
     chosen, rejected, third = (assistant(words_from(7 * number + 11 * k, 1 + (number * (k + 2) + k) % 7)) for k in range(3))
-    return PreferencePair(
-        prompt_id=f"p{number}", prompt=prompt, chosen=chosen, rejected=rejected,
-        explore=[chosen, rejected, third, None][number % 4], chosen_origin="offline", rejected_origin="on_policy",
-        margin=None, swapped=False,
-    )  # fmt: skip
+    pair = PreferencePair.of(f"p{number}", prompt, chosen, rejected, [chosen, rejected, third, None][number % 4])
+    return pair.model_copy(update={"rejected_origin": "on_policy"})
 
 
 @pytest.fixture

@@ -182,7 +182,8 @@ def test_loss_and_gradients_equal_trls_dpo_trainer(
     [batch] = trl.get_train_dataloader()
     loss = trl.compute_loss(trl_policy, batch)
     loss.backward()
-    objective = Objective(loss_type=loss_type, beta=0.3, label_smoothing=label_smoothing)
+    options = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    objective = Objective(loss_type=loss_type, beta=0.3, options=options)
     ours = our_step(policy, with_reference(encoded, reference), objective, arguments)
     assert abs(ours[0] - math.log(2)) > 0.01
     assert_same_step(ours, (loss.item(), gradients_of(trl_policy)))

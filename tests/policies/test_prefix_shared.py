@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from handbook_ext.policies import forward
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.logprobs import sum_by_segment, token_logprobs
 from handbook_ext.objectives.objective import Objective
+from handbook_ext.policies import forward
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import EncodedPairs, encode_pairs
 from handbook_ext.policies.forward import pair_logprobs, prefix_shared
@@ -114,17 +114,17 @@ def test_logprobs_and_gradients_equal_separate_sequences(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
-def test_rows_that_go_through_the_model_in_several_runs_change_nothing(
+def test_rows_that_go_through_the_model_in_several_chunks_change_nothing(
     kind: str, build: BuildPolicy, encoded: EncodedPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = prefix_shared(build(kind)).train()
     pairs = sorted(encoded.pairs, key=len, reverse=True)
     whole = shared(model, pairs)
-    monkeypatch.setattr(forward, "ENOUGH", 1)
-    assert len(forward._runs(pack(pairs, pad_id=0))) > 2
-    runs = shared(model, pairs)
-    assert_equal(runs, whole)
-    assert_gradients_equal(gradients(model, runs, pairs), gradients(model, whole, pairs), model)
+    monkeypatch.setattr(forward, "MIN_POSITIONS", 1)
+    assert len(forward.row_chunks(pack(pairs, pad_id=0))) > 2
+    chunks = shared(model, pairs)
+    assert_equal(chunks, whole)
+    assert_gradients_equal(gradients(model, chunks, pairs), gradients(model, whole, pairs), model)
 
 
 @pytest.mark.parametrize("head_chunk", [1, 7, 64])

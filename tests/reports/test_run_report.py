@@ -52,8 +52,8 @@ def write_manifest(path: Path, stage: str, commit: str = "c" * 40) -> None:
     """A manifest of 10 rows in, 8 out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     counts = {"in": 10, "out": 8, "dropped": {"identical|pair": 2}}
-    told = {"stage": stage, "seconds": 1.5, "counts": counts, "code": {"commit": commit, "dirty": False}, "inputs": {}}
-    path.write_text(json.dumps(told | {"hardware": {"cores": 2}, "packages": {"torch": "2.13.0"}, "seed": 1}))
+    manifest = {"stage": stage, "seconds": 1.5, "counts": counts, "code": {"commit": commit, "dirty": False}, "inputs": {}}
+    path.write_text(json.dumps(manifest | {"hardware": {"cores": 2}, "packages": {"torch": "2.13.0"}, "seed": 1}))
 
 
 def make_run(folder: Path, iterations: int = 3, *, start: str = "sft", gain: float = 0.1, **about: Any) -> Path:
@@ -83,7 +83,7 @@ def numbers(*folders: Path, beside: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def test_run_is_read_in_numeric_order(tmp_path: Path) -> None:
-    """iter10 comes after iter2; what was not evaluated is skipped and told."""
+    """iter10 comes after iter2; what was not evaluated is skipped and named."""
     run_folder = make_run(tmp_path / "run", iterations=11)
     (run_folder / "iter5" / "eval.json").unlink()
     run = read_run(run_folder)

@@ -11,6 +11,7 @@ import yaml
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.metrics import Scores
+from handbook_ext.reports.run_report import Evaluator
 from handbook_ext.reports.tables import (
     Claim,
     Measured,
@@ -29,12 +30,12 @@ TABLE: dict[str, Any] = {
 
 
 def measured(name: str, mean: float, judge: str = "", prompts: str = "abcdef") -> Measured:
-    """Two seeds of a policy that wins `mean` more reward than its first policy."""
+    """Two seeds of a policy whose rewards are `mean` above those of the starting policy."""
     first = [Scores(tuple(prompts), np.arange(6.0) + seed, np.full(6, 3.0)) for seed in (0, 1)]
     scores = [Scores(each.prompt_ids, each.rewards + mean, each.tokens) for each in first]
-    judges = [(seed, "reward_model", judge) for seed in (0, 1)]
+    evaluators = [Evaluator(seed, "reward_model", judge) for seed in (0, 1)]
     flipped = [dict.fromkeys("bcd", False) | {"a": True}, {"a": False, "b": False}]
-    return Measured(TableRow(name=name, recipe="r"), "iter1", {"sampled": scores}, {"sampled": first}, {}, judges, flipped)
+    return Measured(TableRow(name=name, recipe="r"), "iter1", {"sampled": scores}, {"sampled": first}, {}, evaluators, flipped)
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -80,9 +81,9 @@ def test_rows_that_were_measured_otherwise_are_not_compared(other: Measured) -> 
 def evaluation(folder: Path, judge: str = "", decodings: tuple[str, ...] = ("greedy",), prompts: int = 4) -> None:
     """An eval.json."""
     rows = [{"prompt_id": str(n), "reward": 0.1 * n, "tokens": 3} for n in range(prompts)]
-    told = {name: {"temperature": 0.0, "rows": rows} for name in decodings}
+    written = {name: {"temperature": 0.0, "rows": rows} for name in decodings}
     folder.mkdir(parents=True)
-    (folder / "eval.json").write_text(json.dumps({"seed": 1, "ranker": "r", "judge": judge, "decodings": told}))
+    (folder / "eval.json").write_text(json.dumps({"seed": 1, "ranker": "r", "judge": judge, "decodings": written}))
 
 
 @pytest.mark.parametrize("other", [{"judge": "another"}, {"decodings": ("greedy", "sampled")}, {"prompts": 3}])
@@ -91,7 +92,7 @@ def test_a_policy_is_measured_as_its_start_is(tmp_path: Path, other: dict[str, A
     for name in ("one/start", "one/iter1", "two/start", "one/sft"):
         evaluation(tmp_path / name)
     found = measure(row, [tmp_path / "one"], "start", "iter1")
-    assert (found.policy, found.judges, list(found.scores)) == ("iter1", [(1, "r", "")], ["greedy"])
+    assert (found.policy, found.evaluators, list(found.scores)) == ("iter1", [(1, "r", "")], ["greedy"])
     evaluation(tmp_path / "two/iter1", **other)
     with pytest.raises(UserError, match="two: iter1 has not the judge, prompts and decodings of start"):
         measure(row, [tmp_path / "two"], "start", "iter1")

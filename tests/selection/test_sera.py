@@ -8,7 +8,8 @@ import pytest
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Completion, Messages, OfflinePair, assistant, completion_id
-from handbook_ext.objectives.reward_form import RewardForm, reward_form
+from handbook_ext.objectives.losses import LOSSES
+from handbook_ext.objectives.reward_form import RewardForm
 from handbook_ext.selection.ensemble import EnsembleTerm, ensemble
 from handbook_ext.selection.log_prob_store import LogProb, ScoreStore
 from handbook_ext.selection.sera import counts, jaccard, kept_pairs, on_policy_pairs, reward_of, selection_value, top_k_indices
@@ -152,7 +153,7 @@ def test_measures_of_ipo_and_simpo() -> None:
     store = store_of(one={(0, "a"): (-4.0, 2)}, zero={(0, "a"): (-5.0, 2)})
     name = completion_id("p0", PROMPTS[0], assistant("a"))
     told = {
-        loss: quality(store, (1.0, "one", "zero" if reward_form(loss).reference else None), measure=reward_form(loss))(name)
+        loss: quality(store, (1.0, "one", "zero" if (form := LOSSES[loss].reward_form({})).reference else None), measure=form)(name)
         for loss in ("sigmoid", "hinge", "ipo", "simpo")
     }
     assert told == {"sigmoid": 1.0, "hinge": 1.0, "ipo": 0.5, "simpo": -2.0}

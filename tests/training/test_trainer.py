@@ -7,6 +7,7 @@ import copy
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,23 @@ def test_training_refuses_a_store_of_nan(build: BuildPolicy, encoded: EncodedPai
     store = {name: float("nan") for names in encoded.ids for name in names}
     trainer = trainer_of(build(), encoded.with_reference(store, "ours"), arguments(), tolerance=1e-3)
     with pytest.raises(UserError, match="differs from its stored log-probs by nan"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+@pytest.mark.parametrize(("error", "refused"), [(0.02, True), (-0.02, True), (0.005, False)])
+def test_one_wrong_pair_of_the_first_batch_is_enough_to_refuse_the_store(
+    slot: int, error: float, refused: bool, build: BuildPolicy, encoded: EncodedPairs, arguments: Arguments, tmp_path: Path
+) -> None:
+    """The tolerance, 0.01 nats per token, holds for the worst pair of the micro-batch: the other one agrees to the bit."""
+    policy = build()
+    ready = encoded.with_reference(reference_sums(fill_store(tmp_path / "logprobs", policy, encoded), "ours"), "ours")
+    wrong = plan_of(encoded).epoch(0)[0][slot].index
+    pair = ready.pairs[wrong]
+    chosen, rejected, explored = pair.reference
+    ready.pairs[wrong] = replace(pair, reference=(chosen + error * len(pair.chosen), rejected, explored))
+    trainer = trainer_of(policy, ready, arguments(max_steps=1), tolerance=0.01)
+    with pytest.raises(UserError, match=r"by 0\.02 nats per token") if refused else contextlib.nullcontext():
         trainer.train()
 
 

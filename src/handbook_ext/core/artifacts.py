@@ -1,7 +1,8 @@
 """Artifacts of a run: their hashes, and the manifests that vouch for them.
 
 An artifact is a file or a folder. A stage may depend on one file of a folder alone: `data/rows/sft.jsonl` is a part of the
-artifact `data/rows`, whose manifest holds the hash of each part.
+artifact `data/rows`. A manifest records hash, size and time of each file when it was made, so that a checkpoint is read for
+hashing once, when it is published: later a file of the recorded size and time has the recorded hash, and any other is read.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from handbook_ext.core.errors import UserError
+
+Files = dict[str, dict[str, Any]]
+"""For each file of an artifact by its relative name: sha256, size (bytes) and mtime_ns."""
 
 UNHASHED = {"manifest.json", "trainer_state.json"}
 ADAPTER_CONFIG = "adapter_config.json"
@@ -24,11 +29,32 @@ def sha256_of(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    parts = [
-        f"{part.relative_to(path)} {sha256_of(part)}"
-        for part in sorted(path.rglob("*"))
-        if part.is_file() and part.name not in UNHASHED
-    ]
+    return hash_of_files(path, file_records(path))
+
+
+def file_records(artifact: Path) -> Files:
+    """Returns hash, size and time of every file of an artifact; reads each file once."""
+    return {name: _record(path) for name, path in _files_of(artifact).items()}
+
+
+def hash_of_files(artifact: Path, files: Files) -> str:
+    """Returns the hash of an artifact from the records of its files, without reading them."""
+    if artifact.is_file():
+        return str(files[artifact.name]["sha256"])
+    lines = [f"{name} {record['sha256']}" for name, record in files.items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def weights_hash(hashes: Mapping[str, str]) -> str | None:
+    """Returns the hash that names a policy, made of the file hashes of its weights and configuration; None for no checkpoint.
+
+    This is a policy's one identity. The hash of the whole artifact covers its tokenizer and template as well, and tells only
+    whether its files are those that were published.
+    """
+    names = sorted(name for name in hashes if name.endswith(".safetensors") and "/" not in name)
+    if not names or "config.json" not in hashes:
+        return None
+    parts = [hashes[name] for name in sorted([*names, "config.json"])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -41,7 +67,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     files = sorted(path for path in found if not path.name.startswith("."))
     if (folder / ADAPTER_CONFIG).is_file():
         named = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path") or ""
-        base = next((place for place in (folder / named, Path(named)) if named and place.is_dir()), None)
+        base = next((path for path in (folder / named, Path(named)) if named and path.is_dir()), None)
         files += checkpoint_files(base) if base is not None else []
     return files
 
@@ -67,14 +93,9 @@ def recorded_hash(artifact: Path) -> str | None:
     if manifest_path(artifact).is_file():
         return str(read_manifest(artifact)["sha256"])
     if manifest_path(artifact.parent).is_file():
-        found = read_manifest(artifact.parent).get("parts", {}).get(artifact.name)
-        return None if found is None else str(found)
+        record = read_manifest(artifact.parent).get("files", {}).get(artifact.name)
+        return None if record is None else str(record["sha256"])
     return None
-
-
-def part_hashes(folder: Path) -> dict[str, str]:
-    """Returns the hashes of the files that lie directly in a folder, by name."""
-    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name not in UNHASHED}
 
 
 def verified(artifact: Path) -> str:
@@ -83,7 +104,7 @@ def verified(artifact: Path) -> str:
     manifest = read_manifest(whole)
     if not artifact.exists():
         raise UserError(f"{artifact} is missing though its manifest exists; delete {manifest_path(whole)}, run make")
-    found, expected = sha256_of(artifact), recorded_hash(artifact)
+    found, expected = current_hash(artifact, manifest["files"]), recorded_hash(artifact)
     if found != expected:
         raise UserError(
             f"{artifact} was changed after stage '{manifest['stage']}' made it (sha256 {found[:12]}, its manifest says "
@@ -97,3 +118,52 @@ def verified(artifact: Path) -> str:
                 f"{str(now)[:12]}); run make, which makes it again"
             )
     return found
+
+
+def current_hash(artifact: Path, recorded: Files) -> str:
+    """Returns the hash of an artifact as it is now; a file of its recorded size and time is not read."""
+    files = {}
+    for name, path in _files_of(artifact).items():
+        record, stat = recorded.get(name), path.stat()
+        same = record is not None and (record["size"], record["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
+        files[name] = record if same and record is not None else _record(path)
+    return hash_of_files(artifact, files)
+
+
+def remembered_hashes(cache: Path) -> Callable[[Path], str]:
+    """Returns sha256_of for files outside a run, which reads a file of known size and time once; `cache` is a JSON file.
+
+    Several processes may write the cache at once: each writes it whole, and the last one wins, which costs a reading at most.
+    """
+    known: Files = json.loads(cache.read_text()) if cache.is_file() else {}
+
+    def hash_of(path: Path) -> str:
+        """Returns the hash of a file, or of a folder through those of its files."""
+        if path.is_dir():
+            lines = [f"{name} {hash_of(file)}" for name, file in _files_of(path).items()]
+            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        full, stat = os.path.abspath(path), path.stat()
+        record = known.get(full)
+        if record is None or (record["size"], record["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+            record = known[full] = _record(path)
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
+            partial.write_text(json.dumps(known))
+            partial.replace(cache)
+        return str(record["sha256"])
+
+    return hash_of
+
+
+def _files_of(artifact: Path) -> dict[str, Path]:
+    """Returns an artifact's files by relative name, in the order of their paths."""
+    if artifact.is_file():
+        return {artifact.name: artifact}
+    found = sorted(path for path in artifact.rglob("*") if path.is_file() and path.name not in UNHASHED)
+    return {str(path.relative_to(artifact)): path for path in found}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Returns what a manifest says of one file; the time is read first, so that a write meanwhile is noticed later."""
+    stat = path.stat()
+    return {"sha256": sha256_of(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}

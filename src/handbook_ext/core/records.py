@@ -1,28 +1,40 @@
-"""Rows of a run's files: prompts, completions, rankings and preference pairs, and their JSONL form."""
+"""Rows of a run's files: prompts, completions, rankings and preference pairs; every completion carries its id."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
-from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import Row, iter_jsonl, read_rows, write_rows
+
+__all__ = [
+    "Answer", "Candidate", "Completion", "Demonstration", "Message", "Messages", "OfflinePair", "Origin", "PreferencePair",
+    "RatedAnswer", "Ranking", "Row", "assistant", "completion_id", "content_id", "derived_seed", "iter_jsonl", "read_rows",
+    "user", "write_rows",
+]  # fmt: skip
 
 Message = dict[str, str]
 Messages = list[Message]
 Origin = Literal["offline", "on_policy"]
-R = TypeVar("R", bound="Row")
 
 
-class Row(BaseModel):
-    """One line of a JSONL file; unknown and missing columns are errors."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion in the one form that stages hand on: its messages, its id in the score store, and who wrote it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    messages: Messages
+    completion_id: str
+    origin: Origin
+
+    @property
+    def text(self) -> str:
+        """Returns the text of the completion."""
+        return self.messages[-1]["content"]
 
 
 class RatedAnswer(Row):
@@ -30,6 +42,12 @@ class RatedAnswer(Row):
 
     text: str
     score: float
+    completion_id: str
+
+    @property
+    def answer(self) -> Answer:
+        """Returns the answer without its score."""
+        return Answer(assistant(self.text), self.completion_id, "offline")
 
 
 class OfflinePair(Row):
@@ -42,11 +60,45 @@ class OfflinePair(Row):
     prompt: Messages
     chosen: Messages
     rejected: Messages
+    chosen_id: str
+    rejected_id: str
     score_chosen: float | None = None
     score_rejected: float | None = None
     swapped: bool = False
     source: str = ""
-    answers: list[RatedAnswer] = []
+    answers: list[RatedAnswer] = Field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, prompt_id: str, prompt: Messages, chosen: Messages, rejected: Messages, *,
+        answers: Iterable[tuple[str, float]] = (), **columns: Any,
+    ) -> Self:  # fmt: skip
+        """Returns the pair with the ids of its completions; `answers` are texts with scores, `columns` those with a default."""
+        rated = [
+            RatedAnswer(text=text, score=score, completion_id=completion_id(prompt_id, prompt, assistant(text)))
+            for text, score in answers
+        ]
+        ids = [completion_id(prompt_id, prompt, completion) for completion in (chosen, rejected)]
+        return cls(
+            prompt_id=prompt_id, prompt=prompt, chosen=chosen, rejected=rejected, chosen_id=ids[0], rejected_id=ids[1],
+            answers=rated, **columns,
+        )  # fmt: skip
+
+    def renamed(self, prompt_id: str) -> Self:
+        """Returns the pair under another prompt id, on which the ids of its completions depend."""
+        others = self.model_dump(include={"score_chosen", "score_rejected", "swapped", "source"})
+        answers = [(each.text, each.score) for each in self.answers]
+        return self.of(prompt_id, self.prompt, self.chosen, self.rejected, answers=answers, **others)
+
+    @property
+    def chosen_answer(self) -> Answer:
+        """Returns the chosen answer with its id."""
+        return Answer(self.chosen, self.chosen_id, "offline")
+
+    @property
+    def rejected_answer(self) -> Answer:
+        """Returns the rejected answer with its id."""
+        return Answer(self.rejected, self.rejected_id, "offline")
 
 
 class Demonstration(Row):
@@ -65,10 +117,22 @@ class Completion(Row):
     sample: int
     prompt: Messages
     text: str
+    completion_id: str
     finish_reason: Literal["stop", "length"]
     seed: int
     prompt_tokens: int
     completion_tokens: int
+
+    @classmethod
+    def of(cls, prompt_id: str, prompt: Messages, text: str, **columns: Any) -> Self:
+        """Returns the sample with its id; `columns` are the others."""
+        name = completion_id(prompt_id, prompt, assistant(text))
+        return cls(prompt_id=prompt_id, prompt=prompt, text=text, completion_id=name, **columns)
+
+    @property
+    def answer(self) -> Answer:
+        """Returns the sample without what is known of its making."""
+        return Answer(assistant(self.text), self.completion_id, "on_policy")
 
 
 class Candidate(Row):
@@ -77,10 +141,16 @@ class Candidate(Row):
     origin: Origin
     sample: int | None
     text: str
+    completion_id: str
     score: float
     rank: int
     truncated: bool = False
     failed: bool = False
+
+    @property
+    def answer(self) -> Answer:
+        """Returns the candidate without its judgement."""
+        return Answer(assistant(self.text), self.completion_id, self.origin)
 
 
 class Ranking(Row):
@@ -100,10 +170,41 @@ class PreferencePair(Row):
     chosen: Messages
     rejected: Messages
     explore: Messages | None
+    chosen_id: str
+    rejected_id: str
+    explore_id: str | None
     chosen_origin: Origin
     rejected_origin: Origin
     margin: float | None
     swapped: bool
+
+    @classmethod
+    def joining(
+        cls, row: OfflinePair | Completion | Ranking, chosen: Answer, rejected: Answer, *,
+        explore: Answer | None = None, margin: float | None = None, swapped: bool = False,
+    ) -> Self:  # fmt: skip
+        """Returns the pair of two answers to the row's prompt; ids and origins are those of the answers."""
+        pair = cls(
+            prompt_id=row.prompt_id, prompt=row.prompt, chosen=chosen.messages, rejected=rejected.messages, explore=None,
+            chosen_id=chosen.completion_id, rejected_id=rejected.completion_id, explore_id=None,
+            chosen_origin=chosen.origin, rejected_origin=rejected.origin, margin=margin, swapped=swapped,
+        )  # fmt: skip
+        return pair if explore is None else pair.exploring(explore)
+
+    @classmethod
+    def of(cls, prompt_id: str, prompt: Messages, chosen: Messages, rejected: Messages, explore: Messages | None = None) -> Self:
+        """Returns a pair written by hand: an offline one, but for `explore`, with the ids of its completions."""
+        row = OfflinePair.of(prompt_id, prompt, chosen, rejected)
+        pair = cls.joining(row, row.chosen_answer, row.rejected_answer)
+        if explore is None:
+            return pair
+        return pair.exploring(Answer(explore, completion_id(prompt_id, prompt, explore), "on_policy"))
+
+    def exploring(self, answer: Answer | None) -> Self:
+        """Returns the pair with this answer as the explored sample, or with none."""
+        if answer is None:
+            return self.model_copy(update={"explore": None, "explore_id": None})
+        return self.model_copy(update={"explore": answer.messages, "explore_id": answer.completion_id})
 
 
 def user(text: str) -> Messages:
@@ -129,46 +230,3 @@ def completion_id(prompt_id: str, prompt: Messages, completion: Messages) -> str
 def derived_seed(*parts: Any) -> int:
     """Returns a seed below 2**63 that depends on the parts alone, never on batch or clock."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
-
-
-def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields line number and row; a line that is not a JSON object is a UserError with file and line."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); repair or delete this line") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: a JSON object is needed, found {type(row).__name__}; repair this line")
-            yield number, row
-
-
-def read_rows(path: Path, kind: type[R]) -> list[R]:
-    """Returns the typed rows of a file; a UserError names file, line and column of the first bad one."""
-    rows = []
-    for number, row in iter_jsonl(path):
-        try:
-            rows.append(kind.model_validate(row))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path}:{number}: {where}: {first['msg']}; make the file again") from None
-    return rows
-
-
-def write_rows(path: Path, rows: Iterable[Row | dict[str, Any]]) -> int:
-    """Writes rows beside the file, flushes them to disk, renames; returns how many. Floats keep every bit."""
-    partial = path.with_name(path.name + ".partial")
-    count = 0
-    with partial.open("w", encoding="utf-8") as out:
-        for row in rows:
-            values = row.model_dump() if isinstance(row, Row) else row
-            out.write(json.dumps(values, ensure_ascii=False) + "\n")
-            count += 1
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(path)
-    return count

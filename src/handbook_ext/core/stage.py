@@ -1,7 +1,8 @@
-"""A run's folder: what each stage reads and leaves, hashed, published whole, refused when stale.
+"""A stage of a run: what it reads and leaves, hashed, published whole, refused when stale.
 
-A stage works in a hidden folder beside its artifact and renames the result into place. The manifest comes last, so a
-stage is done exactly when its manifest exists and names the settings and inputs that hold now.
+`Stage.open(folder, Settings)` reads the settings file that the graph wrote for the stage, with the paths of its inputs: make
+waits for the very same ones. A stage works in a hidden folder beside its artifact and renames the result into place. The
+manifest comes last, so a stage is done exactly when its manifest exists and names the settings and inputs that hold now.
 """
 
 from __future__ import annotations
@@ -13,43 +14,86 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
-from handbook_ext.core.artifacts import manifest_path, part_hashes, sha256_of, verified
+from handbook_ext.core.artifacts import (
+    Files,
+    current_hash,
+    file_records,
+    hash_of_files,
+    manifest_path,
+    remembered_hashes,
+    verified,
+    weights_hash,
+)
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.provenance import code_state, hardware, package_versions
+from handbook_ext.core.stage_settings import NOT_IDENTITY, StageSettings, differences, read_settings
 
 # Set to 1, a stage takes over what another run under the same root made from equal settings and inputs.
 SHARE = "HANDBOOK_SHARE"
 # What every manifest says of its own making; the rest are a stage's findings.
 OWN_FACTS = {
-    "stage", "recipe", "iteration", "sha256", "parts", "key", "inputs", "external", "settings", "counts", "seed", "seconds",
-    "code", "hardware", "packages", "shared_from",
+    "stage", "recipe", "overrides", "iteration", "sha256", "files", "key", "inputs", "external", "settings", "counts", "seed",
+    "seconds", "code", "hardware", "packages", "shared_from",
 }  # fmt: skip
 
 
-@dataclass
-class Stage:
+S = TypeVar("S", bound=StageSettings)
+
+
+class Stage(Generic[S]):
     """One stage's work on one artifact: its settings, its verified inputs, its workspace and its manifest."""
 
-    artifact: Path
-    settings: dict[str, Any]
-    inputs: list[Path]
-    hashes: dict[str, str] = field(default_factory=dict)
-    external: dict[str, str] = field(default_factory=dict)
-    started: float = field(default_factory=time.time)
-    locks: list[int] = field(default_factory=list)
+    def __init__(self, artifact: Path, settings: S, raw: dict[str, Any] | None = None) -> None:
+        """Takes the artifact to make and what determines it; `raw` is the mapping as the settings file has it."""
+        self.artifact, self.settings = artifact, settings
+        self.raw = settings.model_dump(mode="json") if raw is None else raw
+        self.external: dict[str, str] = {}
+        self.hashes: dict[str, str] = {}
+        self._started = time.time()
+        self._locks: list[int] = []
+
+    @classmethod
+    def open(cls, folder: Path, kind: type[S]) -> Self:
+        """Returns the stage whose settings file lies in a run's or an iteration's folder; a UserError where there is none."""
+        path = folder / kind.file
+        raw = read_settings(path)
+        return cls(path.parent / kind.artifact, kind.model_validate(raw), raw)
+
+    def input(self, role: str) -> Path:
+        """Returns the path of the one input of a role."""
+        (path,) = self.inputs(role)
+        return path
+
+    def inputs(self, role: str | None = None) -> list[Path]:
+        """Returns the paths of the inputs of a role, none where the stage has none; of all roles without one."""
+        roles = self.settings.inputs
+        stated = list(roles.values()) if role is None else [roles[role]] if role in roles else []
+        names = [name for each in stated for name in ([each] if isinstance(each, str) else each)]
+        return [Path(os.path.normpath(self.artifact.parent / name)) for name in names]
 
     @property
     def name(self) -> str:
         """Returns the stage's name, as its settings say it."""
-        return str(self.settings["stage"])
+        return self.settings.stage
+
+    @cached_property
+    def run(self) -> Path:
+        """Returns the folder of the run."""
+        return next((parent for parent in self.artifact.parents if (parent / "run.mk").is_file()), self.artifact.parent)
+
+    @cached_property
+    def hash_of(self) -> Callable[[Path], str]:
+        """Returns the function that hashes files outside the run, such as a checkpoint's, each read once per run."""
+        return remembered_hashes(self.run / ".hashes.json")
 
     @property
     def workspace(self) -> Path:
-        """Returns the hidden folder that a killed stage leaves and its repeat goes on from."""
+        """Returns the hidden folder that a killed stage leaves and from which its repeat resumes."""
         return self.artifact.with_name(f".{self.artifact.name}.partial")
 
     @property
@@ -65,38 +109,43 @@ class Stage:
         """
         self.artifact.parent.mkdir(parents=True, exist_ok=True)
         self._lock(self.artifact.parent)
-        self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs}
-        manifest = manifest_path(self.artifact)
-        if manifest.is_file() and self.artifact.exists():
-            told = json.loads(manifest.read_text())
-            if told["key"] == self._key() and told["sha256"] == sha256_of(self.artifact):
-                for path in (self.artifact, manifest):
-                    os.utime(path)
+        self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs()}
+        path = manifest_path(self.artifact)
+        if path.is_file() and self.artifact.exists():
+            manifest = json.loads(path.read_text())
+            if manifest["key"] == self._key() and manifest["sha256"] == current_hash(self.artifact, manifest["files"]):
+                for each in (self.artifact, path):
+                    os.utime(each)
                 sys.stderr.write(f"{self.name}: {self.artifact} is up to date\n")
                 self.release()
                 return True
         self._prepare_workspace()
         if os.environ.get(SHARE) != "1":
             return False
-        locks = self._run().parent / ".shared"
+        locks = self.run.parent / ".shared"
         locks.mkdir(exist_ok=True)
         self._lock(locks / self._key())
-        return self._shared()
+        return self._reuse_sibling()
 
-    def publish(self, counts: dict[str, Any], **facts: Any) -> None:
+    def publish(self, counts: dict[str, Any], *, files: Files | None = None, **facts: Any) -> None:
         """Puts the finished `out` and its manifest in place; counts are {"in", "out", "dropped": {reason: n}}.
 
+        The manifest of a policy names it by the hash of its weights and configuration. `files` are records of unchanged files.
         Raises UserError when rows are lost: in must equal out plus the dropped ones.
         """
         lost = counts["in"] - counts["out"] - sum(counts.get("dropped", {}).values())
         if lost:
             raise UserError(f"{self.artifact}: {lost} of {counts['in']} rows are lost without a reason {counts}")
+        files = file_records(self.out) if files is None else files
+        if self.artifact.name == "policy":
+            facts["policy"] = weights_hash({name: record["sha256"] for name, record in files.items()})
+        settings = self.settings
         manifest = {
-            "stage": self.name, "recipe": self.settings.get("recipe"), "iteration": self.settings.get("iteration"),
-            "sha256": sha256_of(self.out), "parts": part_hashes(self.out) if self.out.is_dir() else {},
+            "stage": self.name, "recipe": settings.recipe, "overrides": settings.overrides,
+            "iteration": getattr(settings, "iteration", None), "sha256": hash_of_files(self.out, files), "files": files,
             "key": self._key(), "inputs": self.hashes, "external": self.external,
-            "settings": self.settings, "counts": counts, "seed": self.settings.get("seed"),
-            "seconds": round(time.time() - self.started, 2), "code": code_state(), "hardware": hardware(),
+            "settings": self.raw, "counts": counts, "seed": settings.seed,
+            "seconds": round(time.time() - self._started, 2), "code": code_state(), "hardware": hardware(),
             "packages": package_versions(), **facts,
         }  # fmt: skip
         path = manifest_path(self.artifact)
@@ -117,39 +166,39 @@ class Stage:
 
     def release(self) -> None:
         """Lets other processes work on this artifact, as the end of this process would."""
-        while self.locks:
-            os.close(self.locks.pop())
+        while self._locks:
+            os.close(self._locks.pop())
 
-    def _lock(self, place: Path) -> None:
+    def _lock(self, path: Path) -> None:
         """Waits until no other process works there: one that outlived its make, or a run that makes the same by content."""
-        self.locks.append(os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDONLY | os.O_CREAT))
+        self._locks.append(os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDONLY | os.O_CREAT))
         try:
-            fcntl.flock(self.locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stderr.write(f"{self.name}: {self.artifact} waits for another process that is making the same\n")
-            fcntl.flock(self.locks[-1], fcntl.LOCK_EX)
+            sys.stderr.write(f"{self.name}: waiting for another process that works in {path}\n")
+            fcntl.flock(self._locks[-1], fcntl.LOCK_EX)
 
-    def _run(self) -> Path:
-        """Returns the folder of the run."""
-        return next((parent for parent in self.artifact.parents if (parent / "run.mk").is_file()), self.artifact.parent)
-
-    def _shared(self) -> bool:
+    def _reuse_sibling(self) -> bool:
         """Takes over a sibling run's artifact that was made from the same settings and inputs; tells whether there was one.
 
         The files of a folder are linked, not copied: methods that share an SFT policy keep its weights on disk once.
         """
-        run = self._run()
-        inside = self.artifact.relative_to(run)
-        for manifest in sorted(run.parent.glob(f"*/{manifest_path(inside)}")):
-            told, twin = json.loads(manifest.read_text()), run.parent / manifest.relative_to(run.parent).parts[0] / inside
-            if told["key"] != self._key() or not twin.exists() or sha256_of(twin) != told["sha256"]:
+        inside = self.artifact.relative_to(self.run)
+        for path in sorted(self.run.parent.glob(f"*/{manifest_path(inside)}")):
+            manifest = json.loads(path.read_text())
+            sibling = self.run.parent / path.relative_to(self.run.parent).parts[0] / inside
+            if manifest["key"] != self._key() or not sibling.exists():
                 continue
-            if twin.is_dir():
+            if current_hash(sibling, manifest["files"]) != manifest["sha256"]:
+                continue
+            if sibling.is_dir():
                 shutil.rmtree(self.out, ignore_errors=True)  # Shards that a killed process had finished.
-                shutil.copytree(twin, self.out, copy_function=os.link, ignore=shutil.ignore_patterns("manifest.json"))
+                shutil.copytree(sibling, self.out, copy_function=os.link, ignore=shutil.ignore_patterns("manifest.json"))
             else:
-                shutil.copyfile(twin, self.out)  # A new time, or make would take it for older than its inputs.
-            self.publish(told["counts"], **{name: told[name] for name in told.keys() - OWN_FACTS}, shared_from=str(twin))
+                shutil.copyfile(sibling, self.out)  # A new time, or make would take it for older than its inputs.
+            findings = {name: manifest[name] for name in manifest.keys() - OWN_FACTS}
+            linked = manifest["files"] if sibling.is_dir() else None
+            self.publish(manifest["counts"], files=linked, **findings, shared_from=str(sibling))
             return True
         return False
 
@@ -159,32 +208,23 @@ class Stage:
 
     def _determinants(self) -> dict[str, Any]:
         """Returns settings and input hashes; the name of the recipe does not matter, only what it says."""
-        settings = {name: value for name, value in self.settings.items() if name != "recipe"}
+        settings = {name: value for name, value in self.raw.items() if name not in NOT_IDENTITY}
         return {"settings": settings, "inputs": self.hashes, "external": self.external}
 
     def _prepare_workspace(self) -> None:
         """Makes the workspace, emptied first when it belongs to other settings or inputs."""
-        told = self.workspace / "stage.json"
+        record = self.workspace / "stage.json"
         if self.workspace.exists():
             changed = ["its record is missing"]
-            if told.is_file():
-                changed = _changed(json.loads(told.read_text()), json.loads(json.dumps(self._determinants())))
+            if record.is_file():
+                changes = differences(json.loads(record.read_text()), json.loads(json.dumps(self._determinants())))
+                changed = [name for name, _, _ in changes]
             if changed:
                 sys.stderr.write(f"{self.name}: starting afresh, because of {', '.join(changed)}\n")
                 shutil.rmtree(self.workspace)
         self.workspace.mkdir(parents=True, exist_ok=True)
-        if not told.is_file():
-            _write_text(told, json.dumps(self._determinants()))
-
-
-def _changed(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Returns the dotted names under which two nested mappings differ."""
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        return [] if before == after else [prefix]
-    names = []
-    for name in sorted({*before, *after}):
-        names += _changed(before.get(name), after.get(name), f"{prefix}.{name}" if prefix else name)
-    return names
+        if not record.is_file():
+            _write_text(record, json.dumps(self._determinants()))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -15,7 +15,6 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import (
     Demonstration,
     OfflinePair,
-    RatedAnswer,
     assistant,
     content_id,
     derived_seed,
@@ -63,12 +62,13 @@ def load_offline_data(data: DataSettings, seed: int) -> OfflineData:
 
 
 def flipped(pairs: list[OfflinePair], rate: float, seed: int) -> list[OfflinePair]:
-    """Returns the pairs with round(rate * n) of them, chosen by seed, swapped and marked; scores follow their texts."""
+    """Returns the pairs with round(rate * n) of them, chosen by seed, swapped and marked; ids and scores follow their texts."""
     chosen = set(random.Random(derived_seed("flip", seed)).sample(range(len(pairs)), round(rate * len(pairs))))
     return [
         pair.model_copy(
             update={
                 "chosen": pair.rejected, "rejected": pair.chosen, "swapped": True,
+                "chosen_id": pair.rejected_id, "rejected_id": pair.chosen_id,
                 "score_chosen": pair.score_rejected, "score_rejected": pair.score_chosen,
             }
         )
@@ -147,8 +147,7 @@ def _some(kept: list[T], name: str, loaded: OfflineData) -> list[T]:
 def _golden(demonstrations: list[Demonstration]) -> list[OfflinePair]:
     """Returns training rows whose prompts are those of the demonstrations; the golden answer is chosen and rejected."""
     return _unique(
-        OfflinePair(prompt_id=row.prompt_id, prompt=row.prompt, chosen=row.completion, rejected=row.completion, source=row.source)
-        for row in demonstrations
+        OfflinePair.of(row.prompt_id, row.prompt, row.completion, row.completion, source=row.source) for row in demonstrations
     )
 
 
@@ -175,12 +174,10 @@ def _tiny_world(data: DataSettings, seed: int) -> OfflineData:
 def _world_pairs(name: str, rows: list[PairRow]) -> list[OfflinePair]:
     """Returns the tiny world's rows in the form of all pairs."""
     return _unique(
-        OfflinePair(
-            prompt_id=content_id(user(row["prompt"])), prompt=user(row["prompt"]),
-            chosen=assistant(row["chosen"]), rejected=assistant(row["rejected"]),
-            score_chosen=row["score_chosen"], score_rejected=row["score_rejected"],
+        OfflinePair.of(
+            content_id(user(row["prompt"])), user(row["prompt"]), assistant(row["chosen"]), assistant(row["rejected"]),
+            score_chosen=row["score_chosen"], score_rejected=row["score_rejected"], answers=row["answers"],
             source=f"tiny_world {name} row {number}",
-            answers=[RatedAnswer(text=text, score=score) for text, score in row["answers"]],
         )
         for number, row in enumerate(rows, 1)
     )  # fmt: skip
@@ -226,11 +223,14 @@ def _raw_rows(
 
 
 def _unique(pairs: Iterable[OfflinePair]) -> list[OfflinePair]:
-    """Returns the pairs with distinct prompt ids: the second of a repeated prompt gets '#2' behind its id."""
+    """Returns the pairs with distinct prompt ids: the second of a repeated prompt gets '#2' behind its id.
+
+    The ids of its completions follow, so that equal texts of two rows are two completions of the score store.
+    """
     seen: Counter[str] = Counter()
     result = []
     for pair in pairs:
         seen[pair.prompt_id] += 1
         count = seen[pair.prompt_id]
-        result.append(pair if count == 1 else pair.model_copy(update={"prompt_id": f"{pair.prompt_id}#{count}"}))
+        result.append(pair if count == 1 else pair.renamed(f"{pair.prompt_id}#{count}"))
     return result

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import Demonstration, Messages, OfflinePair, RatedAnswer, assistant, content_id, derived_seed, user
+from handbook_ext.core.records import Demonstration, Messages, OfflinePair, assistant, content_id, derived_seed, user
 from handbook_ext.data.row_checks import RawRow, Rules, Unusable, messages, need, refuse_empty, refuse_tie, score
 
 # A turn begins a paragraph: "Human:" inside a sentence or after a single line break is text.
@@ -72,8 +72,8 @@ def plain_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
     scores = [score(where, name, row.get(name)) for name in ("score_chosen", "score_rejected")]
     if scores[0] is not None and scores[0] == scores[1]:
         refuse_tie(where, f"chosen and rejected have the same score {scores[0]}", rules)
-    return OfflinePair(
-        prompt_id=str(row.get("prompt_id") or content_id(prompt)), prompt=prompt, chosen=chosen, rejected=rejected,
+    return OfflinePair.of(
+        str(row.get("prompt_id") or content_id(prompt)), prompt, chosen, rejected,
         score_chosen=scores[0], score_rejected=scores[1], source=where,
     )  # fmt: skip
 
@@ -94,26 +94,27 @@ def rated_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
     if not instruction.strip():
         raise Unusable("empty prompt")
     scored = [(each.get("response") or "", score(where, "overall_score", each.get("overall_score"))) for each in completions]
-    rated = [RatedAnswer(text=text, score=score) for text, score in scored if score is not None]
+    rated = [(text, score) for text, score in scored if score is not None]
     if not rules.drop_empty:
-        for answer in rated:
-            refuse_empty(where, {"rated": answer.text}, rules)
-    answers = sorted((answer for answer in rated if answer.text.strip()), key=lambda answer: -answer.score)
+        for text, _ in rated:
+            refuse_empty(where, {"rated": text}, rules)
+    answers = sorted(((text, score) for text, score in rated if text.strip()), key=lambda answer: -answer[1])
     if len(answers) < 2:
         raise Unusable("fewer than two rated answers" if len(rated) < 2 else "empty answers leave fewer than two")
-    best, worse = answers[0], [answer for answer in answers if answer.score < answers[0].score]
+    best, best_score = answers[0]
+    worse = [answer for answer in answers if answer[1] < best_score]
     if not worse:
-        refuse_tie(where, f"all {len(answers)} rated answers have the same score {best.score}", rules)
-    others = [answer for answer in worse or answers[1:] if answer.text != best.text]
+        refuse_tie(where, f"all {len(answers)} rated answers have the same score {best_score}", rules)
+    others = [answer for answer in worse or answers[1:] if answer[0] != best]
     if not others:
         raise Unusable("chosen equals rejected")
     prompt = user(instruction)
     prompt_id = content_id(prompt)
     draw = random.Random(derived_seed("rejected", rules.seed, prompt_id)).random()
-    other = others[int(draw * len(others))]
-    return OfflinePair(
-        prompt_id=prompt_id, prompt=prompt, chosen=assistant(best.text), rejected=assistant(other.text),
-        score_chosen=best.score, score_rejected=other.score, answers=answers, source=where,
+    other, other_score = others[int(draw * len(others))]
+    return OfflinePair.of(
+        prompt_id, prompt, assistant(best), assistant(other),
+        score_chosen=best_score, score_rejected=other_score, answers=answers, source=where,
     )  # fmt: skip
 
 
@@ -136,9 +137,7 @@ def transcript_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
     refuse_empty(where, {"chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"]}, rules)
     for turn in prompt:
         refuse_empty(where, {"turn": turn["content"]}, rules)
-    return OfflinePair(
-        prompt_id=content_id(prompt), prompt=prompt, chosen=chosen[-1:], rejected=rejected[-1:], source=where
-    )  # fmt: skip
+    return OfflinePair.of(content_id(prompt), prompt, chosen[-1:], rejected[-1:], source=where)
 
 
 def summary_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
@@ -160,9 +159,7 @@ def summary_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
     refuse_empty(where, {"chosen": chosen, "rejected": rejected}, rules)
     if chosen == rejected:
         raise Unusable("chosen equals rejected")
-    return OfflinePair(
-        prompt_id=content_id(prompt), prompt=prompt, chosen=assistant(chosen), rejected=assistant(rejected), source=where
-    )  # fmt: skip
+    return OfflinePair.of(content_id(prompt), prompt, assistant(chosen), assistant(rejected), source=where)
 
 
 FORMS: dict[str, Callable[[str, RawRow, Rules], OfflinePair]] = {

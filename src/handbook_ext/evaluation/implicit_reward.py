@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from handbook_ext.core.records import Messages, completion_id
+from handbook_ext.core.records import Answer, Messages
 from handbook_ext.objectives.metrics import correlation, rank_correlation
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.forward import PrefixShared, prefix_shared
@@ -19,43 +19,43 @@ HEAD_CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Text:
-    """A completion with the ranker's reward; `side` is chosen, rejected or sample."""
+class ScoredCompletion:
+    """An answer to a prompt with the ranker's reward; `side` is chosen, rejected or sample."""
 
     prompt_id: str
-    side: str
     prompt: Messages
-    completion: Messages
+    side: str
+    answer: Answer
     reward: float
 
 
 def implicit_rewards(
-    policy: PreTrainedModel, first: PreTrainedModel, texts: list[Text], encoder: ChatEncoder
+    policy: PreTrainedModel, initial_policy: PreTrainedModel, completions: list[ScoredCompletion], encoder: ChatEncoder
 ) -> list[dict[str, Any]]:
-    """Returns for each text log pi - log pi_first in nats, summed over its tokens, beside its reward and tokens.
+    """Returns for each completion log pi - log pi_initial in nats, summed over its tokens, beside its reward and tokens.
 
-    Texts whose prompt is too long are left out.
+    Completions whose prompt is too long are left out.
     """
     groups: dict[str, TextGroup] = {}
-    for text in texts:
-        groups.setdefault(text.prompt_id, TextGroup(text.prompt_id, text.prompt)).add(text.completion)
-    ours, theirs = (_sums(model, list(groups.values()), encoder) for model in (policy, first))
+    for each in completions:
+        groups.setdefault(each.prompt_id, TextGroup(each.prompt_id, each.prompt)).add(each.answer)
+    ours, theirs = (_sums(model, list(groups.values()), encoder) for model in (policy, initial_policy))
     rows = []
-    for text in texts:
-        name = completion_id(text.prompt_id, text.prompt, text.completion)
+    for each in completions:
+        name = each.answer.completion_id
         if name in ours:
             (total, tokens), (before, _) = ours[name], theirs[name]
             rows.append(
                 {
-                    "prompt_id": text.prompt_id, "side": text.side, "log_ratio": total - before, "tokens": tokens,
-                    "reward": text.reward,
+                    "prompt_id": each.prompt_id, "side": each.side, "log_ratio": total - before, "tokens": tokens,
+                    "reward": each.reward,
                 }
             )  # fmt: skip
     return rows
 
 
 def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the rows with what they tell: how implicit rewards go with true ones and with length, and how far the policy is.
+    """Returns the rows, the correlation of implicit reward with the ranker's reward and with length, and an estimate of the KL.
 
     Correlations are over the held-out chosen and rejected answers (SeRA, figure 3); `kl` is the mean log-ratio of the
     policy's own samples, in nats per answer: an estimate of the KL divergence from the first policy, exact in expectation

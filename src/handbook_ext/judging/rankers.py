@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -27,6 +27,15 @@ class Verdict:
     score: float
     truncated: bool = False
     failed: bool = False
+
+
+class Unjudged(NamedTuple):
+    """A candidate before its judgement: who wrote it, the number of its sample, its text and its id."""
+
+    origin: Origin
+    sample: int | None
+    text: str
+    completion_id: str
 
 
 class Ranker(Protocol):
@@ -111,27 +120,26 @@ def open_ranker(run: Path, rank: RankSettings, *, device: torch.device) -> Ranke
     )  # fmt: skip
 
 
-def ranking(prompt_id: str, prompt: Messages, candidates: list[tuple[Origin, int | None, str, Verdict]]) -> Ranking:
+def ranking(prompt_id: str, prompt: Messages, candidates: Sequence[tuple[Unjudged, Verdict]]) -> Ranking:
     """Returns the candidates with ranks: 1 is the largest score, equal scores share the better rank."""
-    scores = [-math.inf if verdict.failed else verdict.score for *_, verdict in candidates]
+    scores = [-math.inf if verdict.failed else verdict.score for _, verdict in candidates]
     ranked = [
         Candidate(
-            origin=origin, sample=sample, text=text, score=verdict.score, truncated=verdict.truncated, failed=verdict.failed,
-            rank=1 + sum(score > (-math.inf if verdict.failed else verdict.score) for score in scores),
+            origin=candidate.origin, sample=candidate.sample, text=candidate.text, completion_id=candidate.completion_id,
+            score=verdict.score, truncated=verdict.truncated, failed=verdict.failed,
+            rank=1 + sum(score > own for score in scores),
         )
-        for origin, sample, text, verdict in candidates
+        for (candidate, verdict), own in zip(candidates, scores, strict=True)
     ]  # fmt: skip
     ties = sum(scores.count(score) > 1 for score in scores)
     return Ranking(prompt_id=prompt_id, prompt=prompt, candidates=ranked, ties=ties)
 
 
-def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> list[tuple[Origin, int | None, str]]:
+def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> list[Unjudged]:
     """Returns a prompt's candidates in the order of the official code: samples, then the offline chosen and rejected, if any."""
-    texts: list[tuple[Origin, int | None, str]] = [("on_policy", row.sample, row.text) for row in samples]
-    if offline is None:
-        return texts
-    texts += [("offline", None, side[-1]["content"]) for side in (offline.chosen, offline.rejected)]
-    return texts
+    found = [Unjudged("on_policy", row.sample, row.text, row.completion_id) for row in samples]
+    sides = [] if offline is None else [offline.chosen_answer, offline.rejected_answer]
+    return found + [Unjudged("offline", None, side.text, side.completion_id) for side in sides]
 
 
 def fitted_ranker(run: Path, rank: RankSettings) -> Path | None:

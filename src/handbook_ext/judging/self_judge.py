@@ -1,4 +1,4 @@
-"""The policy as its own judge (SRLM): it is asked for 0 to 5 points, and the points are read out of what it answers."""
+"""The policy as its own judge (SRLM, arXiv 2401.10020): it is asked for 0 to 5 points, which are parsed from its reply."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def rubric_text(name: str | None) -> str | None:
 
 @dataclass
 class SelfJudge:
-    """Asks a policy for points, greedily; a judgement without readable points is a failed verdict, counted by the stage."""
+    """Asks a policy for points, decoded greedily; a judgement without readable points is a failed verdict.
+
+    rubric: the Jinja text of the question, None for the default.
+    """
 
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -38,24 +41,25 @@ class SelfJudge:
     batch_size: int
 
     def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
-        """Returns points from 0 to 5, by the rubric; questions of similar length share a batch."""
+        """Returns a verdict per prompt and completion, with 0 to 5 points by the rubric; one too long to ask about is failed."""
         questions = [render(conversation(prompt), text, self.rubric) for prompt, text in items]
         ids = [self.encoder.prompt_ids([{"role": "user", "content": each}], "a judgement") for each in questions]
-        order = sorted((place for place, each in enumerate(ids) if each is not None), key=lambda place: len(ids[place] or []))
+        # Questions of similar length share a batch, so that little padding is computed.
+        order = sorted((index for index, each in enumerate(ids) if each is not None), key=lambda index: len(ids[index] or []))
         verdicts = [Verdict(0.0, failed=True)] * len(items)
-        for places in batched(order, self.batch_size):
+        for indices in batched(order, self.batch_size):
             samples = sample_batch(
-                self.policy, self.tokenizer, [Request(ids[place] or [], 0) for place in places], temperature=0.0, top_p=1.0,
+                self.policy, self.tokenizer, [Request(ids[index] or [], 0) for index in indices], temperature=0.0, top_p=1.0,
                 max_new_tokens=self.max_new_tokens, end_ids=self.encoder.end_ids(),
             )  # fmt: skip
-            for place, sample in zip(places, samples, strict=True):
+            for index, sample in zip(indices, samples, strict=True):
                 points = parse_points(sample.text)
-                verdicts[place] = Verdict(0.0, failed=True) if points is None else Verdict(points)
+                verdicts[index] = Verdict(0.0, failed=True) if points is None else Verdict(points)
         return verdicts
 
 
 def conversation(prompt: Messages) -> str:
-    """Returns a prompt as the judge reads it: a single turn as it is, several with their roles."""
+    """Returns a prompt as the judge reads it: the text of a single message, several messages with their roles."""
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

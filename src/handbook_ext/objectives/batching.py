@@ -70,3 +70,16 @@ def accumulation_steps(global_batch_size: int, per_device: int, processes: int) 
             f"per_device_train_batch_size {per_device} = {per_device * processes}; change one of the three, or the launch"
         )
     return global_batch_size // (per_device * processes)
+
+
+def fitting_micro_batch(global_batch_size: int, at_most: int, processes: int) -> int:
+    """Returns the largest micro-batch of at most that many pairs whose multiples meet the global batch on every process.
+
+    Raises ValueError where the processes cannot share the global batch equally.
+    """
+    if global_batch_size % processes:
+        raise ValueError(
+            f"global_batch_size {global_batch_size} cannot be divided by {processes} processes; change one of the two"
+        )
+    share = global_batch_size // processes
+    return next(size for size in range(min(at_most, share), 0, -1) if share % size == 0)

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from handbook_ext.objectives.losses import LOSSES, exploration_term
+from handbook_ext.objectives.reward_form import RewardForm
 
-from handbook_ext.objectives.losses import dpo_loss, exploration_term, ipo_loss, orpo_loss, rdpo_loss, simpo_loss, slic_loss
-from handbook_ext.objectives.reward_form import RewardForm, reward_form
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ALPHA_SCALES = ("alpha_beta", "alpha")
+EXPLORE_FORMS = ("log_ratio", "log_prob")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A preference loss with SELM's exploration term; the names are those of a recipe's `train` section."""
+    """A preference loss with SELM's exploration term; the names are those of a recipe's `train` section.
+
+    loss_type: a name of LOSSES. beta: strength of the tie to the reference model (simpo: scale of the reward, orpo: weight of
+    the odds ratio). options: what else the loss takes, `LOSSES[loss_type].options` lists it. alpha: SELM's optimism, 0 for
+    none. alpha_scale: factor of the exploration term, alpha * beta (Eq. 4.2, official code) or alpha (Algorithm 1).
+    explore_form: the term on log-ratios (official code) or log-probs (paper); the gradients are equal.
+    Raises ValueError for an unknown loss, option, scale or form, and for beta or alpha out of range.
+    """
 
     loss_type: str = "sigmoid"
     beta: float = 0.1
+    options: Mapping[str, Any] = field(default_factory=dict)
     alpha: float = 0.0
     alpha_scale: str = "alpha_beta"
     explore_form: str = "log_ratio"
-    label_smoothing: float = 0.0
-    ipo_log_prob: str = "mean"
-    gamma_beta_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses what no loss could be made of."""
+        for name, known in (("loss_type", tuple(LOSSES)), ("alpha_scale", ALPHA_SCALES), ("explore_form", EXPLORE_FORMS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of: {', '.join(known)}")
+        taken = LOSSES[self.loss_type].options
+        if unknown := sorted(self.options.keys() - taken.keys()):
+            raise ValueError(f"the loss {self.loss_type} has no option {unknown[0]!r}; it has: {', '.join(taken) or 'none'}")
+        if not (self.beta > 0 and self.alpha >= 0):
+            raise ValueError(f"beta is {self.beta} and alpha {self.alpha}, but beta must be above 0, and alpha 0 or more")
+        self.reward_form  # noqa: B018 - An option of the form may be unknown: raised here, not at the first step.
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Objective:
+        """Returns the objective of a recipe's `train` section, or of any mapping with such names; other entries are ignored.
+
+        The section has the options of all losses side by side, so those of other losses are ignored too.
+        """
+        values = {each.name: settings[each.name] for each in fields(cls) if each.name in settings and each.name != "options"}
+        loss_type = values.get("loss_type", cls.loss_type)
+        taken = LOSSES[loss_type].options if loss_type in LOSSES else {}
+        return cls(**values, options={name: settings[name] for name in taken if name in settings})
 
     @property
     def reward_form(self) -> RewardForm:
-        """Returns what the loss is made of."""
-        return reward_form(self.loss_type, self.ipo_log_prob)
+        """Returns the form of the rewards that the loss takes."""
+        return LOSSES[self.loss_type].reward_form(self.options)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Returns whether log-probs of the reference model enter the loss."""
+        return self.reward_form.reference or (self.alpha > 0 and self.explore_form == "log_ratio")
 
     def losses(
         self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, tokens: tuple[Tensor, Tensor], explored: Tensor
@@ -37,7 +76,8 @@ class Objective:
         same under the reference model. tokens: of chosen and rejected, (B,) each. explored (B,): 1 where the pair has an
         explored sample.
         """
-        losses = self._preference(*self.rewards(logprobs, reference, tokens))
+        chosen, rejected = self.rewards(logprobs, reference, tokens)
+        losses = LOSSES[self.loss_type](chosen, rejected, beta=self.beta, options=self.options)
         if self.alpha == 0:
             return losses
         term = logprobs[2] - reference[2] if self.explore_form == "log_ratio" else logprobs[2]
@@ -46,24 +86,7 @@ class Objective:
     def rewards(
         self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, tokens: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Returns the measure of chosen and rejected, (B,) each: log-ratios or log-probs, summed or means over tokens."""
-        chosen, rejected = (logprobs[side] - reference[side] if self.reward_form.reference else logprobs[side] for side in (0, 1))
-        return (chosen / tokens[0], rejected / tokens[1]) if self.reward_form.length_normalized else (chosen, rejected)
-
-    def _preference(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Returns the preference loss of each pair, (B,), from the measures of its two completions."""
-        match self.loss_type:
-            case "sigmoid":
-                return dpo_loss(chosen, rejected, beta=self.beta, label_smoothing=self.label_smoothing)
-            case "robust":
-                return rdpo_loss(chosen, rejected, beta=self.beta, label_smoothing=self.label_smoothing)
-            case "ipo":
-                return ipo_loss(chosen, rejected, beta=self.beta)
-            case "hinge":
-                return slic_loss(chosen, rejected, beta=self.beta)
-            case "simpo":
-                return simpo_loss(chosen, rejected, beta=self.beta, gamma_beta_ratio=self.gamma_beta_ratio)
-            case "orpo":
-                return orpo_loss(chosen, rejected, beta=self.beta)
-            case other:
-                raise ValueError(f"no preference loss is called {other!r}")
+        """Returns the rewards of chosen and rejected without beta, (B,) each, in the form that the loss takes."""
+        form = self.reward_form
+        chosen, rejected = (logprobs[side] - reference[side] if form.reference else logprobs[side] for side in (0, 1))
+        return (chosen / tokens[0], rejected / tokens[1]) if form.length_normalized else (chosen, rejected)

@@ -1,4 +1,4 @@
-"""What a preference loss, and the margins of its pairs, are made of."""
+"""What the reward of a completion is in a preference loss, and in the margins of its pairs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ class RewardForm:
     length_normalized: bool = False
 
     def value(self, policy: float, reference: float, tokens: int) -> float:
-        """Returns the measure of one completion from its summed log-probs under policy and reference, in nats."""
+        """Returns the reward of one completion, without beta, from its summed log-probs under policy and reference, in nats."""
         value = policy - reference if self.reference else policy
         return value / tokens if self.length_normalized else value
 
 
-def reward_form(loss_type: str, ipo_log_prob: str = "mean") -> RewardForm:
-    """Returns what a loss is made of: simpo and orpo have no reference and take means, ipo takes means unless told."""
-    if loss_type in ("simpo", "orpo"):
-        return RewardForm(reference=False, length_normalized=True)
-    return RewardForm(length_normalized=loss_type == "ipo" and ipo_log_prob == "mean")
+def summed_log_ratios() -> RewardForm:
+    """Returns the form of DPO's implicit reward: log pi(y|x) - log pi_ref(y|x), summed over tokens."""
+    return RewardForm()
+
+
+def mean_log_probs() -> RewardForm:
+    """Returns the form of SimPO's reward: log pi(y|x) per token, without a reference."""
+    return RewardForm(reference=False, length_normalized=True)
+
+
+def ipo_log_ratios(*, ipo_log_prob: str = "mean") -> RewardForm:
+    """Returns the form of IPO's reward: log-ratios per token, as TRL has them, or with `sum` summed, as the paper has them."""
+    if ipo_log_prob not in ("mean", "sum"):
+        raise ValueError(f"ipo_log_prob is {ipo_log_prob!r}, but must be mean or sum")
+    return RewardForm(length_normalized=ipo_log_prob == "mean")

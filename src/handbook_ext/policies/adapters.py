@@ -1,4 +1,4 @@
-"""Low-rank adapters (PEFT): put around a policy, switched off, merged into it, and read back from a folder or the hub."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685, with PEFT): added to a policy, disabled, merged into it, saved and loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from handbook_ext.recipes.settings import LoraSettings
 
 ADAPTER = "adapter"  # A policy's sub-folder that holds its last adapter.
 CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"
-LONGEST = 240  # Characters of a library's error that are passed on.
+ERROR_LENGTH = 240  # Characters of a library's error message that a UserError repeats.
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,17 @@ def find_adapter(source: str, revision: str | None) -> AdapterFiles | None:
     config = _file(source, CONFIG, revision)
     if config is None:
         return None
-    told = json.loads(config.read_text())
-    base = told.get("base_model_name_or_path")
+    values = json.loads(config.read_text())
+    base = values.get("base_model_name_or_path")
     if not base:
         raise UserError(f"{source}: this adapter names no base (base_model_name_or_path in {CONFIG}); give the merged policy")
     if _file(source, WEIGHTS, revision) is None:
         raise UserError(f"{source}: this adapter has no {WEIGHTS}; save it anew with peft, which writes safetensors")
-    # The adapters of a run name their base from where they lie, so that a run may be moved.
+    # Adapters that a run trained name their base relative to their own folder, so that a run can be moved as a whole; others
+    # name a hub id, or a folder relative to where the command runs.
     beside = os.path.normpath(config.parent / base)
-    own = os.path.isdir(beside) or (base.startswith(".") and not os.path.isdir(base))
-    return AdapterFiles(source, config.parent, beside if own else base, told.get("revision"))
+    relative = os.path.isdir(beside) or (base.startswith(".") and not os.path.isdir(base))
+    return AdapterFiles(source, config.parent, beside if relative else base, values.get("revision"))
 
 
 def load_adapter(adapter: AdapterFiles, load_base: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -75,32 +76,33 @@ def load_adapter(adapter: AdapterFiles, load_base: Callable[[], PreTrainedModel]
         base = load_base()
     except UserError as error:
         raise UserError(f"{adapter.source}: the base of this adapter cannot be had: {error}") from None
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    tied = None not in ends and ends[0].weight is ends[1].weight
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    tied = None not in (embeddings, head) and embeddings.weight is head.weight
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")  # A layer would keep a random adapter.
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # Their layers would keep random adapters.
             policy = PeftModel.from_pretrained(base, str(adapter.folder), torch_device="cpu")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserWarning) as error:
-        told = " ".join(f"{error}".split())[:LONGEST] or type(error).__name__
-        raise UserError(f"{adapter.source}: this adapter does not fit its base {adapter.base} ({told})") from None
+        reason = " ".join(f"{error}".split())[:ERROR_LENGTH] or type(error).__name__
+        raise UserError(f"{adapter.source}: this adapter does not fit its base {adapter.base} ({reason})") from None
     if not hasattr(policy.base_model, "merge_and_unload"):
         kind = policy.active_peft_config.peft_type.value
         raise UserError(f"{adapter.source}: an adapter of type {kind} cannot be merged into its base; give one of type LORA")
-    if tied and any(isinstance(end, BaseTunerLayer) for end in _ends(policy)):
+    if tied and any(isinstance(layer, BaseTunerLayer) for layer in _embeddings_and_head(policy)):
         raise UserError(
             f"{adapter.source}: the base shares its embeddings with its head, and this adapter changes one of the two, so "
             "merging would change the other as well; untie the base, or give a merged policy"
         )
-    with gather_params_ctx(list(policy.parameters())):  # Only ZeRO-3 has anything to gather.
+    with gather_params_ctx(list(policy.parameters())):  # Does nothing except under ZeRO-3, which shards them.
         return merged(policy)
 
 
 def adapted(policy: PreTrainedModel, lora: LoraSettings, seed: int, arguments: TrainingArguments | None = None) -> PeftModel:
-    """Returns the policy wrapped with fresh adapters, by seed, which alone are trainable; it first gives the same log-probs.
+    """Returns the policy with new adapters, drawn by seed, as the only trainable weights.
 
-    arguments: those of the training, whose gradient checkpointing is made fit for frozen weights.
-    Raises UserError for a target that is no linear layer, and names those that there are.
+    W becomes W + (alpha / r) B A with B = 0, so that log-probs are at first those of the policy itself (arXiv 2106.09685,
+    section 4.1). arguments: those of the training, adjusted so that gradient checkpointing works with frozen weights. Raises
+    UserError for a target that is no linear layer, and lists those that are.
     """
     _check_targets(policy, lora.target_modules)
     torch.manual_seed(seed)
@@ -111,23 +113,24 @@ def adapted(policy: PreTrainedModel, lora: LoraSettings, seed: int, arguments: T
     # ZeRO-3 gathers small weights into one buffer, which must be of one type; elsewhere adapters are fp32 on any base.
     wrapped = get_peft_model(policy, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if arguments is not None and arguments.gradient_checkpointing:
-        wrapped.enable_input_require_grads()  # A checkpointed block without one input in need of gradients gives none.
+        # A checkpointed block passes no gradient on unless one of its inputs requires one; frozen embeddings do not.
+        wrapped.enable_input_require_grads()
         if arguments.ddp_find_unused_parameters is None:
             arguments.ddp_find_unused_parameters = False
-        if is_deepspeed_zero3_enabled():  # TRL issue 2514: frozen weights are gone again when blocks are recomputed.
+        if is_deepspeed_zero3_enabled():  # TRL issue 2514: ZeRO-3 has released frozen weights when a block is recomputed.
             arguments.gradient_checkpointing_kwargs = {**(arguments.gradient_checkpointing_kwargs or {}), "use_reentrant": True}
     return wrapped
 
 
 def adapter_off(policy: PeftModel) -> AbstractContextManager[None]:
-    """Returns a context in which a wrapped policy is its base; TypeError for a plain policy, whose base is not known."""
+    """Returns a context in which a policy with adapters computes as its base; raises TypeError for a policy without adapters."""
     if not isinstance(policy, PeftModel):
         raise TypeError(f"a plain {type(policy).__name__} has no adapter to turn off")
     return policy.disable_adapter()
 
 
 def merged(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Returns the plain policy with its adapter added into its weights, in place, all of it trainable; a plain one as it is."""
+    """Returns the policy with its adapter added to its weights, in place, all of it trainable; one without adapters unchanged."""
     if not isinstance(policy, PeftModel):
         return policy
     plain: PreTrainedModel = policy.merge_and_unload()
@@ -137,33 +140,34 @@ def merged(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def save_adapted(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str | None) -> None:
     """Writes the adapter to folder/adapter, then the merged policy and the training log to the folder itself.
 
-    base: what the adapter belongs on, a hub id or a path from folder/adapter; None where it is nowhere on disk. The trainer's
-    model is plain afterwards. The first process writes, all must call.
+    base: the policy under the adapter, as a hub id or a path relative to folder/adapter; None where it is not on disk. The
+    trainer's model has no adapters afterwards. All processes must call this, the first one writes.
     """
-    inside = folder / ADAPTER
-    trainer.save_model(str(inside))
+    adapter_folder = folder / ADAPTER
+    trainer.save_model(str(adapter_folder))
     with gather_params_ctx(list(trainer.model.parameters()), modifier_rank=None):
         if trainer.is_world_process_zero():
-            for name in ("training_args.bin", "README.md"):  # A pickle, and a card with a path of this machine.
-                (inside / name).unlink(missing_ok=True)
-            _rewrite_config(inside / CONFIG, base)
-            tokenizer.save_pretrained(inside)
+            for name in ("training_args.bin", "README.md"):  # A pickle, and a model card that names a local path.
+                (adapter_folder / name).unlink(missing_ok=True)
+            _rewrite_config(adapter_folder / CONFIG, base)
+            tokenizer.save_pretrained(adapter_folder)
             merged(trainer.model).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
 
 
 def _rewrite_config(path: Path, base: str | None) -> None:
-    """Writes an adapter's configuration so that equal adapters have equal files: peft writes its sets in any order."""
-    told: dict[str, Any] = json.loads(path.read_text())
-    told |= {"base_model_name_or_path": base, "target_modules": sorted(told["target_modules"])}
-    path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    """Writes an adapter's configuration so that equal adapters have equal files: peft writes its sets in arbitrary order."""
+    config: dict[str, Any] = json.loads(path.read_text())
+    config |= {"base_model_name_or_path": base, "target_modules": sorted(config["target_modules"])}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _check_targets(policy: PreTrainedModel, targets: list[str] | None) -> None:
-    """Raises UserError for a target that names no linear layer inside the policy; the head is none, it has no adapter."""
+    """Raises UserError for a target that names no linear layer inside the policy; the LM head is not one, it gets no adapter."""
     head = policy.get_output_embeddings()
     layers = [name for name, part in policy.named_modules() if isinstance(part, torch.nn.Linear | Conv1D) and part is not head]
+    # As in peft, a target names a layer by its full path or by the end of it.
     unknown = [each for each in targets or [] if not any(f".{name}".endswith(f".{each}") for name in layers)]
     if unknown or targets == []:
         what = f"'{unknown[0]}' is no linear layer inside" if unknown else "an empty list leaves nothing to train in"
@@ -171,13 +175,13 @@ def _check_targets(policy: PreTrainedModel, targets: list[str] | None) -> None:
         raise UserError(f"model.lora.target_modules: {what} this {policy.config.model_type}; it has: {names}; null takes all")
 
 
-def _ends(policy: PeftModel) -> tuple[Any, Any]:
-    """Returns the modules that hold the embeddings and the head, wrapped where the adapter changes them."""
+def _embeddings_and_head(policy: PeftModel) -> tuple[Any, Any]:
+    """Returns the embeddings and the LM head, each as a tuner layer where the adapter changes it."""
     return policy.get_base_model().get_input_embeddings(), policy.get_base_model().get_output_embeddings()
 
 
 def _file(source: str, name: str, revision: str | None) -> Path | None:
-    """Returns a file of a folder, or of a hub id, downloaded; None where it is not to be had."""
+    """Returns a file of a folder, or of a hub id after downloading it; None where it does not exist or cannot be reached."""
     if Path(source).is_dir():
         return found if (found := Path(source, name)).is_file() else None
     found = cached_file(

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import PreferencePair, completion_id
+from handbook_ext.core.records import PreferencePair
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.packing import EncodedPair
 
@@ -52,16 +52,18 @@ def encode_pairs(pairs: list[PreferencePair], encoder: ChatEncoder, *, explore: 
         if prompt is None:
             result.dropped["prompt too long"] += 1
             continue
-        texts = [pair.chosen, pair.rejected, *([pair.explore] if explore and pair.explore else [])]
-        chosen, rejected, *sample = (encoder.completion_ids(pair.prompt, text, len(prompt)) for text in texts)
+        texts = [(pair.chosen, pair.chosen_id), (pair.rejected, pair.rejected_id)]
+        if explore and pair.explore and pair.explore_id:
+            texts.append((pair.explore, pair.explore_id))
+        chosen, rejected, *sample = (encoder.completion_ids(pair.prompt, text, len(prompt)) for text, _ in texts)
         if chosen == rejected:
             result.dropped["chosen equals rejected after truncation"] += 1
             continue
         encoded = EncodedPair(prompt, chosen, rejected, sample[0] if sample else None)
         names: list[str] = [""] * len(encoded.completions)
-        for text, ids in zip(texts, (chosen, rejected, *sample), strict=True):
-            place = encoded.completions.index(ids)
-            names[place] = names[place] or completion_id(pair.prompt_id, pair.prompt, text)
+        for (_, name), ids in zip(texts, (chosen, rejected, *sample), strict=True):
+            index = encoded.completions.index(ids)  # Texts that truncation makes equal are one, under the first one's id.
+            names[index] = names[index] or name
         result.pairs.append(encoded)
         result.ids.append(names)
         if sample:

@@ -1,4 +1,4 @@
-"""The processes of a launch: which of them this is, its device, and what only the first one does."""
+"""The processes of a launch: the rank and device of this one, and what the first one alone does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from handbook_ext.recipes.settings import ModelSettings
 
 @dataclass(frozen=True)
 class Launch:
-    """One process of a launch."""
+    """One process of a launch: its rank, how many there are, and its device."""
 
     rank: int
     processes: int
@@ -29,24 +29,26 @@ class Launch:
 
     @property
     def main(self) -> bool:
-        """Returns whether this is the process that publishes."""
+        """Returns whether this is the first process, which alone writes artifacts and reports progress."""
         return self.rank == 0
 
     def finished(self, stage: Stage) -> bool:
-        """Returns Stage.finished of the first process to all of them; its UserError stops them all."""
-        told: list[Any] = [None, None]
+        """Returns what Stage.finished returns in the first process; a UserError there ends all processes."""
+        # Processes that looked for themselves could disagree while the first one publishes, and wait for each other forever.
+        status: list[Any] = [None, None]  # Whether the stage is finished; the message of a UserError.
         if self.main:
             try:
-                told = [stage.finished(), None]
+                status = [stage.finished(), None]
             except UserError as error:
-                told = [None, str(error)]
+                status = [None, str(error)]
         if self.processes > 1:
-            broadcast_object_list(told)
-        if told[1] is not None:
+            broadcast_object_list(status)
+        finished, message = status
+        if message is not None:
             if self.main:
-                raise UserError(told[1])
+                raise UserError(message)
             sys.exit(2)
-        return bool(told[0])
+        return bool(finished)
 
     @property
     def sharded(self) -> bool:
@@ -56,20 +58,21 @@ class Launch:
     def training_dtype(self, model: ModelSettings) -> str:
         """Returns the type of the weights in training, and so in scoring.
 
-        bf16 weights would round away steps of 5e-7, so they are fp32, but for DeepSpeed's and for those under adapters.
+        Weights are fp32, since bf16 (8 significant bits) rounds steps of a learning rate like 5e-7 away. They keep the
+        recipe's type under DeepSpeed, which holds fp32 copies itself, and under adapters, which leave them frozen.
         """
         return model.dtype if self.sharded or model.lora is not None else "float32"
 
     def precision(self, bf16: bool) -> AbstractContextManager[Any]:
-        """Returns the context in which training runs its forward: bf16 autocast where a recipe asks for it."""
+        """Returns the context of a training forward pass: bf16 autocast where the recipe asks for it, not under DeepSpeed."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16 and not self.sharded)
 
     def wait(self) -> None:
-        """Waits until every process is here."""
+        """Returns once every process has called this."""
         PartialState().wait_for_everyone()
 
     def progress(self, what: str, unit: str) -> Any:
-        """Returns a function that shows an iterable's rate and time left, on the first process alone."""
+        """Returns a function that wraps an iterable and shows its rate and time left, on the first process alone."""
 
         def show(items: Iterable[Any]) -> Iterable[Any]:
             """Wraps the iterable."""
@@ -79,9 +82,9 @@ class Launch:
 
 
 def begin() -> Launch:
-    """Returns this process's place; to be called before anything else uses torch.
+    """Returns this process of the launch; to be called before anything else uses torch.
 
-    Denormal numbers are flushed to zero: small fp32 models train two to three times slower with them on a CPU.
+    Denormal numbers are flushed to zero: on a CPU, small fp32 models train two to three times slower with them.
     """
     torch.set_flush_denormal(True)
     state = PartialState(cpu=not torch.cuda.is_available())

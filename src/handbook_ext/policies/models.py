@@ -1,9 +1,10 @@
-"""Loading and building policies and tokenizers, and the hash that names a policy."""
+"""Loading and building policies and tokenizers, and the hash that identifies a policy."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from handbook_ext.core.artifacts import checkpoint_files, read_manifest, sha256_of
+from handbook_ext.core.artifacts import checkpoint_files, sha256_of, weights_hash
 from handbook_ext.core.errors import UserError
 from handbook_ext.policies.adapters import AdapterFiles, find_adapter, load_adapter
 from handbook_ext.policies.chat import apply_template
@@ -28,20 +29,11 @@ from handbook_ext.recipes.settings import ModelSettings
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-def policy_source(settings: ModelSettings, run: Path, policy_from: str | None) -> tuple[str, Path | None]:
-    """Returns what to load and, for a policy that the run trained, the artifact to verify."""
-    if policy_from is None:
-        if settings.name_or_path is None:
-            raise UserError("model.name_or_path is not set, so there is no policy to start from")
-        return settings.name_or_path, None
-    artifact = run / policy_from / "policy"
-    return str(artifact), artifact
-
-
 def load_policy(source: str, settings: ModelSettings, *, trained_here: bool) -> PreTrainedModel:
-    """Returns the policy in evaluation mode with dropout off; `own` policies of the run have no revision.
+    """Returns the policy in evaluation mode with dropout off, in the type and attention of the settings.
 
-    A folder or hub id that holds an adapter gives its base with the adapter merged.
+    trained_here: a stage of the run made it, so that the recipe's hub revision does not concern it. A folder or hub id that
+    holds an adapter gives its base with the adapter merged. Raises UserError where the policy cannot be loaded.
     """
     kwargs: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype),
@@ -49,7 +41,7 @@ def load_policy(source: str, settings: ModelSettings, *, trained_here: bool) -> 
         "trust_remote_code": settings.trust_remote_code,
         "revision": None if trained_here else settings.revision,
     }
-    with _explained(source):
+    with loading_errors(source):
         adapter = find_adapter(source, kwargs["revision"])
         if adapter is not None:
             return load_adapter(
@@ -62,11 +54,11 @@ def load_policy(source: str, settings: ModelSettings, *, trained_here: bool) -> 
 
 
 def load_tokenizer(source: str, settings: ModelSettings, *, trained_here: bool) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer with a chat template and a pad token; own policies carry the recipe's template already.
+    """Returns the tokenizer with a chat template and a pad token; policies trained here were saved with the recipe's template.
 
-    An adapter without a tokenizer of its own has that of its base.
+    An adapter without a tokenizer of its own has that of its base. Raises UserError where there is none or it cannot be used.
     """
-    with _explained(source):
+    with loading_errors(source):
         adapter = find_adapter(source, None if trained_here else settings.revision)
         if adapter is not None and not (adapter.folder / "tokenizer_config.json").is_file():
             return load_tokenizer(adapter.base, _of_base(settings, adapter), trained_here=False)
@@ -76,50 +68,48 @@ def load_tokenizer(source: str, settings: ModelSettings, *, trained_here: bool) 
     apply_template(tokenizer, None if trained_here else settings.chat_template, source)
     if tokenizer.eos_token is None:
         raise UserError(f"{source}: the tokenizer has no end token; set eos_token in its tokenizer_config.json")
+    # Padding is masked everywhere and never a target, so the end token can stand in for it.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def policy_hash(source: str, settings: ModelSettings) -> str:
-    """Returns the hash of a policy's weights and configuration: of a folder's files, or of a hub commit's name.
+def policy_hash(source: str, settings: ModelSettings, hash_of: Callable[[Path], str] = sha256_of) -> str:
+    """Returns the sha256 of a policy's weights and configuration: of a folder's files, or of a hub id with its commit.
 
-    That of an adapter is made of its files' and its base's.
+    The hash of an adapter combines those of its files and of its base. Raises UserError where the policy cannot be found.
     """
-    with _explained(source):
+    with loading_errors(source):
         adapter = find_adapter(source, settings.revision)
     if adapter is not None:
-        base = policy_hash(adapter.base, _of_base(settings, adapter))
+        base = policy_hash(adapter.base, _of_base(settings, adapter), hash_of)
         return hashlib.sha256(f"{adapter.sha256}\n{base}".encode()).hexdigest()
     folder = Path(source)
     if folder.is_dir():
-        files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-        return hashlib.sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()
-    with _explained(source):
+        found = weights_hash({file.name: hash_of(file) for file in (*folder.glob("*.safetensors"), folder / "config.json")})
+        if found is None:
+            raise UserError(f"{source}: has no safetensors file; save the checkpoint anew with save_pretrained, which writes one")
+        return found
+    with loading_errors(source):
         config = Path(str(cached_file(source, "config.json", revision=settings.revision)))
-    commit = config.parent.name  # The cache keeps each commit's files in a folder that is called like it.
+    commit = config.parent.name  # The hub's cache names a snapshot's folder after its commit.
     return hashlib.sha256(f"{source}@{commit}".encode()).hexdigest()
 
 
-def external_checkpoint_hashes(source: str, settings: ModelSettings) -> dict[str, str]:
-    """Returns what vouches for a policy that no stage of the run made: its hash, and those of a local folder's other files.
+def external_checkpoint_hashes(
+    source: str, settings: ModelSettings, hash_of: Callable[[Path], str] = sha256_of
+) -> dict[str, str]:
+    """Returns the content hashes of a checkpoint that no stage of the run made: its policy hash, and its other local files.
 
-    The tokenizer and the chat template are among them.
+    The other files hold the tokenizer and the chat template, which change what a policy generates as much as weights do.
     """
-    told, folder = {"policy": policy_hash(source, settings)}, Path(source)
+    hashes, folder = {"policy": policy_hash(source, settings, hash_of)}, Path(source)
     others = [path for path in checkpoint_files(folder) if path.suffix != ".safetensors"] if folder.is_dir() else []
-    return told | {f"{path.parent.name}/{path.name}": sha256_of(path) for path in others}
-
-
-def named_policy_hash(run: Path, name: str, settings: ModelSettings) -> str:
-    """Returns the hash of a run's policy by name (start, sft, iter<N>) without need of its weights."""
-    if name == "start":
-        return policy_hash(str(settings.name_or_path), settings)
-    return str(read_manifest(run / name / "policy")["policy"])
+    return hashes | {f"{path.parent.name}/{path.name}": hash_of(path) for path in others}
 
 
 def _of_base(settings: ModelSettings, adapter: AdapterFiles) -> ModelSettings:
-    """Returns the settings with which an adapter's base is loaded: the recipe's revision is the adapter's own."""
+    """Returns the settings for an adapter's base: the recipe's revision is of the adapter, the base has the one that it names."""
     return settings.model_copy(update={"revision": adapter.base_revision})
 
 
@@ -131,7 +121,10 @@ def without_dropout(config: Any) -> None:
 
 
 def build_policy(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """Returns a policy with fresh weights, by seed, in the recipe's architecture and the tokenizer's vocabulary."""
+    """Returns a policy with random weights, by seed, in the recipe's architecture with the tokenizer's vocabulary.
+
+    Raises UserError for an architecture that transformers cannot build.
+    """
     values = dict(settings.architecture or {})
     kind = values.pop("model_type", None)
     try:
@@ -149,12 +142,13 @@ def build_policy(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, se
 
 
 def train_tokenizer(texts: Iterable[str], settings: ModelSettings) -> PreTrainedTokenizerFast:
-    """Returns a byte-level BPE tokenizer of at most `tokenizer_vocab_size` entries, with the recipe's chat template."""
+    """Returns a byte-level BPE tokenizer of at most `tokenizer_vocab_size` entries, with a chat template."""
     size = settings.tokenizer_vocab_size
     if size is None:
         raise UserError("model.tokenizer_vocab_size is not set, so there is no tokenizer to train")
     bpe = Tokenizer(models.BPE(unk_token=None))
-    # A space at the head of each line, undone in decoding: a word that begins an answer is the token it is elsewhere.
+    # BPE tokens hold the space before a word. A space at the head of each line, undone in decoding, gives a word that begins
+    # a completion the same token as elsewhere; a small model would have to learn it twice.
     bpe.normalizer = normalizers.Replace(Regex(r"\n(?=[^\n])"), "\n ")
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
@@ -171,20 +165,15 @@ def train_tokenizer(texts: Iterable[str], settings: ModelSettings) -> PreTrained
     return tokenizer
 
 
-class _explained:
-    """Turns what the libraries raise for a checkpoint that cannot be had into one line."""
-
-    def __init__(self, source: str) -> None:
-        """Takes what is being loaded."""
-        self.source = source
-
-    def __enter__(self) -> None:
-        """Does nothing."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Raises UserError in place of the libraries' errors."""
-        if isinstance(error, OSError | ValueError | KeyError | ImportError) and not isinstance(error, UserError):
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"{self.source}: cannot be loaded ({first}); check the name, the network and your access, or give a folder"
-            ) from None
+@contextmanager
+def loading_errors(source: str) -> Iterator[None]:
+    """Returns a context that raises UserError, in one line, for what the libraries raise when a checkpoint cannot be loaded."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{source}: cannot be loaded ({reason}); check the name, the network and your access, or give a folder"
+        ) from None

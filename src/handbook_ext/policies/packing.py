@@ -16,7 +16,10 @@ NO_COMPLETION = -1
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A pair as token ids with the log-probs (nats, summed) of the reference model; explore may equal another text."""
+    """A preference pair as token ids, with the reference model's log-probs of chosen, rejected and explore (nats, summed).
+
+    `explore` is SELM's explored sample; it may equal chosen or rejected, and is None where there is none.
+    """
 
     prompt: list[int]
     chosen: list[int]
@@ -26,13 +29,13 @@ class EncodedPair:
 
     @property
     def completions(self) -> list[list[int]]:
-        """Returns the distinct completions; an `explore` that is also chosen or rejected is there once."""
+        """Returns the distinct completions; an `explore` that equals chosen or rejected is not repeated, nor computed twice."""
         extra = [self.explore] if self.explore not in (None, self.chosen, self.rejected) else []
         return [self.chosen, self.rejected, *[ids for ids in extra if ids is not None]]
 
     @property
     def explore_index(self) -> int:
-        """Returns which of `completions` the explored sample is, or NO_COMPLETION."""
+        """Returns the index in `completions` of the explored sample, or NO_COMPLETION."""
         return NO_COMPLETION if self.explore is None else self.completions.index(self.explore)
 
     def __len__(self) -> int:
@@ -42,7 +45,7 @@ class EncodedPair:
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A prompt with any number of distinct completions, as token ids, to be scored; no pair is meant."""
+    """A prompt with any number of distinct completions, as token ids, for scoring; they have no preference among them."""
 
     prompt: list[int]
     completions: list[list[int]]
@@ -57,10 +60,10 @@ class EncodedGroup:
 class PackedRows:
     """Prefix-shared rows ready for a model.
 
-    input_ids, positions (R, L); pair, part (R, L): which pair a token belongs to (-1 is padding) and which part of it (0
-    the prompt, k > 0 the k-th completion). predictors (N,) index the flattened (R * L) states that predict targets (N,);
-    owner (N,) in 0..S-1 is the completion of each target. chosen, rejected, explore (B,) index completions; explore may be
-    NO_COMPLETION. completion_tokens (S,).
+    input_ids, positions (R, L). pair, part (R, L): which pair a token belongs to (-1 is padding) and which part of it (0 the
+    prompt, k > 0 the k-th completion). predictors (N,): indices into the flattened (R * L) states that predict targets (N,).
+    owner (N,) in 0..S-1: the completion of each target. chosen, rejected, explore (B,): indices of completions; explore may
+    be NO_COMPLETION. completion_tokens (S,): tokens of each completion.
     """
 
     input_ids: Tensor
@@ -79,11 +82,11 @@ class PackedRows:
         """Returns the same rows on a device."""
         return PackedRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
-    def cut(self, run: slice) -> PackedRows:
-        """Returns some rows, cut to the longest of them; what belongs to completions stays that of all rows."""
-        width = int((self.pair[run] >= 0).sum(1).max())
+    def cut(self, chunk: slice) -> PackedRows:
+        """Returns a chunk of the rows, cut to the longest of them, (r, l); tensors over completions stay those of all rows."""
+        width = int((self.pair[chunk] >= 0).sum(1).max())
         names = ("input_ids", "positions", "pair", "part")
-        return replace(self, **{name: getattr(self, name)[run, :width] for name in names})
+        return replace(self, **{name: getattr(self, name)[chunk, :width] for name in names})  # (R, L) -> (r, l)
 
     @property
     def padding_share(self) -> float:
@@ -94,10 +97,10 @@ class PackedRows:
 def pack(pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, one_row: bool = False) -> PackedRows:
     """Returns the rows of a micro-batch: one padded row per pair, or all pairs in one row (for a block-sparse mask).
 
-    Raises ValueError for an empty prompt or completion, which has nothing to predict from or to predict.
+    Raises ValueError for an empty prompt, from which nothing can be predicted, or an empty completion.
     """
     rows: list[_Row] = []
-    ends: list[tuple[int, int, int]] = []
+    sides: list[tuple[int, int, int]] = []  # Of each pair, the completions that are chosen, rejected and explore.
     completions = 0
     for number, pair in enumerate(pairs):
         if not pair.prompt or not all(pair.completions):
@@ -106,11 +109,11 @@ def pack(pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, one_row: b
             rows.append(_Row())
         rows[-1].add(number, pair, completions)
         explore = pair.explore_index
-        ends.append((completions, completions + 1, completions + explore if explore >= 0 else NO_COMPLETION))
+        sides.append((completions, completions + 1, completions + explore if explore >= 0 else NO_COMPLETION))
         completions += len(pair.completions)
     length = max(len(row.ids) for row in rows)
-    predictors = [r * length + place for r, row in enumerate(rows) for place in row.predictors]
-    chosen, rejected, explored = torch.tensor(ends).unbind(1)
+    predictors = [r * length + index for r, row in enumerate(rows) for index in row.predictors]  # In a row -> in (R * L).
+    chosen, rejected, explored = torch.tensor(sides).unbind(1)  # (B, 3) -> 3 x (B,)
     owner = torch.tensor([owner for row in rows for owner in row.owners])
     return PackedRows(
         input_ids=_table([row.ids for row in rows], length, pad_id),
@@ -133,15 +136,15 @@ def may_attend(rows: PackedRows) -> Tensor:
     pair, part = rows.pair, rows.part
     length = pair.shape[1]
     order = torch.arange(length, device=pair.device)
-    causal = order[:, None] >= order[None, :]
-    same_pair = (pair[:, :, None] == pair[:, None, :]) & (pair[:, :, None] >= 0)
-    visible = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])
-    itself = torch.eye(length, dtype=torch.bool, device=pair.device)
-    return ((causal & same_pair & visible) | itself)[:, None]
+    causal = order[:, None] >= order[None, :]  # (L, L), query by key
+    same_pair = (pair[:, :, None] == pair[:, None, :]) & (pair[:, :, None] >= 0)  # (R, L, L)
+    visible = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])  # (R, L, L)
+    itself = torch.eye(length, dtype=torch.bool, device=pair.device)  # (L, L)
+    return ((causal & same_pair & visible) | itself)[:, None]  # (R, L, L) -> (R, 1, L, L), the same for all heads
 
 
 class _Row:
-    """A row that grows pair by pair."""
+    """A row under construction: pairs are appended one by one."""
 
     def __init__(self) -> None:
         """Starts empty."""
@@ -154,19 +157,24 @@ class _Row:
         self.owners: list[int] = []
 
     def add(self, number: int, pair: EncodedPair | EncodedGroup, first_completion: int) -> None:
-        """Appends the prompt and the distinct completions of a pair; positions restart behind the prompt."""
+        """Appends the prompt and the distinct completions of a pair; `first_completion` is the index of its first one.
+
+        Each completion continues the positions of the prompt, as if it followed it directly: with the mask of `may_attend`
+        its log-prob is then what a row of its own would give.
+        """
         size = len(pair.prompt)
         last_of_prompt = len(self.ids) + size - 1
         self._extend(pair.prompt, 0, number, 0)
         for k, ids in enumerate(pair.completions):
             start = len(self.ids)
+            # The state at a position predicts the next token, so the prompt's last one predicts each completion's first.
             self.predictors += [last_of_prompt, *range(start, start + len(ids) - 1)]
             self.targets += ids
             self.owners += [first_completion + k] * len(ids)
             self._extend(ids, size, number, k + 1)
 
     def _extend(self, ids: list[int], position: int, number: int, part: int) -> None:
-        """Appends one part of a pair."""
+        """Appends one part of a pair, its positions counted from `position`."""
         self.ids += ids
         self.positions += range(position, position + len(ids))
         self.pairs += [number] * len(ids)
@@ -174,5 +182,5 @@ class _Row:
 
 
 def _table(rows: list[list[int]], length: int, fill: int) -> Tensor:
-    """Returns ragged rows as one (R, length) tensor."""
+    """Returns rows of different length as one (R, length) tensor, filled up on the right."""
     return torch.tensor([row + [fill] * (length - len(row)) for row in rows])

@@ -1,4 +1,4 @@
-"""Recipes checked against the settings; each mistake is told in one line: where, what, what is allowed."""
+"""Recipes checked against the settings; each mistake is one line: where, what, what is allowed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BOUNDS = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "up to", "
 
 
 def validated(tree: Tree, iteration: str = "") -> Recipe:
-    """Returns the typed settings; `iteration` is told in the error where the values include its overrides.
+    """Returns the typed settings; `iteration` stands in the error where the values include its overrides.
 
     Raises:
         UserError: a section or setting is unknown or missing, or a value is of another type, out of range or
@@ -39,9 +39,9 @@ def validated(tree: Tree, iteration: str = "") -> Recipe:
         return Recipe.model_validate(tree.values)
     except ValidationError as error:
         first = min(error.errors(include_url=False), key=lambda each: _ORDER.get(each["type"], 1))
-        place, message = _explained(first["type"], first["loc"], first, tree)
+        key, message = _explained(first["type"], first["loc"], first, tree)
         within = f"{iteration}: " if iteration else ""
-        raise UserError(f"{tree.where(place)}: {within}{message}") from None
+        raise UserError(f"{tree.where(key)}: {within}{message}") from None
 
 
 def dotted(key: Key) -> str:
@@ -49,7 +49,7 @@ def dotted(key: Key) -> str:
     return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in key).lstrip(".")
 
 
-def told(value: Any) -> str:
+def written(value: Any) -> str:
     """Returns a value as YAML would show it, shortened."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
@@ -66,11 +66,11 @@ def _explained(kind: str, loc: Key, error: Any, tree: Tree) -> tuple[Key, str]:
         purpose = _schema(loc).get("description", "")
         owner = f"{dotted(loc[:-1])} needs the setting" if loc[:-1] else "a recipe needs the section"
         return loc, f"{owner} '{loc[-1]}'" + (f" ({purpose})" if purpose else "") + "; add it"
-    key, value = _written(loc, tree)
+    key, value = _found_value(loc, tree)
     schema = _schema(key)
     choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
     hint = nearest(value, map(str, choices)) if isinstance(value, str) else ""
-    return key, f"{dotted(key)}: {told(value)} is not {_allowed(schema)}{hint}"
+    return key, f"{dotted(key)}: {written(value)} is not {_allowed(schema)}{hint}"
 
 
 def _unknown(loc: Key) -> str:
@@ -91,7 +91,7 @@ def mentioned(message: str, loc: Key, tree: Tree) -> Key:
     return [*own, *named, loc][0]
 
 
-def _written(loc: Key, tree: Tree) -> tuple[Key, Any]:
+def _found_value(loc: Key, tree: Tree) -> tuple[Key, Any]:
     """Returns the part of a location that exists in the recipe (pydantic adds names of types), and its value."""
     value: Any = tree.values
     for depth, name in enumerate(loc):

@@ -1,7 +1,12 @@
-"""What a recipe asks of its launch: a file that exists, and batches that its processes can meet."""
+"""Where a run is launched: an accelerate configuration that exists, and batches that its processes can meet.
+
+The recipe names a launch; `LAUNCH=` and `GPUS=` replace it. Neither is part of a run's identity: a global batch is met by
+another micro-batch and another accumulation, and gives the same gradient.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -11,32 +16,52 @@ from handbook_ext.recipes.settings import OptimizerSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Tree, nearest, shown
 
 
-def launched_processes(launch: str, tree: Tree, root: Path) -> int:
-    """Returns how many processes a launch starts; a UserError names those there are where it does not exist."""
+@dataclass(frozen=True)
+class Launch:
+    """A launch configuration by name, its processes, and whether the command line replaced what the recipe says."""
+
+    name: str
+    processes: int
+    replaced: bool = False
+    gpus: int | None = None
+
+
+def launch_of(stated: str, tree: Tree, root: Path, *, launch: str | None = None, gpus: int | None = None) -> Launch:
+    """Returns where a run is launched; a UserError names the configurations that there are."""
     files = {path.stem: path for path in (root / "accelerate").glob("*.yaml")}
     known = sorted({"cpu", *files})
-    if launch not in known:
+    name = stated if launch is None else launch
+    if name not in known:
+        where = f"{tree.where(('launch',))}: launch" if launch is None else "LAUNCH"
         raise UserError(
-            f"{tree.where(('launch',))}: launch: '{launch}' is not a file of {shown(root / 'accelerate')}"
-            f"{nearest(launch, known)}; it has: {', '.join(known)}"
+            f"{where}: '{name}' is not a file of {shown(root / 'accelerate')}{nearest(name, known)}; it has: {', '.join(known)}"
         )
-    if launch == "cpu":
-        return 1
-    told = yaml.safe_load(files[launch].read_text(encoding="utf-8")) or {}
-    return int(told.get("num_processes", 1))
+    if name == "cpu" and gpus not in (None, 1):
+        raise UserError(f"GPUS: the launch cpu has one process, not {gpus}; give LAUNCH=ddp as well, or another of several GPUs")
+    if gpus is not None:
+        return Launch(name, gpus, replaced=True, gpus=gpus)
+    if name == "cpu":
+        return Launch(name, 1, replaced=launch is not None)
+    config = yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}
+    return Launch(name, int(config.get("num_processes", 1)), replaced=launch is not None)
 
 
-def check_batches(settings: Recipe, tree: Tree, processes: int, iteration: str = "") -> None:
-    """Raises UserError where a global batch is no multiple of the processes times their micro-batch."""
+def check_batches(settings: Recipe, tree: Tree, launch: Launch, iteration: str = "") -> None:
+    """Raises UserError where a global batch is no multiple of the processes, or of processes times the stated micro-batch.
+
+    Where the command line chose the launch, the micro-batch follows from it: `per_device_train_batch_size` is then the most.
+    """
     sections: dict[str, OptimizerSettings | None] = {"sft": settings.sft, "train": settings.train}
     for name, section in sections.items():
         if section is None:
             continue
-        at_once = processes * section.per_device_train_batch_size
+        micro_batch = 1 if launch.replaced else section.per_device_train_batch_size
+        at_once = launch.processes * micro_batch
         if section.global_batch_size % at_once:
             within = f"{iteration}: " if iteration else ""
+            by = "" if launch.replaced else f" x per_device_train_batch_size {micro_batch} = {at_once}"
             raise UserError(
                 f"{tree.where((name, 'global_batch_size'))}: {within}{name}.global_batch_size {section.global_batch_size} cannot "
-                f"be divided by {processes} processes x per_device_train_batch_size {section.per_device_train_batch_size} = "
-                f"{at_once}; change one of the three, or the launch"
+                f"be divided by {launch.processes} processes{by}; change one of {'the two' if launch.replaced else 'the three'}, "
+                "or the launch"
             )

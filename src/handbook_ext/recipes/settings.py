@@ -22,6 +22,7 @@ from handbook_ext.recipes.settings_stages import (
     SelectSettings,
     TrainSettings,
 )
+from handbook_ext.selection.rules import needs_of
 
 __all__ = [
     "ENGINES_HERE", "FITTED", "RANKERS_HERE", "DataSettings", "EvaluateSettings", "FitSettings", "GenerateSettings",
@@ -63,13 +64,14 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _learnable(self) -> Recipe:
         """Raises when the objective and the selection of pairs contradict each other."""
+        needs = needs_of(self.select)
         if not self.train.reward_form.reference:
             if self.train.alpha > 0 and self.train.explore_form == "log_ratio":
                 raise ValueError(
                     f"train.loss_type {self.train.loss_type} has no reference model, but train.explore_form log_ratio needs one; "
                     "set explore_form: log_prob"
                 )
-            if self.select.rule == "sera" and self.select.margin_reference == "start":
+            if needs.margins and self.select.margin_reference == "start":
                 raise ValueError(
                     f"train.loss_type {self.train.loss_type} has no reference model, so its margins have none: "
                     "remove select.margin_reference"
@@ -78,13 +80,12 @@ class Recipe(Section):
             raise ValueError(f"train.label_smoothing belongs to loss_type sigmoid and robust, not to {self.train.loss_type}")
         if self.select.rule == "against_chosen" and self.rank.candidates == "samples":
             raise ValueError("select.rule against_chosen compares with the offline answers; set rank.candidates: all")
-        if self.select.rule == "sera" and self.select.keep_by == "score_gap" and self.data.form in ("hh_rlhf", "tldr"):
+        if needs.scores and self.data.form in ("hh_rlhf", "tldr"):
             raise ValueError(f"select.keep_by score_gap needs scores, which data of the form {self.data.form} do not have")
         if self.health.max_kl is not None and not self.evaluate.implicit_reward:
             raise ValueError("health.max_kl needs evaluate.implicit_reward: true, which measures it")
-        judged = self.select.rule in ("best_and_worst", "against_chosen") and self.rank.candidates == "samples"
-        own = self.select.rule == "sera" and self.select.bootstrap > 0
-        if (judged or own) and (self.generate.num_completions < 2 or self.generate.temperature == 0):
+        samples_alone = (needs.rankings and self.rank.candidates == "samples") or needs.sample_margins
+        if samples_alone and (self.generate.num_completions < 2 or self.generate.temperature == 0):
             raise ValueError(
                 "pairs of the policy's own samples need at least two that differ: set generate.num_completions to 2 or more, and "
                 "generate.temperature above 0"

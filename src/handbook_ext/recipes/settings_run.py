@@ -96,12 +96,13 @@ class OptimizerSettings(Section):
     """Names and meanings of transformers.TrainingArguments; the batch is stated once, globally."""
 
     learning_rate: Rate = Field(description="peak learning rate")
-    num_train_epochs: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="passes over the data")
+    learning_rate_factor: Rate = Field(1.0, description="what the peak is multiplied by, for an iteration that lowers it")
+    num_train_epochs: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="epochs")
     global_batch_size: Positive = Field(description="examples per optimizer step, over all devices")
     per_device_train_batch_size: Positive = Field(description="examples per device and micro-batch")
     max_length: Annotated[int, Field(ge=8)] = Field(description="tokens of prompt and completion together")
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
-        "cosine", description="course of the learning rate"
+        "cosine", description="learning-rate schedule"
     )
     warmup_ratio: Fraction = Field(0.1, description="share of the steps in which the learning rate rises")
     optim: Literal["adamw_torch", "adamw_torch_fused", "rmsprop"] = Field("adamw_torch", description="optimizer")

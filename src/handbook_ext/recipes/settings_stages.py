@@ -6,12 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from handbook_ext.objectives.reward_form import RewardForm, reward_form
-from handbook_ext.recipes.section import Fraction, Limit, Positive, Rate, Section, Temperature
+from handbook_ext.objectives.losses import LOSSES
+from handbook_ext.objectives.objective import Objective
+from handbook_ext.objectives.reward_form import RewardForm
+from handbook_ext.recipes.section import Fraction, Limit, OneOf, Positive, Rate, Section, Temperature
 from handbook_ext.recipes.settings_run import OptimizerSettings
+from handbook_ext.selection.rules import KEEP_BY, RULES
 
 RANKERS_HERE = ("oracle", "reward_model", "self")
-FITTED = "fitted "  # How the name of a judge begins that a run fits itself.
+FITTED = "fitted "  # How the id of a reward model begins that a run fits itself.
 ENGINES_HERE = ("transformers",)
 
 
@@ -21,7 +24,7 @@ class GenerateSettings(Section):
     engine: Literal["transformers", "vllm"] = Field("transformers", description="what runs the policy")
     num_completions: Positive = Field(1, description="completions per prompt")
     temperature: Temperature = Field(0.0, description="0 is greedy")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the sampling law")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the sampling distribution")
     max_new_tokens: Positive = Field(1024, description="tokens per completion at most")
     batch_size: Positive = Field(64, description="sequences generated together")
 
@@ -30,7 +33,7 @@ class FitSettings(Section):
     """Bradley-Terry training of the recipe's own reward model, when `rank.model` names none."""
 
     learning_rate: Rate = Field(5e-4, description="peak learning rate")
-    num_train_epochs: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="passes over the offline pairs")
+    num_train_epochs: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="epochs over the offline pairs")
     global_batch_size: Positive = Field(32, description="pairs per optimizer step")
     per_device_train_batch_size: Positive = Field(8, description="pairs per device and micro-batch")
     save_steps: Positive = Field(100, description="optimizer steps between two checkpoints to resume from")
@@ -71,25 +74,22 @@ class ScoreSettings(Section):
 class SelectSettings(Section):
     """How preference pairs are made."""
 
-    rule: Literal["dataset", "best_and_worst", "against_chosen", "sera", "curriculum", "gold_over_sample"] = Field(
-        "best_and_worst",
-        description="dataset keeps the original labels; best_and_worst is SELM's rule A, against_chosen its rule B; review is "
-        "SeRA; curriculum is Curry-DPO; gold_over_sample is SPIN",
+    rule: Annotated[str, OneOf(RULES)] = Field(
+        "best_and_worst", description="; ".join(f"{name}: {rule.summary}" for name, rule in RULES.items())
     )
     explore: bool = Field(True, description="keep sample 0 of each prompt for the exploration term")
     explore_as_chosen: Literal["keep", "skip"] = Field(
         "keep", description="what to do with the exploration term of a pair whose chosen is the explored sample"
     )
-    keep: Fraction = Field(0.7, description="review: offline pairs kept, K, as a share of N")
-    keep_by: Literal["margin", "score_gap", "log_prob", "chosen_log_prob", "random", "chosen_length"] = Field(
+    keep: Fraction = Field(0.7, description="sera: offline pairs kept, K, as a share of N")
+    keep_by: Annotated[str, OneOf(KEEP_BY)] = Field(
         "margin",
-        description="review: what the kept pairs are the largest in: implicit reward margin, gap of the data's scores, log-prob "
-        "margin of the policy, log-prob of chosen, a seeded draw, or words of chosen less rejected",
+        description="sera: what the kept pairs are the largest in. " + "; ".join(f"{k}: {v.summary}" for k, v in KEEP_BY.items()),
     )
-    bootstrap: Fraction = Field(0.3, description="review: pairs of the policy's own samples, K~, as a share of N")
-    gamma: Fraction = Field(0.3, description="review: weight of the margin of the policy before (Eq. 7); 0 is no ensemble")
+    bootstrap: Fraction = Field(0.3, description="sera: pairs of the policy's own samples, K~, as a share of N")
+    gamma: Fraction = Field(0.3, description="sera: weight of the margin of the policy before (Eq. 7); 0 is no ensemble")
     margin_reference: Literal["previous", "start"] = Field(
-        "previous", description="review: reference of a policy's margin: the one it was trained against, or the first"
+        "previous", description="sera: reference of a policy's margin: the one it was trained against, or the first"
     )
     rejected_rank: Literal[1, 2, 3] = Field(
         1, description="curriculum: the rejected answer's place from the worst of the rated ones"
@@ -99,8 +99,8 @@ class SelectSettings(Section):
 class TrainSettings(OptimizerSettings):
     """Preference optimisation of one iteration."""
 
-    loss_type: Literal["sigmoid", "robust", "ipo", "hinge", "simpo", "orpo"] = Field(
-        "sigmoid", description="TRL's names: sigmoid is DPO (cDPO with label_smoothing), robust is rDPO, hinge is SLiC-HF"
+    loss_type: Annotated[str, OneOf(LOSSES)] = Field(
+        "sigmoid", description="; ".join(f"{name}: {loss.summary}" for name, loss in LOSSES.items())
     )
     beta: Annotated[float, Field(gt=0)] = Field(
         description="strength of the tie to the reference model; simpo: scale of the reward; orpo: weight of the odds ratio"
@@ -125,19 +125,19 @@ class TrainSettings(OptimizerSettings):
     @property
     def reward_form(self) -> RewardForm:
         """Returns what the loss, and with it the margin of a pair, is made of."""
-        return reward_form(self.loss_type, self.ipo_log_prob)
+        return Objective.from_settings(self.model_dump()).reward_form
 
     @property
     def needs_reference(self) -> bool:
         """Tells whether log-probs of the reference model enter the loss."""
-        return self.reward_form.reference or (self.alpha > 0 and self.explore_form == "log_ratio")
+        return Objective.from_settings(self.model_dump()).needs_reference
 
 
 class EvaluateSettings(Section):
     """Sampling of the held-out prompts, and who judges it."""
 
     temperatures: list[Temperature] = Field(default=[0.0, 0.7], min_length=1, description="one decoding each")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the sampling law")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the sampling distribution")
     prompts: Positive | None = Field(None, description="held-out prompts used; null is all")
     max_new_tokens: Positive = Field(1024, description="tokens per completion at most")
     batch_size: Positive = Field(64, description="sequences generated together")
@@ -147,7 +147,7 @@ class EvaluateSettings(Section):
 
 
 class HealthSettings(Section):
-    """Limits on the preference data of an iteration; what goes beyond one stops the run before the next iteration."""
+    """Limits on the preference data of an iteration; exceeding one stops the run before the next iteration."""
 
     max_tied_prompts: Fraction | None = Field(None, description="share of judged prompts whose best and worst score are equal")
     max_identical_pairs: Fraction | None = Field(None, description="share of pairs dropped because both texts are equal")

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ Key = tuple[str | int, ...]
 """The names, and positions in lists, that lead to a value of a recipe."""
 
 DEEPEST = 16
+FILE_KEYS = ("base", "paper")  # What a file says of itself; its children do not inherit it.
 _FLOAT = "tag:yaml.org,2002:float"
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _NUMBER = re.compile(
@@ -61,6 +63,15 @@ class Tree:
         while key not in self.marks:
             key = key[:-1]
         return self.marks[key]
+
+    def without(self, name: str) -> Tree:
+        """Returns the tree without a name at its top."""
+        values = {each: value for each, value in self.values.items() if each != name}
+        return Tree(values, {key: mark for key, mark in self.marks.items() if key[:1] != (name,)})
+
+    def inside(self) -> Tree:
+        """Returns the tree without the mark of its top, to be laid over another whose top stays where it is."""
+        return Tree(self.values, {key: mark for key, mark in self.marks.items() if key})
 
     def below(self, key: Key) -> Tree:
         """Returns the mapping at a key as a tree of its own."""
@@ -120,12 +131,13 @@ def read_recipe(path: Path) -> Tree:
         if place is not None and shown(place) in seen:
             circle = " -> ".join([*seen[seen.index(shown(place)) :], shown(place)])
             raise UserError(f"{tree.where(('base',))}: the bases form a cycle ({circle}); remove one `base:`")
-        tree.values.pop("base", None)
     result = Tree({}, {})
     while trees:
         child = trees.pop()
         _check_removals(result, child)
         result = merged(result, child)
+    for own in FILE_KEYS:
+        result = result.without(own)
     return result
 
 
@@ -159,17 +171,26 @@ def _parent(tree: Tree, path: Path) -> Path | None:
 
 
 def read_yaml(path: Path) -> Tree:
-    """Returns one YAML file as a tree, without its base.
+    """Returns one YAML file as a tree, without its base; a file that did not change is parsed once by a process.
 
     Raises:
         UserError: the file cannot be read, is not valid YAML, repeats a key, or is not a mapping.
 
     """
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
+        stat = path.stat()
+        tree = _read_yaml(path, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be read ({error.strerror}); check the path") from None
+    return Tree(dict(tree.values), dict(tree.marks))
+
+
+@lru_cache(maxsize=512)
+def _read_yaml(path: Path, mtime_ns: int, size: int) -> Tree:
+    """Returns the tree of a file of that time and size; nobody changes a tree."""
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
     except UnicodeDecodeError as error:
         raise UserError(f"{shown(path)}:1: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
@@ -183,6 +204,16 @@ def read_yaml(path: Path) -> Tree:
     if not isinstance(values, dict):
         raise UserError(f"{shown(path)}:1: is not a mapping; a recipe is lines of `section: {{key: value}}`")
     return Tree(values, marks)
+
+
+def parsed_value(text: str, source: str) -> Any:
+    """Returns what a text says as a value of a recipe; a UserError begins with its source where it is not valid YAML."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except (yaml.MarkedYAMLError, yaml.reader.ReaderError):
+        raise UserError(f"{source}: {text!r} is no value in YAML; quote it") from None
+    return None if node is None else _value(loader, node, (), Path(source), {})
 
 
 def _value(loader: _Loader, node: yaml.Node, key: Key, path: Path, marks: dict[Key, Mark]) -> Any:

@@ -1,6 +1,6 @@
-"""The health of an iteration: what its preference pairs and its training look like, and which limits of the recipe they pass.
+"""The health of an iteration: metrics of its preference pairs and its training, and which limits of the recipe they exceed.
 
-Lengths are in words, log-probs in nats. A measure is None where the iteration has nothing to measure it on.
+Lengths are in words, log-probs in nats. A metric is None where the iteration has nothing to compute it from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from handbook_ext.recipes.settings import HealthSettings
 
 Health = dict[str, float | None]
 
-# Each limit of the recipe: the measure it concerns, and whether it is the most (+1) or the least (-1) that is sound.
+# Each limit of the recipe: the metric that it bounds, from above (+1) or from below (-1).
 LIMITS = {
     "max_tied_prompts": ("tied_prompts", 1), "max_identical_pairs": ("identical_pairs", 1),
     "max_empty_completions": ("empty_completions", 1), "min_distinct_completions": ("distinct_completions", -1),
@@ -28,40 +28,46 @@ LIMITS = {
 
 
 def read_health(folder: Path) -> Health:
-    """Returns the health of a trained iteration from its files; completions, rankings and eval.json where there are any."""
+    """Returns the health of a trained iteration: from its pairs, samples, judgements, training log and evaluation."""
     pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
     manifest = read_manifest(folder / "pairs.jsonl")
-    found = pair_health(pairs, manifest)
-    # What the pairs were made from: other files may be left from another recipe of the same name.
+    health = pair_health(pairs, manifest)
+    # The manifest says what the pairs were made from. Files alone do not: another recipe of this name may have left them.
     if manifest["inputs"].keys() & {"completions.jsonl", "rankings.jsonl"}:
-        found |= sample_health(read_rows(folder / "completions.jsonl", Completion))
+        health |= sample_health(read_rows(folder / "completions.jsonl", Completion))
     if "rankings.jsonl" in manifest["inputs"]:
-        found |= judgement_health(read_rows(folder / "rankings.jsonl", Ranking))
+        health |= judgement_health(read_rows(folder / "rankings.jsonl", Ranking))
     state = folder / "policy" / "trainer_state.json"
     if state.is_file():
-        found |= training_health(json.loads(state.read_text())["log_history"])
+        health |= training_health(json.loads(state.read_text())["log_history"])
     evaluated = recorded_inputs(folder / "eval.json").get("policy")
+    # An evaluation of an earlier training of this iteration would report the KL of other weights.
     if evaluated is not None and evaluated == recorded_hash(folder / "policy"):
-        found["kl"] = (json.loads((folder / "eval.json").read_text()).get("implicit") or {}).get("kl")
-    return found
+        health["kl"] = (json.loads((folder / "eval.json").read_text()).get("implicit") or {}).get("kl")
+    return health
 
 
 def recorded_inputs(artifact: Path) -> dict[str, str]:
-    """Returns the hashes of what an artifact was made from, none where there is no artifact."""
+    """Returns the content hashes of an artifact's inputs by name, {} where there is no artifact."""
     return dict(read_manifest(artifact)["inputs"]) if manifest_path(artifact).is_file() else {}
 
 
 def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health:
-    """Returns what the pairs tell; `manifest` is theirs, with the counts of what selection left out."""
-    sides = {side: [float(_words(getattr(pair, side))) for pair in pairs] for side in ("chosen", "rejected")}
+    """Returns lengths (words), shares and margins (nats) of the pairs; `manifest` is theirs, with what selection dropped.
+
+    Shares are in [0, 1] of the pairs, `swapped` of those with an offline label, `identical_pairs` of the rows that selection
+    read. `length_gap` is the mean length of chosen less that of rejected.
+    """
+    words = {side: [float(_words(getattr(pair, side))) for pair in pairs] for side in ("chosen", "rejected")}
+    # Length bias: the correlation of length with being chosen (1) rather than rejected (0), over all completions.
     labels = [1.0] * len(pairs) + [0.0] * len(pairs)
     offline = [pair for pair in pairs if pair.chosen_origin == "offline"]
     counts, margins = manifest["counts"], manifest.get("margins", {})
     identical = counts.get("dropped", {}).get("chosen equals rejected", 0)
     return {
         "pairs": float(len(pairs)),
-        "length_gap": fmean(sides["chosen"]) - fmean(sides["rejected"]),
-        "length_correlation": correlation(labels, [*sides["chosen"], *sides["rejected"]]),
+        "length_gap": fmean(words["chosen"]) - fmean(words["rejected"]),
+        "length_correlation": correlation(labels, [*words["chosen"], *words["rejected"]]),
         "identical_pairs": identical / max(1, counts["in"]),
         "on_policy_chosen": fmean(pair.chosen_origin == "on_policy" for pair in pairs),
         "swapped": fmean(pair.swapped for pair in offline) if offline else None,
@@ -72,7 +78,7 @@ def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health
 
 
 def sample_health(completions: list[Completion]) -> Health:
-    """Returns what the samples tell."""
+    """Returns the shares of distinct, empty and truncated completions: distinct per prompt, then a mean over prompts."""
     texts: dict[str, list[str]] = defaultdict(list)
     for row in completions:
         texts[row.prompt_id].append(row.text)
@@ -84,7 +90,7 @@ def sample_health(completions: list[Completion]) -> Health:
 
 
 def judgement_health(rankings: list[Ranking]) -> Health:
-    """Returns what the ranker's scores tell."""
+    """Returns the share of prompts whose scores are all equal, and the share of candidates whose judgement failed."""
     scores = [[each.score for each in ranking.candidates if not each.failed] for ranking in rankings]
     every = [each for ranking in rankings for each in ranking.candidates]
     return {
@@ -94,30 +100,32 @@ def judgement_health(rankings: list[Ranking]) -> Health:
 
 
 def training_health(history: list[dict[str, Any]]) -> Health:
-    """Returns how far the log-prob of chosen and the margin are from the start: means over the last third of the logged steps.
+    """Returns the fall of chosen's log-prob, its implicit reward, and the margin, in nats: means of the last logged steps.
 
-    `chosen_fall` is in nats: from the start, or for a loss without a reference from the first third of the logged steps.
+    `chosen_fall` is from the starting weights, or for a loss without a reference model from the first third of the steps.
     """
     rows = [row for row in history if "logps/chosen" in row]
+    # One logged step is one batch, too noisy to stop a run for; hence a mean over a third of them.
     last = rows[-max(1, len(rows) // 3) :]
-    found: Health = {}
+    health: Health = {}
     keys = {"chosen_fall": "logps/chosen_fall", "chosen_reward": "rewards/chosen", "reward_margin": "rewards/margins"}
     for name, key in keys.items():
         values = [row[key] for row in last if key in row]
-        found[name] = fmean(values) if values else None
-    if found["chosen_fall"] is None and len(rows) > 1:
-        first = rows[: max(1, len(rows) // 3)]
-        found["chosen_fall"] = fmean(row["logps/chosen"] for row in first) - fmean(row["logps/chosen"] for row in last)
-    return found
+        health[name] = fmean(values) if values else None
+    if health["chosen_fall"] is None and len(rows) > 1:
+        begin = rows[: max(1, len(rows) // 3)]
+        health["chosen_fall"] = fmean(row["logps/chosen"] for row in begin) - fmean(row["logps/chosen"] for row in last)
+    return health
 
 
 def exceeded(health: Health, limits: HealthSettings) -> list[str]:
-    """Returns a clause for every limit that is passed: the measure, its value, the limit."""
+    """Returns a clause for every limit that is exceeded: the metric, its value, the limit."""
     clauses = []
     for limit, (name, sign) in LIMITS.items():
         bound, value = getattr(limits, limit), health.get(name)
+        # A preference for short completions is as much of a length bias as one for long ones.
         size = abs(value) if value is not None and name == "length_correlation" else value
-        # The others are of samples or judgements, if there are any.
+        # These two must be measured once limited; the other metrics are of samples and judgements, which some rules lack.
         if bound is not None and size is None and name in ("kl", "chosen_fall"):
             clauses.append(f"{name} was not measured, but health.{limit} is {bound:g}")
         elif bound is not None and size is not None and sign * size > sign * bound:
@@ -125,11 +133,11 @@ def exceeded(health: Health, limits: HealthSettings) -> list[str]:
     return clauses
 
 
-def told(health: Health) -> str:
-    """Returns the measures on one line."""
+def summary_line(health: Health) -> str:
+    """Returns the metrics that were computed, by name, on one line."""
     return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in health.items() if value is not None)
 
 
 def _words(completion: list[dict[str, str]]) -> int:
-    """Returns the words of a completion."""
+    """Returns the number of words in a completion."""
     return len(completion[-1]["content"].split())

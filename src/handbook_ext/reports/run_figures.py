@@ -1,5 +1,6 @@
-"""The pictures of a report."""
+"""The pictures of a report: rewards and lengths of each policy, their distribution, and training curves."""
 
+import io
 from collections.abc import Sequence
 from itertools import product
 
@@ -7,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from handbook_ext.reports.run_report import Json, Run
+from handbook_ext.reports.run_report import FinishedRun, Json
 
-# Okabe and Ito's colours can be told apart with any colour vision.
+# Okabe and Ito's palette, distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CURVES = {
     "loss (nats)": ("loss",),
@@ -19,14 +20,39 @@ CURVES = {
 }
 
 
+def draw_figures(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Returns the PNG files of a report by name, and their captions; curves only where a training log is left."""
+    ours, reward = groups[0], summary["reward"]
+    over = "seeds and prompts" if len(ours) > 1 else "the prompts of one seed"
+    caption = f"Mean {reward} and mean completion length of each policy; bars are intervals over {over}."
+    figures = {"reward_and_length.png": (draw_means(summary), caption)}
+    caption = f"How the {reward} is distributed over the prompts, {summary['primary']}, policy by policy."
+    figures["reward_distribution.png"] = (draw_rewards(ours, summary), caption)
+    if any(run.history for run in ours):
+        caption = f"Training of {ours[0].recipe}, iteration after iteration, a line per seed."
+        figures["training_curves.png"] = (draw_curves(ours), caption)
+    return save_figures(figures)
+
+
+def save_figures(figures: dict[str, tuple[Figure, str]]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Returns the PNG files and the captions of figures by file name; equal figures give equal bytes."""
+    files = {}
+    for name, (figure, _) in figures.items():
+        # matplotlib writes its version into a PNG unless told not to.
+        figure.savefig(buffer := io.BytesIO(), dpi=150, format="png", metadata={"Software": None})
+        files[name] = buffer.getvalue()
+    return files, {name: caption for name, (_, caption) in figures.items()}
+
+
 def draw_means(summary: Json) -> Figure:
-    """Mean reward and mean length (tokens) of each policy with intervals: a colour per recipe, a line per decoding."""
+    """Returns mean reward and mean length (tokens) of each policy with intervals: a colour per recipe, a line per decoding."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = dict(zip(("reward", "tokens"), figure.subplots(1, 2), strict=True))
     order = list(dict.fromkeys(row["policy"] for recipe in summary["recipes"] for row in recipe["policies"]))
     lines = [(recipe, key) for recipe in summary["recipes"] for key in recipe["temperatures"]]
     for (column, axes), (index, (recipe, key)) in product(panels.items(), enumerate(lines)):
         means = [row[key][column] for row in recipe["policies"]]
+        # matplotlib takes distances from the mean, (2, policies); lines are shifted sideways so that intervals do not overlap.
         ends = np.array([[mean.value - mean.low, mean.high - mean.value] for mean in means]).T
         x = np.array([order.index(row["policy"]) for row in recipe["policies"]]) + 0.08 * (index - (len(lines) - 1) / 2)
         colour = COLOURS[summary["recipes"].index(recipe) % len(COLOURS)]
@@ -39,8 +65,8 @@ def draw_means(summary: Json) -> Figure:
     return figure
 
 
-def draw_rewards(runs: Sequence[Run], summary: Json) -> Figure:
-    """Histograms of the reward of a prompt, a row per policy, the starting policy outlined in each."""
+def draw_rewards(runs: Sequence[FinishedRun], summary: Json) -> Figure:
+    """Returns histograms of the reward of a prompt, a row per policy, the starting policy outlined in each."""
     names, key = [row["policy"] for row in summary["recipes"][0]["policies"]], summary["primary"]
     rewards = [np.concatenate([run.policies[name][key].rewards for run in runs]) for name in names]
     bins = np.histogram_bin_edges(np.concatenate(rewards), 30)
@@ -56,8 +82,8 @@ def draw_rewards(runs: Sequence[Run], summary: Json) -> Figure:
     return figure
 
 
-def draw_curves(runs: Sequence[Run]) -> Figure:
-    """Logged training metrics over the optimizer steps of all iterations in a row, a line per seed."""
+def draw_curves(runs: Sequence[FinishedRun]) -> Figure:
+    """Returns logged training metrics over the optimizer steps of all iterations, one after another; a line per seed."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axes, (label, keys) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         for run in runs:
@@ -77,7 +103,7 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
 
 
 def style(axes: Axes, x: str, y: str) -> None:
-    """Labels both axes and takes the frame away."""
+    """Labels both axes and removes the upper and right frame."""
     axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)

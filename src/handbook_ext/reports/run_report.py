@@ -1,4 +1,4 @@
-"""What a report says: reads what runs of a recipe left behind, and makes numbers of it."""
+"""The numbers of a report: reads the evaluations, logs and manifests of finished runs, and summarises them."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,18 +20,27 @@ Json = dict[str, Any]
 STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One seed of one recipe. `policies` maps policy and decoding to scores, the policy that it starts from first.
+class Evaluator(NamedTuple):
+    """What two evaluations must share to be compared: the seed, the kind of ranker, and the id of the ranker among its kind."""
 
-    `judge` tells the ranker from others of its kind.
+    seed: int
+    ranker: str
+    ranker_id: str
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One seed of one recipe, as its stages left it.
+
+    `policies` maps policy, then decoding, to scores; the policy that the loop starts from comes first. `history` maps an
+    iteration to the logged steps of its training, `skipped` names the iterations without an evaluation.
     """
 
     folder: Path
     recipe: str
     seed: int
     ranker: str
-    judge: str
+    ranker_id: str
     policies: dict[str, dict[str, Scores]]
     history: dict[str, list[Json]]
     stages: list[Json]
@@ -41,45 +50,47 @@ class Run:
 
 
 def read_json(path: Path) -> Json:
-    """The object in a JSON file; a UserError where there is none."""
+    """Returns the object in a JSON file; raises UserError where there is none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and make its stage again") from error
 
 
-def read_evaluation(path: Path) -> tuple[dict[str, Scores], tuple[int, str, str]]:
-    """The scores of a policy by decoding, and its (seed, ranker, judge); a UserError where the file is unusable."""
+def read_evaluation(path: Path) -> tuple[dict[str, Scores], Evaluator]:
+    """Returns the scores in an eval.json by decoding, and what evaluated them; raises UserError where the file is unusable."""
     content = read_json(path)
     try:
         scores = {}
         for name, decoding in content["decodings"].items():
-            found = sorted((str(row["prompt_id"]), float(row["reward"]), float(row["tokens"])) for row in decoding["rows"])
-            ids, numbers = tuple(row[0] for row in found), np.array([row[1:] for row in found])
-            if not found or len(set(ids)) < len(ids) or not np.isfinite(numbers).all():
+            # In the order of prompt ids, so that the arrays of two policies are aligned by prompt.
+            rows = sorted((str(row["prompt_id"]), float(row["reward"]), float(row["tokens"])) for row in decoding["rows"])
+            ids, numbers = tuple(row[0] for row in rows), np.array([row[1:] for row in rows])
+            if not rows or len(set(ids)) < len(ids) or not np.isfinite(numbers).all():
                 raise ValueError(f"decoding {name} is empty, repeats a prompt, or holds nan")
             scores[name] = Scores(ids, numbers[:, 0], numbers[:, 1], float(decoding["temperature"]))
-        return scores, (int(content["seed"]), str(content["ranker"]), str(content["judge"]))
+        return scores, Evaluator(int(content["seed"]), str(content["ranker"]), str(content["judge"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: is not a usable evaluation ({error!r}); delete it and evaluate again") from error
 
 
-def read_run(folder: Path, iterations: Sequence[str] | None = None) -> Run:
-    """What the report needs of a run, by default of every iter<N>; a UserError where evaluations do not compare."""
+def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedRun:
+    """Returns what a report needs of a run, by default of every iter<N>; raises UserError where evaluations do not compare."""
     if iterations is None:
-        found = [path.name for path in folder.glob("iter*") if re.fullmatch(r"iter\d+", path.name)]
-        iterations = sorted(found, key=lambda name: int(name[4:]))
+        folders = [path.name for path in folder.glob("iter*") if re.fullmatch(r"iter\d+", path.name)]
+        iterations = sorted(folders, key=lambda name: int(name[4:]))  # As text, iter10 would precede iter2.
     start = next((name for name in ("sft", "start") if (folder / name / "eval.json").is_file()), None)
     if start is None:
         raise UserError(f"{folder}: has neither sft/eval.json nor start/eval.json; evaluate the starting policy first")
     names = [start, *(name for name in iterations if (folder / name / "eval.json").is_file())]
-    first, about = read_evaluation(folder / start / "eval.json")
-    policies = {start: first}
+    initial, evaluator = read_evaluation(folder / start / "eval.json")
+    policies = {start: initial}
     for name in names[1:]:
-        policies[name], here = read_evaluation(path := folder / name / "eval.json")
-        if here != about:
-            raise UserError(f"{path}: (seed, ranker, judge) is {here}, in {start} {about}; evaluate again with one")
-        if not comparable(policies[name], first):
+        policies[name], other = read_evaluation(path := folder / name / "eval.json")
+        if other != evaluator:
+            found, wanted = tuple(other), tuple(evaluator)
+            raise UserError(f"{path}: (seed, ranker, judge) is {found}, in {start} {wanted}; evaluate again with one")
+        if not comparable(policies[name], initial):
             raise UserError(f"{path}: has not the prompts and decodings of {start}; evaluate both on the same")
     states = {name: folder / name / "policy" / "trainer_state.json" for name in names[1:]}
     logs = {name: read_json(path).get("log_history", []) for name, path in states.items() if path.is_file()}
@@ -91,18 +102,20 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> Run:
     health = [{"iteration": path.name, **read_health(path)} for path in trained]
     skipped = [name for name in iterations if name not in names]
     recipe = str(load_stage(folder / "report.yaml")["recipe"])
-    return Run(folder, recipe, *about, policies, history, stages, pairs, health, skipped)
+    return FinishedRun(folder, recipe, *evaluator, policies, history, stages, pairs, health, skipped)
 
 
-def judged_by(run: Run) -> str:
-    """The ranker, and the temperature of each decoding, in words; each seed fits a reward model of its own."""
+def judged_by(run: FinishedRun) -> str:
+    """Returns the ranker and the temperature of each decoding, in words; runs that are reported together have equal ones."""
     start = next(iter(run.policies.values()))
-    judge = FITTED.strip() if run.judge.startswith(FITTED) else run.judge
-    return f"{run.ranker}{judge and f' ({judge})'}, " + ", ".join(f"{name} at {one.temperature:g}" for name, one in start.items())
+    # Each seed trains a reward model of its own, whose id holds a hash: seeds agree in the words before it alone.
+    ranker_id = FITTED.strip() if run.ranker_id.startswith(FITTED) else run.ranker_id
+    decodings = ", ".join(f"{name} at {scores.temperature:g}" for name, scores in start.items())
+    return f"{run.ranker}{ranker_id and f' ({ranker_id})'}, {decodings}"
 
 
 def read_stages(folder: Path) -> list[Json]:
-    """What the manifests in one folder of a run say, in the order of the stages; None where they are silent."""
+    """Returns one row per manifest in a folder of a run, in the order of the stages; None for what a manifest lacks."""
     stages = []
     for path in [*folder.glob("*.manifest.json"), *folder.glob("*/manifest.json")]:
         artifact = path.parent.name if path.name == "manifest.json" else path.name.removesuffix(".manifest.json")
@@ -116,7 +129,7 @@ def read_stages(folder: Path) -> list[Json]:
 
 
 def read_pairs(path: Path) -> Json:
-    """The number of pairs, the shares that are on-policy, and that of swapped ones among those with offline labels.
+    """Returns the number of pairs, the shares of on-policy completions, and the share of swapped labels, of offline ones.
 
     Raises UserError where a line is broken.
     """
@@ -131,36 +144,47 @@ def read_pairs(path: Path) -> Json:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}:{count}: is not a pair ({error!r}); delete the file, select again") from error
     shares = {key: n / max(count, 1) for key, n in totals.items()}
+    # Only an offline label can have been swapped (label noise); a ranker's verdict on samples has none.
     return {"iteration": path.parent.name, "pairs": count, **shares, "swapped": swapped / max(count - totals["chosen"], 1)}
 
 
-def summarise(groups: Sequence[Sequence[Run]], *, title: str, resamples: int, confidence: float) -> Json:
-    """All numbers of the report; a group is the seeds of one recipe, ours first. A UserError where rankers differ."""
-    first = groups[0][0]
+def group_seeds(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Returns the runs in one list per recipe, in the order of first appearance."""
+    return [[run for run in runs if run.recipe == recipe] for recipe in dict.fromkeys(run.recipe for run in runs)]
+
+
+def summarise(groups: Sequence[Sequence[FinishedRun]], *, title: str, resamples: int, confidence: float) -> Json:
+    """Returns all numbers of the report; a group is the seeds of one recipe, ours first.
+
+    resamples, confidence: those of the bootstrap intervals. Raises UserError where the runs were not judged alike.
+    """
+    ours = groups[0][0]
     for run in (run for group in groups for run in group):
-        if (here := judged_by(run)) != (there := judged_by(first)):
-            raise UserError(f"{run.folder}: is judged by {here}, but {first.folder} by {there}; report them apart")
-    reward = "true reward" if first.ranker == "oracle" else f"reward (by {first.ranker})"
+        if (here := judged_by(run)) != (there := judged_by(ours)):
+            raise UserError(f"{run.folder}: is judged by {here}, but {ours.folder} by {there}; report them apart")
+    reward = "true reward" if ours.ranker == "oracle" else f"reward (by {ours.ranker})"
     bootstrap = {"resamples": resamples, "confidence": confidence}
     recipes = [summarise_recipe(group, **bootstrap) for group in groups]
     beside = [compare_recipes(groups[0], group, **bootstrap) for group in groups[1:]]
+    # The decoding of headline and histogram: "sampled" where there is one, or else the first.
     primary = min(recipes[0]["temperatures"], key=lambda key: key != "sampled")
-    summary = {"title": title, "ranker": first.ranker, "reward": reward, "primary": primary, **bootstrap}
+    summary = {"title": title, "ranker": ours.ranker, "reward": reward, "primary": primary, **bootstrap}
     return summary | {"recipes": recipes, "beside": beside}
 
 
-def summarise_recipe(runs: Sequence[Run], **bootstrap: Any) -> Json:
-    """The numbers of one recipe, for the policies that every seed has; a UserError where these are not its seeds."""
-    first, told = runs[0], ", ".join(f"{run.folder} ({run.recipe}, seed {run.seed})" for run in runs)
+def summarise_recipe(runs: Sequence[FinishedRun], **bootstrap: Any) -> Json:
+    """Returns the numbers of one recipe, for the policies that every seed has; raises UserError where these are not its seeds."""
     if len({run.seed for run in runs}) < len(runs) or len({(run.recipe, *[*run.policies][:1]) for run in runs}) > 1:
-        raise UserError(f"{told}: not seeds of one recipe; name each seed once, other recipes after --beside")
-    names = [name for name in first.policies if all(name in run.policies for run in runs)]
-    decodings = list(first.policies[names[0]])
+        given = ", ".join(f"{run.folder} ({run.recipe}, seed {run.seed})" for run in runs)
+        raise UserError(f"{given}: not seeds of one recipe; name each seed once, other recipes after --beside")
+    # Means over different sets of seeds would differ by the seeds as well as by the policies.
+    names = [name for name in runs[0].policies if all(name in run.policies for run in runs)]
+    decodings = list(runs[0].policies[names[0]])
     known = {name for run in runs for name in [*run.policies, *run.skipped]}
     scores = {key: [[run.policies[name][key] for run in runs] for name in names] for key in decodings}
     table = {key: summarise_scores(column, **bootstrap) for key, column in scores.items()}
     return {
-        "recipe": first.recipe,
+        "recipe": runs[0].recipe,
         "start": names[0],
         "folders": [str(run.folder) for run in runs],
         "seeds": [run.seed for run in runs],
@@ -179,15 +203,19 @@ def summarise_recipe(runs: Sequence[Run], **bootstrap: Any) -> Json:
     }
 
 
-def compare_recipes(ours: Sequence[Run], theirs: Sequence[Run], **bootstrap: Any) -> Json:
-    """How our last policy compares, by decoding, with another recipe's of that name on the same seeds and prompts."""
+def compare_recipes(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], **bootstrap: Any) -> Json:
+    """Returns win rate and gain by decoding of the last policy that both recipes have, on the seeds and prompts they share.
+
+    No decodings where they share none.
+    """
     shared = [name for name in ours[0].policies if all(name in run.policies for run in (*ours, *theirs))]
     seeds = [(our, their) for our in ours for their in theirs if our.seed == their.seed]
-    matched = [(our.policies, their.policies) for our, their in seeds if our.judge == their.judge]
+    # Reward models of the same kind but other weights have rewards on scales of their own.
+    matched = [(our.policies, their.policies) for our, their in seeds if our.ranker_id == their.ranker_id]
     both = [(our[name], their[name]) for our, their in matched for name in shared[-1:]]
     pairs = [pair for pair in both if comparable(*pair)]
-    won = {
+    compared = {
         key: compare_scores([our[key] for our, _ in pairs], [their[key] for _, their in pairs], **bootstrap)
         for key in (pairs[0][0] if pairs else ())
     }
-    return {"recipe": theirs[0].recipe, "policy": shared[-1:], "seeds": len(pairs), "decodings": won}
+    return {"recipe": theirs[0].recipe, "policy": shared[-1:], "seeds": len(pairs), "decodings": compared}

@@ -1,4 +1,4 @@
-"""Tables over many recipes and seeds: what they list, and the numbers of their rows."""
+"""Tables over many recipes and seeds: what a table's file may say, and the numbers of its rows and claims."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from handbook_ext.core.records import PreferencePair, read_rows
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
 from handbook_ext.recipes.settings import Section
 from handbook_ext.recipes.yaml_tree import read_yaml
-from handbook_ext.reports.run_report import read_evaluation
+from handbook_ext.reports.run_report import Evaluator, read_evaluation
 from handbook_ext.selection.sera import jaccard
 
 TABLES = Path("recipes/tables")
@@ -30,7 +30,7 @@ class TableRow(Section):
     name: str = Field(description="what the paper calls it")
     recipe: str = Field(description="the recipe to run")
     policy: str | None = Field(None, description="sft or iter<N>; null is the recipe's last iteration")
-    x: float | None = Field(None, description="place on the axis of a sweep")
+    x: float | None = Field(None, description="position on the axis of a sweep")
     paper: str = Field("-", description="the paper's number for this row")
 
 
@@ -62,7 +62,7 @@ class Table(Section):
 
     @model_validator(mode="after")
     def _named(self) -> Table:
-        """Raises where rows share a name, or one is mentioned that there is not."""
+        """Raises ValueError where rows share a name, or a claim or a difference names a row that does not exist."""
         names = [row.name for row in self.rows]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -77,23 +77,23 @@ class Table(Section):
 
 @dataclass(frozen=True)
 class Measured:
-    """A row's policy over its seeds: scores by decoding, those of the first policy, and single numbers per seed.
+    """A row's policy over its seeds, one list entry per seed: scores by decoding, single numbers, and what evaluated it.
 
-    `judges` are those of the rewards; `swapped` tells of each offline pair that was trained on, by its prompt's id, whether
-    its label is flipped.
+    `initial_scores` are those of the policy that the loop starts from. `swapped` maps the prompt id of each offline pair that
+    was trained on to whether its label is flipped; a seed that trains on none has no entry.
     """
 
     row: TableRow
     policy: str
     scores: dict[str, list[Scores]]
-    first: dict[str, list[Scores]]
+    initial_scores: dict[str, list[Scores]]
     numbers: dict[str, list[float]]
-    judges: list[tuple[int, str, str]]
+    evaluators: list[Evaluator]
     swapped: list[dict[str, bool]]
 
 
 def read_table(name: str) -> Table:
-    """Returns a table by name; a UserError names those there are, or what is wrong in its file."""
+    """Returns a table by name; raises UserError that lists the known tables, or says what is wrong in the file."""
     path = TABLES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in TABLES.glob("*.yaml")))
@@ -101,90 +101,95 @@ def read_table(name: str) -> Table:
     try:
         table = Table.model_validate(read_yaml(path).values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        raise UserError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}; correct the table") from None
+        mistake = error.errors()[0]
+        where = "".join(f"{part}: " for part in mistake["loc"])
+        raise UserError(f"{path}: {where}{mistake['msg'].removeprefix('Value error, ')}; correct the table") from None
     return table
 
 
 def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Measured:
-    """Returns what a row's runs left behind, one folder per seed; the recipe goes from policy `start` to iteration `last`.
+    """Returns a row's scores and numbers, from one run folder per seed; the recipe goes from policy `start` to `last`.
 
-    Raises UserError where a policy is not measured as its start is.
+    Raises UserError where a policy and its start were not evaluated alike.
     """
     policy = row.policy or last
     scores: dict[str, list[Scores]] = {}
-    first: dict[str, list[Scores]] = {}
+    initial_scores: dict[str, list[Scores]] = {}
     numbers: dict[str, list[float]] = {}
-    judges, swapped = [], []
+    evaluators, swapped = [], []
     for folder in folders:
-        (ours, judge), (theirs, other) = (read_evaluation(folder / name / "eval.json") for name in (policy, start))
-        if judge != other or not comparable(ours, theirs):
+        (ours, evaluator), (theirs, other) = (read_evaluation(folder / name / "eval.json") for name in (policy, start))
+        if evaluator != other or not comparable(ours, theirs):
             raise UserError(f"{folder}: {policy} has not the judge, prompts and decodings of {start}; evaluate both alike")
-        for found, read in ((scores, ours), (first, theirs)):
-            for decoding, one in read.items():
-                found.setdefault(decoding, []).append(one)
-        judges.append(judge)
+        for by_decoding, of_seed in ((scores, ours), (initial_scores, theirs)):
+            for decoding, one in of_seed.items():
+                by_decoding.setdefault(decoding, []).append(one)
+        evaluators.append(evaluator)
         pairs_file = folder / policy / "pairs.jsonl"
         pairs = read_rows(pairs_file, PreferencePair) if pairs_file.is_file() else []
-        for name, value in _numbers(folder, policy, pairs).items():
+        for name, value in _seed_numbers(folder, policy, pairs).items():
             numbers.setdefault(name, []).append(value)
         kept = {pair.prompt_id: pair.swapped for pair in pairs if pair.chosen_origin == "offline"}
         swapped += [kept] if kept else []
-    return Measured(row, policy, scores, first, numbers, judges, swapped)
+    return Measured(row, policy, scores, initial_scores, numbers, evaluators, swapped)
 
 
-def _numbers(folder: Path, policy: str, pairs: Sequence[PreferencePair]) -> dict[str, float]:
-    """Returns the single numbers of one seed: correlations and distance of the implicit reward, share of on-policy chosen."""
+def _seed_numbers(folder: Path, policy: str, pairs: Sequence[PreferencePair]) -> dict[str, float]:
+    """Returns one seed's correlations of the implicit reward, its KL estimate (nats), and the share of on-policy chosen."""
     implicit = json.loads((folder / policy / "eval.json").read_text()).get("implicit") or {}
     names = ("correlation_reward", "rank_correlation_reward", "correlation_tokens", "rank_correlation_tokens", "kl")
-    found = {name: implicit[name] for name in names if implicit.get(name) is not None}
+    numbers = {name: implicit[name] for name in names if implicit.get(name) is not None}
     if pairs:
-        found["on_policy"] = fmean(pair.chosen_origin == "on_policy" for pair in pairs)
-    return found
+        numbers["on_policy"] = fmean(pair.chosen_origin == "on_policy" for pair in pairs)
+    return numbers
 
 
 def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
-    """Returns a row's numbers: rewards, tokens, win rates and shares with intervals, others as mean and range of seeds."""
-    told: dict[str, Any] = {"name": measured.row.name, "recipe": measured.row.recipe, "policy": measured.policy, "decodings": {}}
-    told |= {"paper": measured.row.paper, "x": measured.row.x}
+    """Returns a row's numbers: rewards, tokens, win rates, shares with bootstrap intervals; others as mean and range of seeds."""
+    row = measured.row
+    summary: dict[str, Any] = {"name": row.name, "recipe": row.recipe, "policy": measured.policy, "decodings": {}}
+    summary |= {"paper": row.paper, "x": row.x}
     for decoding, scores in measured.scores.items():
         crossed = share_prompts(scores)
-        told["decodings"][decoding] = {
+        summary["decodings"][decoding] = {
             "reward": hierarchical_interval([one.rewards for one in scores], crossed=crossed, **bootstrap),
             "tokens": hierarchical_interval([one.tokens for one in scores], crossed=crossed, **bootstrap),
-            "win_rate": compare_scores(scores, measured.first[decoding], **bootstrap)["win_rate"],
+            "win_rate": compare_scores(scores, measured.initial_scores[decoding], **bootstrap)["win_rate"],
         }
     for name, values in measured.numbers.items():
-        told[name] = Interval(fmean(values), min(values), max(values))
+        summary[name] = Interval(fmean(values), min(values), max(values))
     if measured.swapped:
-        told["swapped_kept"] = hierarchical_interval([list(flags.values()) for flags in measured.swapped], **bootstrap)
-    return told
+        summary["swapped_kept"] = hierarchical_interval([list(flags.values()) for flags in measured.swapped], **bootstrap)
+    return summary
 
 
 def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootstrap: Any) -> dict[str, Any]:
-    """Returns what a claim is judged by, and whether its interval agrees, disagrees or says neither.
+    """Returns a claim's statistic with its interval, and the verdict: agrees, disagrees or cannot tell.
 
-    It is the win rate between the two rows, or by how much the first row's share of flipped labels is above the second's.
-    There is no win rate where another judge marked the other row, or on other prompts.
+    The statistic is the win rate of the better row over the worse, or the difference of their shares of flipped labels. There
+    is no win rate where the two rows were evaluated by different judges or on different prompts.
     """
-    told = {"words": claim.words, "by": claim.by, "better": claim.better, "worse": claim.worse}
+    judged = {"words": claim.words, "by": claim.by, "better": claim.better, "worse": claim.worse}
     better, worse = rows[claim.better], rows[claim.worse]
     if claim.by == "flipped labels":
-        more = flip_rate_difference(better.swapped, worse.swapped, **bootstrap)
-        return told | {"difference": more, "verdict": VERDICTS[-more.side(0)]}
+        difference = flip_rate_difference(better.swapped, worse.swapped, **bootstrap)
+        # The better row keeps fewer flipped labels, so a difference below 0 agrees.
+        return judged | {"difference": difference, "verdict": VERDICTS[-difference.side(0)]}
     matched = zip(better.scores[decoding], worse.scores[decoding], strict=True)
-    if better.judges != worse.judges or not all(comparable({decoding: ours}, {decoding: theirs}) for ours, theirs in matched):
-        return told | {"win_rate": None, "verdict": "has no answer: the two are not judged by the same model on the same prompts"}
+    if better.evaluators != worse.evaluators or not all(
+        comparable({decoding: ours}, {decoding: theirs}) for ours, theirs in matched
+    ):
+        verdict = "has no answer: the two are not judged by the same model on the same prompts"
+        return judged | {"win_rate": None, "verdict": verdict}
     won = compare_scores(better.scores[decoding], worse.scores[decoding], **bootstrap)["win_rate"]
-    return told | {"win_rate": won, "verdict": VERDICTS[won.side(0.5)]}
+    return judged | {"win_rate": won, "verdict": VERDICTS[won.side(0.5)]}
 
 
 def flip_rate_difference(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[str, bool]], **bootstrap: Any) -> Interval:
     """Returns our share of flipped labels less theirs, in [-1, 1], with its interval over seeds and pairs.
 
-    Both keep some of the same pairs, so a pair that both keep counts on both sides of the difference. One dictionary per
-    seed, from the prompt's id to whether the label is flipped. Raises UserError where a row keeps no offline pairs.
+    ours, theirs: one dictionary per seed, from the prompt id of a kept offline pair to whether its label is flipped. Raises
+    UserError where a row keeps no offline pairs.
     """
     if not ours or len(ours) != len(theirs):
         raise UserError("flipped labels are compared between rows that train on offline pairs; compare these by win rate")
@@ -192,7 +197,9 @@ def flip_rate_difference(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[
     for mine, other in zip(ours, theirs, strict=True):
         pairs = mine | other
         share, against = fmean(mine.values()), fmean(other.values())
-        # Each side is centred on its share, or the drawn number of pairs that it keeps would widen the interval.
+        # The rows keep overlapping sets of pairs, so one draw of pairs has to serve both. Each pair therefore enters with its
+        # linearised contribution to the difference of the two shares (delta method): flips are centred on the row's share, or
+        # the random number of its pairs in a draw would widen the interval.
         groups.append([
             share - against
             + len(pairs) * ((name in mine) * (flipped - share) / len(mine) - (name in other) * (flipped - against) / len(other))
@@ -222,9 +229,9 @@ def overlap_between_iterations(folders: Sequence[Path], iterations: Sequence[str
 
 
 def reward_differences(ours: Path, theirs: Path, side: str) -> list[float]:
-    """Returns, sorted, by how many nats our policy's log-ratio to the first policy is above theirs, text by text.
+    """Returns, sorted, our policy's log-ratio to the initial policy less theirs, completion by completion, in nats.
 
-    `side` is chosen or rejected: the same held-out texts for both (SELM, figure 4); or sample: each policy's own (figure 5).
+    side: chosen or rejected compare the same held-out completions (SELM, figure 4), sample each policy's own (figure 5).
     """
     values = []
     for path in (ours, theirs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +18,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from handbook_ext.core.records import Completion, Messages
-from handbook_ext.policies.models import load_policy, load_tokenizer
-from handbook_ext.recipes.settings import ModelSettings
+from handbook_ext.core.records import Completion, Messages, OfflinePair, derived_seed
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.source import PolicySource
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def sample_batch(
 
 def _sample(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> Sample:
     """Returns the sample up to its first end token."""
-    end = next((place for place, token in enumerate(ids) if token in end_ids), None)
+    end = next((index for index, token in enumerate(ids) if token in end_ids), None)
     kept = ids if end is None else ids[: end + 1]
     text = tokenizer.decode(kept if end is None else kept[:-1], skip_special_tokens=True).strip()
     return Sample(text, len(kept), "length" if end is None else "stop")
@@ -118,19 +119,30 @@ def generate_batch(
         max_new_tokens=max_new_tokens, end_ids=end_ids,
     )  # fmt: skip
     return [
-        Completion(
-            prompt_id=job.prompt_id, sample=job.sample, prompt=job.prompt, text=sample.text, seed=job.seed,
-            finish_reason=sample.finish_reason, prompt_tokens=len(job.prompt_ids), completion_tokens=sample.tokens,
+        Completion.of(
+            job.prompt_id, job.prompt, sample.text, sample=job.sample, seed=job.seed, finish_reason=sample.finish_reason,
+            prompt_tokens=len(job.prompt_ids), completion_tokens=sample.tokens,
         )
         for job, sample in zip(jobs, samples, strict=True)
     ]  # fmt: skip
 
 
-def open_policy(
-    source: str, settings: ModelSettings, *, trained_here: bool, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def jobs_of(
+    rows: Sequence[OfflinePair], encoder: ChatEncoder, *, samples: int, seed: int, iteration: str
+) -> tuple[list[Job], int]:
+    """Returns the requests for every prompt, by prompt length, and how many prompts are dropped as too long.
+
+    The seed of a request depends on the run's seed, the iteration, the prompt and the sample, never on batch or clock.
+    """
+    jobs, long_prompts = [], 0
+    for row in rows:
+        ids = encoder.prompt_ids(row.prompt, row.source)
+        long_prompts += ids is None
+        for sample in range(samples if ids else 0):
+            jobs.append(Job(row.prompt_id, sample, row.prompt, ids or [], derived_seed(seed, iteration, row.prompt_id, sample)))
+    return sorted(jobs, key=lambda job: (len(job.prompt_ids), job.prompt_id, job.sample)), long_prompts
+
+
+def open_policy(source: PolicySource, *, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns policy and tokenizer, ready to sample on a device."""
-    policy = load_policy(source, settings.model_copy(update={"attn_implementation": "sdpa"}), trained_here=trained_here).to(
-        device
-    )
-    return policy, load_tokenizer(source, settings, trained_here=trained_here)
+    return source.load(attn_implementation="sdpa").to(device), source.load_tokenizer()

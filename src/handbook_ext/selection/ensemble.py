@@ -1,16 +1,24 @@
-"""Whose margins select: SeRA's ensemble over the policies of a run (Ko et al. 2025, Eq. 7, reconstructed)."""
+"""Whose margins select: SeRA's ensemble over the policies of a run (Ko et al. 2025, Eq. 7, reconstructed).
+
+The implicit reward of a completion under a policy is its log-ratio to that policy's reference (Eq. 5), or what the loss is
+made of (`RewardForm`), without constants such as beta. Eq. 7 mixes the rewards of two policies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from handbook_ext.core.artifacts import read_manifest
 from handbook_ext.core.errors import UserError
+from handbook_ext.objectives.reward_form import RewardForm
+from handbook_ext.selection.log_prob_store import LogProb, ScoreStore, read_stores
 
 
 @dataclass(frozen=True)
 class EnsembleTerm:
-    """A part of the ensemble: the weight of one policy's measure, and that policy's reference (None: it has none)."""
+    """A part of the ensemble: the weight of one policy's implicit reward, and that policy's reference (None: it has none)."""
 
     weight: float
     policy: str
@@ -30,11 +38,50 @@ def ensemble(policies: Sequence[str], *, gamma: float, against: str, with_refere
             "iteration use select.rule: dataset"
         )
 
-    def term(weight: float, place: int) -> EnsembleTerm:
-        reference = policies[0] if against == "start" else policies[place - 1]
-        return EnsembleTerm(weight, policies[place], reference if with_reference else None)
+    def term(weight: float, index: int) -> EnsembleTerm:
+        reference = policies[0] if against == "start" else policies[index - 1]
+        return EnsembleTerm(weight, policies[index], reference if with_reference else None)
 
     last = len(policies) - 1
     if gamma == 0 or last < 2:
         return [term(1.0, last)]
     return [term(1 - gamma, last), term(gamma, last - 1)]
+
+
+@dataclass(frozen=True)
+class StoredLogProbs:
+    """What SeRA reads of the score stores: log-probs under the policy that starts the iteration, and implicit rewards.
+
+    `hashes` gives the hash of each policy by its name in the run, `start` names the policy that starts the iteration.
+    """
+
+    store: ScoreStore
+    hashes: Mapping[str, str]
+    start: str
+    form: RewardForm
+    terms: Sequence[EnsembleTerm]
+
+    def at_start(self, completion: str) -> LogProb:
+        """Returns a completion's log-prob under the policy that starts the iteration, which is training's reference.
+
+        Raises UserError where it was never computed, as all methods here.
+        """
+        return self.store.of(self.hashes[self.start], completion)
+
+    def scored(self, completion: str) -> bool:
+        """Returns whether the policy that starts the iteration scored a completion: not behind a prompt that is too long."""
+        return completion in self.store.under(self.hashes[self.start])
+
+    def implicit_reward(self, completion: str) -> float:
+        """Returns a completion's implicit reward, mixed over the terms, in nats or nats per token."""
+        total = 0.0
+        for term in self.terms:
+            own = self.store.of(self.hashes[term.policy], completion)
+            reference = self.store.of(self.hashes[term.reference], completion).total if term.reference else 0.0
+            total += term.weight * self.form.value(own.total, reference, own.tokens)
+        return total
+
+
+def read_log_probs(folders: Sequence[Path], *, start: str, form: RewardForm, terms: Sequence[EnsembleTerm]) -> StoredLogProbs:
+    """Returns the log-probs in the score stores of a run, the iteration's own last; its manifest gives the policies' hashes."""
+    return StoredLogProbs(read_stores(folders), read_manifest(folders[-1])["external"], start, form, terms)

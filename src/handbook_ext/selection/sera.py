@@ -1,35 +1,61 @@
 """SeRA: which offline pairs to keep, and which pairs of the policy's own samples to add (Ko et al. 2025, Algorithm 1).
 
-The measure of a completion under a policy is its log-ratio to that policy's reference (Eq. 5), or what the objective is made
-of; the margin of a pair is the difference of the two measures, constants such as beta left out. Eq. 7 mixes the margins of
-two policies. The paper's formulas are reconstructed: no copy of it has them in print.
+A pair's margin is the difference of the implicit rewards of its completions (`ensemble`). The paper's formulas are
+reconstructed: no copy of it has them in print.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from statistics import fmean
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import Completion, Messages, OfflinePair, PreferencePair, assistant, completion_id, derived_seed
-from handbook_ext.objectives.reward_form import RewardForm
-from handbook_ext.selection.ensemble import EnsembleTerm
-from handbook_ext.selection.log_prob_store import LogProb, ScoreStore
-from handbook_ext.selection.rules import require
+from handbook_ext.core.records import Completion, OfflinePair, PreferencePair
+from handbook_ext.selection.keep_by import KEEP_BY, KeepBy
+from handbook_ext.selection.material import Material, Needs, Selected, SelectOptions
 
-ImplicitReward = Callable[[str], float]
+Margins = list[float]
 
 
-def top_k_indices(values: Sequence[float], count: int) -> list[int]:
-    """Returns the places of the `count` largest values, in the order of the places; of equal values the first ones.
+def sera_needs(options: SelectOptions) -> Needs:
+    """Returns what SeRA reads: for kept offline pairs what `keep_by` asks for, for bootstrapped ones the samples' margins.
 
-    Raises UserError for a value that is not finite.
+    Where samples are scored, so are the offline answers from which some are kept: a prompt that is too long for the policy is
+    then left out of both.
     """
-    bad = [place for place, value in enumerate(values) if not math.isfinite(value)]
-    if bad:
-        raise UserError(f"{len(bad)} margins are not finite, the first at pair {bad[0] + 1}; the policy has diverged")
-    return sorted(sorted(range(len(values)), key=lambda place: -values[place])[:count])
+    kept = KEEP_BY[options.keep_by].needs if options.keep > 0 else Needs()
+    bootstraps = options.bootstrap > 0
+    return Needs(
+        samples=bootstraps, offline_log_probs=kept.offline_log_probs or (bootstraps and options.keep > 0),
+        sample_log_probs=bootstraps, offline_margins=kept.offline_margins, sample_margins=bootstraps, scores=kept.scores,
+    )  # fmt: skip
+
+
+def sera_pairs(material: Material, options: SelectOptions) -> Selected:
+    """Returns K offline pairs, then K~ pairs of the policy's own samples; every log-prob comes out of the run's stores."""
+    needs, offline = sera_needs(options), material.offline
+    dropped: Counter[str] = Counter()
+    keep, add = counts(len(offline), options.keep, options.bootstrap)
+    samples = material.samples if add else {}
+    kept: list[PreferencePair] = []
+    dropped_margins: dict[str, Margins] = {}
+    if keep:
+        scored = [row for row in offline if not needs.offline_log_probs or material.stored.scored(row.chosen_id)]
+        dropped["prompt too long"] += len(offline) - len(scored)
+        kept, dropped_margins["offline"] = kept_pairs(scored, keep, KEEP_BY[options.keep_by], material, dropped)
+    own, dropped_margins["own"] = on_policy_pairs(samples.values(), add, material, dropped)
+    margins = _mean_margins({"offline": kept, "own": own}, dropped_margins)
+    pairs = [*kept, *own]
+    if options.explore:
+        explored = {name: rows[0].answer for name, rows in samples.items()}
+        pairs = [pair.exploring(explored.get(pair.prompt_id)) for pair in pairs]
+    entries = material.stored.store.entries if needs.log_probs else 0
+    facts = {
+        "margins": margins, "kept": len(kept), "bootstrapped": len(own), "wanted": [keep, add], "store_entries": entries,
+    }  # fmt: skip
+    return Selected(pairs, len(offline) * bool(keep) + len(samples), dropped, facts)
 
 
 def counts(pairs: int, keep: float, bootstrap: float) -> tuple[int, int]:
@@ -38,105 +64,68 @@ def counts(pairs: int, keep: float, bootstrap: float) -> tuple[int, int]:
     return kept, pairs - kept if math.isclose(keep + bootstrap, 1.0) else round(bootstrap * pairs)
 
 
-def reward_of(store: ScoreStore, measure: RewardForm, terms: Sequence[EnsembleTerm], hashes: Mapping[str, str]) -> ImplicitReward:
-    """Returns the function from a completion's id to its measure, mixed over the terms; `hashes` name the policies."""
+def top_k_indices(values: Sequence[float], count: int) -> list[int]:
+    """Returns the indices of the `count` largest values, in ascending order; of equal values the first ones.
 
-    def quality(completion: str) -> float:
-        """Returns the weighted measure, in nats or nats per token."""
-        total = 0.0
-        for term in terms:
-            ours = store.of(hashes[term.policy], completion)
-            theirs = store.of(hashes[term.reference], completion).total if term.reference else 0.0
-            total += term.weight * measure.value(ours.total, theirs, ours.tokens)
-        return total
-
-    return quality
+    Raises UserError for a value that is not finite.
+    """
+    bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
+    if bad:
+        raise UserError(f"{len(bad)} margins are not finite, the first at pair {bad[0] + 1}; the policy has diverged")
+    return sorted(sorted(range(len(values)), key=lambda index: -values[index])[:count])
 
 
 def kept_pairs(
-    offline: Sequence[OfflinePair], count: int, value: Callable[[OfflinePair], float], dropped: Counter[str], *, margins: bool
-) -> tuple[list[PreferencePair], list[float]]:
+    offline: Sequence[OfflinePair], count: int, keep_by: KeepBy, material: Material, dropped: Counter[str]
+) -> tuple[list[PreferencePair], Margins]:
     """Returns the `count` offline pairs of largest value, in the data's order, and the values of the others.
 
-    Labels are never turned round. `margins` tells whether the value is an implicit reward margin, to be written into
-    the pair.
+    Labels are never turned round. A value that is an implicit reward margin is written into the pair.
     """
-    usable = [pair for pair in offline if pair.chosen != pair.rejected]
+    usable = [row for row in offline if row.chosen != row.rejected]
     dropped["chosen equals rejected"] += len(offline) - len(usable)
-    values = [value(pair) for pair in usable]
-    places = top_k_indices(values, count)
-    dropped["offline pair not kept"] += len(usable) - len(places)
+    values = [keep_by.value(row, material) for row in usable]
+    indices = top_k_indices(values, count)
+    dropped["offline pair not kept"] += len(usable) - len(indices)
     kept = [
-        PreferencePair(
-            prompt_id=usable[place].prompt_id, prompt=usable[place].prompt, chosen=usable[place].chosen,
-            rejected=usable[place].rejected, explore=None, chosen_origin="offline", rejected_origin="offline",
-            margin=values[place] if margins else None, swapped=usable[place].swapped,
+        PreferencePair.joining(
+            usable[index], usable[index].chosen_answer, usable[index].rejected_answer, swapped=usable[index].swapped,
+            margin=values[index] if keep_by.needs.offline_margins else None,
         )
-        for place in places
+        for index in indices
     ]  # fmt: skip
-    return kept, [values[place] for place in sorted(set(range(len(values))) - set(places))]
+    return kept, _others(values, indices)
 
 
 def on_policy_pairs(
-    samples: Iterable[Sequence[Completion]], count: int, quality: ImplicitReward, dropped: Counter[str]
-) -> tuple[list[PreferencePair], list[float]]:
+    samples: Iterable[Sequence[Completion]], count: int, material: Material, dropped: Counter[str]
+) -> tuple[list[PreferencePair], Margins]:
     """Returns the `count` pairs of largest margin among those of the policy's own samples, and the margins of the others.
 
     There is one such pair per prompt.
     """
-    pairs = [pair for each in samples if (pair := on_policy_pair(each, quality, dropped)) is not None]
+    pairs = [pair for each in samples if (pair := on_policy_pair(each, material, dropped)) is not None]
     margins = [pair.margin or 0.0 for pair in pairs]
-    places = top_k_indices(margins, count)
-    dropped["own pair of low margin"] += len(pairs) - len(places)
-    return [pairs[place] for place in places], [margins[place] for place in sorted(set(range(len(pairs))) - set(places))]
+    indices = top_k_indices(margins, count)
+    dropped["own pair of low margin"] += len(pairs) - len(indices)
+    return [pairs[index] for index in indices], _others(margins, indices)
 
 
-def selection_value(
-    keep_by: str, *, quality: ImplicitReward, under: Mapping[str, LogProb], seed: int, iteration: str
-) -> Callable[[OfflinePair], float]:
-    """Returns the function that ranks offline pairs: what `select.keep_by` names.
-
-    `under` are log-probs of the policy that starts the iteration, which is the reference of its training. The function
-    raises UserError where the data lack the scores that are asked for.
-    """
-
-    def value(pair: OfflinePair) -> float:
-        """Returns what the pair is ranked by."""
-        match keep_by:
-            case "margin":
-                return quality(_id(pair, pair.chosen)) - quality(_id(pair, pair.rejected))
-            case "log_prob":
-                return under[_id(pair, pair.chosen)].total - under[_id(pair, pair.rejected)].total
-            case "chosen_log_prob":
-                return under[_id(pair, pair.chosen)].total
-            case "random":
-                return derived_seed("keep", seed, iteration, pair.prompt_id) / 2**63
-            case "chosen_length":
-                return float(len(pair.chosen[-1]["content"].split()) - len(pair.rejected[-1]["content"].split()))
-        require(pair, "scores")
-        return (pair.score_chosen or 0.0) - (pair.score_rejected or 0.0)
-
-    return value
-
-
-def on_policy_pair(samples: Sequence[Completion], quality: ImplicitReward, dropped: Counter[str]) -> PreferencePair | None:
+def on_policy_pair(samples: Sequence[Completion], material: Material, dropped: Counter[str]) -> PreferencePair | None:
     """Returns the pair of largest margin among a prompt's samples: the first of the best over the first of the worst.
 
-    Where samples differ but measure the same, chosen is the first of them and rejected the next. None, counted, where all
-    samples are the same text.
+    Where samples differ but have the same implicit reward, chosen is the first of them and rejected the next. None, counted,
+    where all samples are the same text.
     """
-    texts = list(dict.fromkeys(sample.text for sample in samples))
+    texts = {sample.completion_id: sample.answer for sample in samples}
     if len(texts) < 2:
         dropped["all samples are equal"] += 1
         return None
-    first = samples[0]
-    values = [quality(completion_id(first.prompt_id, first.prompt, assistant(text))) for text in texts]
-    best = values.index(max(values))
-    worst = min((place for place in range(len(texts)) if place != best), key=lambda place: values[place])
-    return PreferencePair(
-        prompt_id=first.prompt_id, prompt=first.prompt, chosen=assistant(texts[best]), rejected=assistant(texts[worst]),
-        explore=None, chosen_origin="on_policy", rejected_origin="on_policy", margin=values[best] - values[worst], swapped=False,
-    )  # fmt: skip
+    answers = list(texts.values())
+    rewards = [material.stored.implicit_reward(name) for name in texts]
+    best = rewards.index(max(rewards))
+    worst = min((index for index in range(len(answers)) if index != best), key=lambda index: rewards[index])
+    return PreferencePair.joining(samples[0], answers[best], answers[worst], margin=rewards[best] - rewards[worst])
 
 
 def jaccard(ours: set[str], theirs: set[str]) -> float:
@@ -144,6 +133,13 @@ def jaccard(ours: set[str], theirs: set[str]) -> float:
     return len(ours & theirs) / len(ours | theirs) if ours | theirs else 1.0
 
 
-def _id(pair: OfflinePair, completion: Messages) -> str:
-    """Returns the completion's id in the score store."""
-    return completion_id(pair.prompt_id, pair.prompt, completion)
+def _others(values: Sequence[float], indices: Sequence[int]) -> Margins:
+    """Returns the values at all other indices."""
+    return [values[index] for index in sorted(set(range(len(values))) - set(indices))]
+
+
+def _mean_margins(selected: dict[str, list[PreferencePair]], dropped: dict[str, Margins]) -> dict[str, float]:
+    """Returns the mean margin of the selected pairs of each origin, and of the dropped ones, where there are margins."""
+    margins = {name: [pair.margin for pair in pairs if pair.margin is not None] for name, pairs in selected.items()}
+    means = {f"{name}_kept": fmean(values) for name, values in margins.items() if values}
+    return means | {f"{name}_dropped": fmean(values) for name, values in dropped.items() if values and f"{name}_kept" in means}

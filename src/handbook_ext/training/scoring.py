@@ -9,25 +9,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from handbook_ext.core.records import Messages, completion_id
+from handbook_ext.core.records import Answer, Messages
 from handbook_ext.core.shards import batched
 from handbook_ext.objectives.batching import BatchPlan, Slot
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import EncodedPairs
 from handbook_ext.policies.forward import prefix_shared, uses_one_row
 from handbook_ext.policies.launch import Launch
-from handbook_ext.policies.models import load_policy
 from handbook_ext.policies.packing import EncodedGroup, EncodedPair, pack
-from handbook_ext.recipes.settings import ModelSettings
+from handbook_ext.policies.source import PolicySource
 from handbook_ext.selection.log_prob_store import store_row
 
 MICRO_BATCHES_PER_SHARD = 32
 
 
-def open_as_trained(source: str, model: ModelSettings, launch: Launch, *, trained_here: bool) -> PreTrainedModel:
+def open_as_trained(source: PolicySource, launch: Launch) -> PreTrainedModel:
     """Returns a policy as training has it: weights of training's type, prefix-shared forward."""
-    weights = model.model_copy(update={"dtype": launch.training_dtype(model)})
-    return prefix_shared(load_policy(source, weights, trained_here=trained_here))
+    return prefix_shared(source.load(dtype=launch.training_dtype(source.model)))
 
 
 def score_batch(
@@ -82,9 +80,9 @@ class TextGroup:
     prompt: Messages
     texts: dict[str, Messages] = field(default_factory=dict)
 
-    def add(self, completion: Messages) -> None:
+    def add(self, answer: Answer) -> None:
         """Adds a completion; the same text twice is one."""
-        self.texts[completion_id(self.prompt_id, self.prompt, completion)] = completion
+        self.texts[answer.completion_id] = answer.messages
 
     def without(self, known: Container[str]) -> TextGroup:
         """Returns the group without the completions that are known already."""
@@ -100,8 +98,8 @@ class EncodedGroups:
     too_long: int = 0
 
     def batches(self, size: int) -> list[list[int]]:
-        """Returns the groups' places in micro-batches of similar length, the longest first."""
-        order = sorted(range(len(self.groups)), key=lambda place: (-len(self.groups[place]), place))
+        """Returns the groups' indices in micro-batches of similar length, the longest first."""
+        order = sorted(range(len(self.groups)), key=lambda index: (-len(self.groups[index]), index))
         return batched(order, size)
 
 
@@ -127,9 +125,9 @@ def score_groups(
     """Returns the store's rows of a shard of micro-batches: one for every text."""
     rows = []
     for batch in shard:
-        groups = [encoded.groups[place] for place in batch]
+        groups = [encoded.groups[index] for index in batch]
         scored = score_batch(policy, groups, pad_id=pad_id, head_chunk=head_chunk)
-        for place, group, values in zip(batch, groups, scored, strict=True):
-            for names, ids, value in zip(encoded.names[place], group.completions, values, strict=True):
+        for index, group, values in zip(batch, groups, scored, strict=True):
+            for names, ids, value in zip(encoded.names[index], group.completions, values, strict=True):
                 rows += [store_row(policy_name, name, value, len(ids)) for name in names]
     return rows

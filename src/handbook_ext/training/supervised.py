@@ -1,4 +1,4 @@
-"""The two supervised trainings, both TRL's: the SFT policy, and a reward model on the offline pairs."""
+"""The two supervised trainings, both with TRL's trainers: the SFT policy, and a reward model on the offline pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Demonstration, OfflinePair
-from handbook_ext.objectives.batching import accumulation_steps
+from handbook_ext.objectives.batching import accumulation_steps, fitting_micro_batch
 from handbook_ext.policies.adapters import adapted, find_adapter
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.models import load_policy, without_dropout
@@ -28,11 +28,12 @@ from handbook_ext.recipes.settings import FitSettings, LoraSettings, ModelSettin
 def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: int, seed: int) -> dict[str, Any]:
     """Returns the keyword arguments that every TrainingArguments of this project shares.
 
-    Raises UserError when the launch cannot meet the global batch.
+    Raises UserError where processes and micro-batch do not divide the global batch.
     """
     return {
-        "output_dir": str(folder), "learning_rate": settings.learning_rate, "num_train_epochs": settings.num_train_epochs,
+        "output_dir": str(folder), "learning_rate": settings.learning_rate * settings.learning_rate_factor, "num_train_epochs": settings.num_train_epochs,
         **batch_arguments(settings.global_batch_size, settings.per_device_train_batch_size, processes),
+        # transformers 5 takes a share of all steps as `warmup_steps` below 1.
         "lr_scheduler_type": settings.lr_scheduler_type, "warmup_steps": settings.warmup_ratio, "optim": settings.optim,
         "weight_decay": settings.weight_decay, "adam_beta1": settings.adam_beta1, "adam_beta2": settings.adam_beta2,
         "adam_epsilon": settings.adam_epsilon, "max_grad_norm": settings.max_grad_norm, "bf16": settings.bf16,
@@ -44,7 +45,8 @@ def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: in
 
 
 def fit_arguments(fit: FitSettings, folder: Path, processes: int, seed: int) -> dict[str, Any]:
-    """Returns the TrainingArguments of the reward model's training."""
+    """Returns the keyword arguments of TrainingArguments for the reward model's training."""
+    # max_length is required there but not among the arguments: `reward_trainer` is given its own.
     settings = OptimizerSettings(
         learning_rate=fit.learning_rate, num_train_epochs=fit.num_train_epochs, global_batch_size=fit.global_batch_size,
         per_device_train_batch_size=fit.per_device_train_batch_size, max_length=8, save_steps=fit.save_steps,
@@ -53,22 +55,23 @@ def fit_arguments(fit: FitSettings, folder: Path, processes: int, seed: int) -> 
 
 
 def batch_arguments(global_batch_size: int, per_device: int, processes: int) -> dict[str, int]:
-    """Returns micro-batch and accumulation; raises UserError when the launch cannot meet the global batch."""
+    """Returns micro-batch and accumulation steps; raises UserError where they cannot make up the global batch exactly."""
     try:
-        steps = accumulation_steps(global_batch_size, per_device, processes)
+        micro_batch = fitting_micro_batch(global_batch_size, per_device, processes)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": steps}
+    steps = accumulation_steps(global_batch_size, micro_batch, processes)
+    return {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": steps}
 
 
 def sft_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Demonstration], settings: SFTSettings, *,
     arguments: dict[str, Any], encoder: ChatEncoder, callbacks: list[TrainerCallback], lora: LoraSettings | None = None,
 ) -> tuple[SFTTrainer, int]:  # fmt: skip
-    """Returns TRL's SFTTrainer over token ids with a completion mask, and how many rows were dropped as too long.
+    """Returns TRL's SFTTrainer over token ids, with a loss on completions alone, and how many rows were dropped as too long.
 
-    With `lora` the model is wrapped, and its adapters alone are trained. The ids are made here, by the encoder of all later
-    stages, so that SFT and preference training see the same tokens.
+    With `lora` only new adapters are trained. The ids come from the encoder of all later stages, so that SFT and preference
+    training see the same tokens. Raises UserError where every prompt is too long.
     """
     examples = []
     for row in rows:
@@ -76,6 +79,7 @@ def sft_trainer(
         if prompt is None:
             continue
         completion = encoder.completion_ids(row.prompt, row.completion, len(prompt))
+        # TRL packs rows by their masks; rows that it only pads may bring labels, where -100 is left out of the loss.
         if settings.packing:
             target = {"completion_mask": [0] * len(prompt) + [1] * len(completion)}
         else:
@@ -99,7 +103,10 @@ def reward_trainer(
     policy: str, tokenizer: PreTrainedTokenizerBase, pairs: list[OfflinePair], *, settings: ModelSettings, trained_here: bool,
     max_length: int, arguments: dict[str, Any], callbacks: list[TrainerCallback], seed: int,
 ) -> RewardTrainer:  # fmt: skip
-    """Returns TRL's RewardTrainer (Bradley-Terry): a classifier on the policy's body, trained on the offline labels."""
+    """Returns TRL's RewardTrainer: a scalar head on the policy's body, -log sigmoid(r(chosen) - r(rejected)) on offline labels.
+
+    The head's weights are drawn by `seed`; max_length in tokens; arguments: keyword arguments of RewardConfig.
+    """
     torch.manual_seed(seed)
     source = {"revision": None if trained_here else settings.revision, "trust_remote_code": settings.trust_remote_code}
     if find_adapter(policy, source["revision"]) is None:
@@ -107,7 +114,7 @@ def reward_trainer(
         without_dropout(config)
         config.pad_token_id = tokenizer.pad_token_id
         model = AutoModelForSequenceClassification.from_pretrained(policy, config=config, dtype=torch.float32, **source)
-    else:
+    else:  # A classifier cannot be loaded from an adapter: the base with the adapter merged lends it its body.
         body = load_policy(policy, settings.model_copy(update={"dtype": "float32"}), trained_here=trained_here)
         body.config.num_labels, body.config.pad_token_id = 1, tokenizer.pad_token_id
         model = AutoModelForSequenceClassification.from_config(body.config, dtype=torch.float32)

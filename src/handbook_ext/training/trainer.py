@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.objectives.batching import BatchPlan, Slot
+from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.losses import implicit_reward, preference_accuracy
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.forward import pair_logprobs, uses_one_row
 from handbook_ext.policies.packing import EncodedPair, PackedRows, pack
+from handbook_ext.training.from_rows import Rows, prepare
+from handbook_ext.training.plan_loader import Pairs, PlanLoader, PlanSampler
 
 COMPLETE = "complete"
 
@@ -38,7 +40,8 @@ class PreferenceTrainer(Trainer):
 
     def __init__(
         self, model: PreTrainedModel, args: TrainingArguments, pairs: list[EncodedPair], plan: BatchPlan,
-        objective: Objective, *, pad_id: int, head_chunk: int = 4096, tolerance: float | None = None, **kwargs: Any,
+        objective: Objective, *, pad_id: int, head_chunk: int = 4096, tolerance: float | None = None,
+        callbacks: Sequence[TrainerCallback] = (), **kwargs: Any,
     ) -> None:  # fmt: skip
         """Takes encoded pairs with reference log-probs, and a `prefix_shared` model.
 
@@ -46,15 +49,36 @@ class PreferenceTrainer(Trainer):
         """
         self.pairs, self.plan, self.objective = pairs, plan, objective
         self.pad_id, self.head_chunk, self.tolerance = pad_id, head_chunk, tolerance
-        super().__init__(model=model, args=args, train_dataset=_Pairs(pairs), callbacks=[MarkComplete()], **kwargs)
+        super().__init__(model=model, args=args, train_dataset=Pairs(pairs), callbacks=[MarkComplete(), *callbacks], **kwargs)
         self.one_row = uses_one_row(model)
         self.model_accepts_loss_kwargs = False
         self._reset_metrics()
 
+    @classmethod
+    def from_rows(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, objective: Objective,
+        args: TrainingArguments, *, max_length: int = 1024, max_prompt_length: int | None = None,
+        reference_model: PreTrainedModel | None = None, head_chunk: int = 4096, callbacks: Sequence[TrainerCallback] = (),
+    ) -> Self:  # fmt: skip
+        """Returns a trainer over preference rows as TRL's DPOTrainer takes them; `prepare` says what rows may hold.
+
+        model: any causal language model of transformers, or one wrapped by peft; it is trained in place, dropout off.
+        reference_model: None is the model as given. Its log-probs are computed here, once, so training holds no second model.
+        args: pairs per step are per_device_train_batch_size x gradient_accumulation_steps x processes. max_length: tokens of
+        prompt and completion, of which completions lose their end; a longer prompt is an error, or with max_prompt_length
+        loses its beginning. Raises UserError, in one line, for what cannot be trained on.
+        """
+        limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+        ready = prepare(model, tokenizer, rows, objective, args, limits=limits, reference=reference_model, head_chunk=head_chunk)
+        return cls(
+            model, args, ready.pairs, ready.plan, objective, pad_id=ready.pad_id, head_chunk=head_chunk, callbacks=callbacks,
+            processing_class=tokenizer,
+        )  # fmt: skip
+
     def get_train_dataloader(self) -> DataLoader:
         """Returns this process's share of the plan: every process gets equally many micro-batches of each step."""
-        sampler = _PlanSampler(self.plan, self.args.process_index, self.args.world_size)
-        return _PlanLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self._collate)
+        sampler = PlanSampler(self.plan, self.args.process_index, self.args.world_size)
+        return PlanLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self._collate)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Returns the pairs of an epoch, over all processes."""
@@ -174,47 +198,3 @@ def save_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pa
         (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle, and the manifest says it all.
         tokenizer.save_pretrained(folder)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-
-
-class _Pairs(Dataset):  # type: ignore[type-arg]
-    """Pairs by slot."""
-
-    def __init__(self, pairs: list[EncodedPair]) -> None:
-        """Takes the encoded pairs."""
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        """Returns how many pairs there are."""
-        return len(self.pairs)
-
-    def __getitem__(self, slot: Slot) -> tuple[EncodedPair, float]:
-        """Returns the pair of a slot and its weight."""
-        return self.pairs[slot.index], slot.weight
-
-
-class _PlanSampler(Sampler):  # type: ignore[type-arg]
-    """One process's micro-batches of the plan, epoch by epoch."""
-
-    def __init__(self, plan: BatchPlan, rank: int, processes: int) -> None:
-        """Takes the plan and this process's place."""
-        self.plan, self.rank, self.processes, self.number = plan, rank, processes, 0
-
-    def set_epoch(self, number: int) -> None:
-        """Chooses the epoch."""
-        self.number = number
-
-    def __iter__(self) -> Iterator[list[Slot]]:
-        """Yields this process's micro-batches."""
-        return iter(self.plan.epoch(self.number)[self.rank :: self.processes])
-
-    def __len__(self) -> int:
-        """Returns micro-batches per epoch and process."""
-        return self.plan.steps * self.plan.global_batch_size // self.plan.micro_batch_size // self.processes
-
-
-class _PlanLoader(DataLoader):  # type: ignore[type-arg]
-    """A data loader that hands the epoch to its sampler, as Trainer asks of it."""
-
-    def set_epoch(self, number: int) -> None:
-        """Chooses the epoch."""
-        self.batch_sampler.set_epoch(number)  # type: ignore[union-attr]

@@ -1,0 +1,42 @@
+"""Make's goals and variables -> the makefiles that make reads: run.mk of each run, and what connects them with the goals.
+
+Prints their paths. Make calls this with its words quoted, before it reads any of these files; nothing here goes through a shell.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+from handbook_ext.core.errors import UserError, run_main
+from handbook_ext.recipes.goals import VARIABLES, plan_goals
+from handbook_ext.recipes.listing import unsupported_settings
+from handbook_ext.recipes.makefile import replaced, write_run
+
+
+def main(argv: list[str]) -> None:
+    """Checks the words, writes the files, prints which make has to include."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("goal", nargs="*", help="goals of make")
+    parser.add_argument("--variable", action="append", default=[], metavar="NAME=VALUE", help="a variable as make knows it")
+    parser.add_argument("--given", action="append", default=[], metavar="NAME", help="a variable of make's command line")
+    arguments = parser.parse_args(argv)
+    variables = dict.fromkeys(arguments.given, "") | dict(each.split("=", 1) for each in arguments.variable)
+    goals = [word for goal in arguments.goal for word in goal.split()]
+    plan = plan_goals(goals, {name: value for name, value in variables.items() if name in VARIABLES}, arguments.given)
+    runs = Path(variables.get("RUNS", "runs"))
+    try:
+        for run in plan.runs.values():
+            write_run(run, runs)
+        text = "\n".join(plan.lines) + "\n"
+        path = runs / ".goals" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.mk"
+        replaced(path, text)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror}); check RUNS and the disk") from None
+    notes = {line: run.recipe for run in plan.runs.values() for line in unsupported_settings(run)}
+    sys.stderr.write("".join(f"note: {recipe}: {line}\n" for line, recipe in notes.items()))
+    print(" ".join([str(path), *(str(runs / name / "run.mk") for name in plan.runs)]))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,52 @@
+"""The settings file of a stage: what every one says, how it is read, and how two of them differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from handbook_ext.core.errors import UserError
+
+# Who asks does not matter, only what is asked: two recipes that say the same share their artifacts.
+NOT_IDENTITY = {"recipe", "overrides"}
+
+
+class StageSettings(BaseModel):
+    """What every settings file says. `inputs` are artifacts by role, as paths from the file's own folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    file: ClassVar[str]
+    artifact: ClassVar[str]
+
+    stage: str
+    recipe: str = ""
+    overrides: list[str] = []
+    seed: int = 0
+    inputs: dict[str, str | list[str]] = {}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a stage's settings file; a UserError says so where it is not written yet, or broken."""
+    if not path.is_file():
+        raise UserError(f"{path}: the settings of this stage are missing; run make, or scripts/resolve_recipe.py first")
+    try:
+        # The plain loader, as the plain dumper wrote it: text that looks like a number stays text.
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: is damaged; run make, which writes it anew")
+    return raw
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Returns the dotted names under which two nested mappings differ, each with its value before and after."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [(prefix, before, after)]
+    found = []
+    for name in sorted({*before, *after}):
+        found += differences(before.get(name), after.get(name), f"{prefix}.{name}" if prefix else name)
+    return found

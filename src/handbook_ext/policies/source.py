@@ -1,0 +1,77 @@
+"""Where a stage's policy comes from: an artifact of its run, or the checkpoint that the recipe names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from handbook_ext.core.artifacts import read_manifest
+from handbook_ext.core.errors import UserError
+from handbook_ext.core.stage import Stage
+from handbook_ext.policies.models import external_checkpoint_hashes, load_policy, load_tokenizer
+from handbook_ext.recipes.settings import ModelSettings
+
+START = "start"
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """A checkpoint, how it is loaded, and its policy hash; `artifact` is None for one that no stage of the run made."""
+
+    location: str
+    model: ModelSettings
+    sha256: str
+    artifact: Path | None
+
+    @property
+    def trained_here(self) -> bool:
+        """Tells whether a stage of the run made it: it then has no revision, and the recipe's chat template already."""
+        return self.artifact is not None
+
+    def load(self, **changes: Any) -> PreTrainedModel:
+        """Returns the policy in evaluation mode; `changes` replace settings of the recipe's model."""
+        return load_policy(self.location, self.model.model_copy(update=changes), trained_here=self.trained_here)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Returns the policy's tokenizer, with a chat template and a pad token."""
+        return load_tokenizer(self.location, self.model, trained_here=self.trained_here)
+
+
+def policy_of(stage: Stage[Any], role: str = "policy") -> PolicySource:
+    """Returns the policy that a stage reads under a role; the recipe's checkpoint where the role is no input.
+
+    The policy of a run is known by its manifest, and its weights are not read for it. The content of an external checkpoint
+    becomes part of what determines the stage.
+    Raises UserError where the recipe names no checkpoint.
+    """
+    model: ModelSettings = stage.settings.model
+    artifacts = stage.inputs(role)
+    if artifacts:
+        return _trained(artifacts[0], model)
+    return _checkpoint(stage, model)
+
+
+def named_policy(stage: Stage[Any], name: str) -> PolicySource:
+    """Returns a policy of the stage's run by the name of its folder: sft, iter<N>, or `start` for the recipe's checkpoint."""
+    if name == START:
+        return _checkpoint(stage, stage.settings.model)
+    return _trained(stage.run / name / "policy", stage.settings.model)
+
+
+def _trained(artifact: Path, model: ModelSettings) -> PolicySource:
+    """Returns a policy that a stage of the run made."""
+    return PolicySource(str(artifact), model, str(read_manifest(artifact)["policy"]), artifact)
+
+
+def _checkpoint(stage: Stage[Any], model: ModelSettings) -> PolicySource:
+    """Returns the recipe's checkpoint, whose hashes the stage keeps."""
+    if model.name_or_path is None:
+        raise UserError("model.name_or_path is not set, so there is no policy to start from")
+    with PartialState().main_process_first():  # The others find the hashes in the run's cache: weights are read once.
+        hashes = external_checkpoint_hashes(model.name_or_path, model, stage.hash_of)
+    stage.external |= hashes
+    return PolicySource(model.name_or_path, model, hashes["policy"], None)

@@ -1,0 +1,184 @@
+"""Make's goals and variables, checked by form and meaning, and the makefile text that they stand for.
+
+Whatever the command line says reaches Python as it was typed. Only names that passed here are written into what make reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.graph import run_rules
+from handbook_ext.recipes.makefile import targets_of
+from handbook_ext.recipes.names import RECIPES
+from handbook_ext.recipes.overrides import Override, parse_data, parse_set
+from handbook_ext.recipes.run import Run, resolve
+from handbook_ext.recipes.table_files import read_table, run_of_row, table_names
+from handbook_ext.recipes.yaml_tree import nearest
+
+PROJECT = ("help", "list", "setup", "test", "test-slow", "test-liger", "lint", "bench", "mutants")
+_PATH = r"[\w./+@,-]+"
+_NUMBER = r"[1-9]\d{0,3}"
+# Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
+VARIABLES = {
+    "RUNS": (_PATH, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
+    "VENV": (_PATH, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
+    "SET": (r"[\s\S]*", "", {"run", "seeds"}),
+    "DATA": (r"[\s\S]*", "", {"run", "seeds"}),
+    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "seeds", "table"}),
+    "GPUS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
+    "SEEDS": (r"[1-9]\d?", "a number from 1 to 99", {"seeds", "table"}),
+    "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
+    "JOBS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
+    "THREADS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
+    "ONLY": (r"survivors", "survivors", {"project"}),
+}
+READERS = {"run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": "table-<name>", "project": "bench and mutants"}
+
+
+@dataclass
+class Plan:
+    """The runs that goals need, by name, and the lines of make that connect goals with them."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, run: Run) -> Run:
+        """Adds a run once; returns it."""
+        return self.runs.setdefault(run.name, run)
+
+    def goal(self, name: str, needed: Sequence[str], *commands: str, share: bool = False) -> None:
+        """Adds a goal that is no file. With `share` runs take over what is equal by content."""
+        self.lines += [f".PHONY: {name}", *([f"{name}: export HANDBOOK_SHARE := 1"] if share else [])]
+        self.lines += [" \\\n    ".join([f"{name}:", *dict.fromkeys(needed)]), *(f"\t{command}" for command in commands)]
+
+
+def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequence[str] = (), root: Path = RECIPES) -> Plan:
+    """Returns the plan of make's goals; `given` are the variables of the command line itself, each of which a goal must read.
+
+    Raises UserError for a goal or variable that means nothing, or whose form could mean something else to make or a shell.
+    """
+    kinds = {goal: _kind(goal) for goal in goals}
+    check_variables(variables, given, kinds)
+    planner = _Planner(variables, root)
+    for goal, kind in kinds.items():
+        getattr(planner, f"plan_{kind}")(goal)
+    plan = planner.plan
+    on_cpu = all(run.launch.name == "cpu" for run in plan.runs.values())
+    # Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration runs beside the sampling of the next.
+    plan.lines.append("MAKEFLAGS += -j$(JOBS)" if on_cpu else ".NOTPARALLEL:")
+    return plan
+
+
+def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: Mapping[str, str]) -> None:
+    """Raises UserError for a variable that has another form than it should, or that no goal reads."""
+    for name, value in variables.items():
+        form, words, _ = VARIABLES[name]
+        if not re.fullmatch(form, value):
+            raise UserError(f"{name}: {value!r} is not {words}")
+    for name in given:
+        if name not in VARIABLES:
+            raise UserError(f"nothing reads the variable {name}{nearest(name, VARIABLES)}; make reads: {', '.join(VARIABLES)}")
+        readers = VARIABLES[name][2]
+        if kinds and not readers & set(kinds.values()):
+            raise UserError(
+                f"{name} is read by {' and '.join(READERS[kind] for kind in READERS if kind in readers)}, and no goal here is "
+                f"one of these: {' '.join(kinds)}; leave it out"
+            )
+
+
+def _kind(goal: str) -> str:
+    """Returns what sort of goal a word is; a UserError where its form is none of a goal."""
+    if not re.fullmatch(_PATH, goal):
+        raise UserError(f"{goal!r} is no goal: those have letters, digits and . / + @ , _ - alone; make help shows some")
+    if goal in PROJECT:
+        return "project"
+    if goal == "tables" or goal.startswith("table-"):
+        return "table"
+    return "seeds" if goal.endswith("-seeds") else "run"
+
+
+class _Planner:
+    """Turns goals into rules, under the variables of one call of make."""
+
+    def __init__(self, variables: Mapping[str, str], root: Path) -> None:
+        """Takes variables that were checked."""
+        self.plan, self.root = Plan(), root
+        self.folder = variables.get("RUNS", "runs")
+        self.seeds = range(1, 1 + int(variables.get("SEEDS", "3")))
+        self.beside = variables.get("BESIDE", "").split()
+        self.launch = {"launch": variables.get("LAUNCH") or None, "gpus": int(variables["GPUS"]) if "GPUS" in variables else None}
+        self.overrides: list[Override] = parse_set(variables.get("SET", ""))
+        if variables.get("DATA"):
+            self.overrides += parse_data(variables["DATA"])
+
+    def plan_project(self, goal: str) -> None:
+        """Plans nothing: the Makefile has these."""
+
+    def plan_run(self, goal: str) -> None:
+        """Plans a run's report, an iteration, the reasons why stages would run, or a file of a run."""
+        if "/" in goal:
+            self._plan_file(goal)
+            return
+        name, _, iteration = goal.rpartition("-") if re.search(r"-iter\d+$", goal) else (goal, "", "")
+        for suffix in ("-report", "-why"):
+            name = name.removesuffix(suffix)
+        run = self._run(name)
+        folder = f"{self.folder}/{run.name}"
+        if iteration:
+            self.plan.goal(goal, [f"{folder}/{run.iteration(iteration).name}/policy/manifest.json"])
+        elif goal.endswith("-why"):
+            self.plan.goal(goal, [], f"@$(PYTHON) scripts/explain_run.py {folder}")
+        else:
+            self.plan.goal(goal, [f"{folder}/report/manifest.json"])
+
+    def plan_seeds(self, goal: str) -> None:
+        """Plans the seeds of a recipe, with those of other recipes beside, and one report of all."""
+        name = goal.removesuffix("-seeds")
+        ours = [self._run(each) for each in self._seeded(name)]
+        theirs = [self._run(each) for other in self.beside for each in self._seeded(other)]
+        folders = [[f"{self.folder}/{run.name}" for run in runs] for runs in (ours, theirs)]
+        command = ["$(PYTHON) scripts/write_report.py", *folders[0], *(["--beside", *folders[1]] if theirs else [])]
+        reports = [f"{folder}/report/manifest.json" for each in folders for folder in each]
+        self.plan.goal(goal, reports, " ".join([*command, "--out", f"{self.folder}/{ours[0].recipe}-seeds/report"]), share=True)
+
+    def plan_table(self, goal: str) -> None:
+        """Plans a table, or all of them: the evaluations of its rows under each seed, and the table itself."""
+        names = table_names(self.root)
+        if goal == "tables":
+            for name in names:
+                self.plan_table(f"table-{name}")
+            self.plan.goal(goal, [f"table-{name}" for name in names])
+            return
+        name = goal.removeprefix("table-")
+        needed: dict[tuple[str, str], list[str]] = {}
+        for row in read_table(name, self.root).rows:
+            runs = [self.plan.add(run_of_row(row, name, seed, self.root, **self.launch)) for seed in self.seeds]
+            for policy in (runs[0].start, row.policy or runs[0].iterations[-1].name):
+                files = [f"{self.folder}/{run.name}/{each}" for run in runs for each in targets_of(f"{policy}/eval.json")]
+                needed.setdefault((runs[0].name, policy), files)
+        seeds = " ".join(map(str, self.seeds))
+        command = f"$(PYTHON) scripts/write_table.py {name} --seeds {seeds} --runs {self.folder}"
+        self.plan.goal(goal, [file for files in needed.values() for file in files], command, share=True)
+
+    def _plan_file(self, goal: str) -> None:
+        """Plans a file of a run; a UserError names the files that the run's stages make."""
+        prefix = f"{self.folder.rstrip('/')}/"
+        if not goal.startswith(prefix):
+            raise UserError(f"'{goal}' is no goal: a file is one of {prefix}<run>/, such as {prefix}tiny-selm/iter1/pairs.jsonl")
+        name, _, rest = goal.removeprefix(prefix).partition("/")
+        run = self._run(name)
+        targets = [target for rule in run_rules(run) for target in targets_of(rule.artifact)]
+        if rest not in targets:
+            raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")
+
+    def _run(self, name: str) -> Run:
+        """Returns a run by name, planned, under what overrides it."""
+        return self.plan.add(resolve(name, self.root, overrides=self.overrides, **self.launch))  # type: ignore[arg-type]
+
+    def _seeded(self, name: str) -> list[str]:
+        """Returns the names of the runs of a recipe under all seeds; 1 is its own."""
+        return [name if seed == 1 else f"{name}-seed{seed}" for seed in self.seeds]

@@ -1,0 +1,127 @@
+"""A run as make reads it: `runs/<run>/run.mk`, every rule in plain text, and the settings files beside it.
+
+Nothing but names under the folder of the runs gets into the text of a makefile, and those are spelt in letters that neither make
+nor a shell minds. Files outside are watched through a stamp, so whatever they are called, make never sees their names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from handbook_ext.core.artifacts import manifest_path
+from handbook_ext.recipes.graph import run_rules
+from handbook_ext.recipes.iteration import Iteration
+from handbook_ext.recipes.launch_checks import Launch
+from handbook_ext.recipes.rule import Rule
+from handbook_ext.recipes.run import Run
+
+LISTED = {".jsonl", ".json"}
+
+
+def write_run(run: Run, runs: Path) -> list[Path]:
+    """Writes settings, stamps and run.mk of a run where their content changed; returns those written."""
+    rules = run_rules(run)
+    texts = {rule.settings_file: settings_text(rule) for rule in rules}
+    texts |= {_stamp(rule): stamp_text(rule.external) for rule in rules if rule.external}
+    texts["run.mk"] = run_text(run, rules, runs)
+    return [path for name, text in texts.items() if replaced(path := runs / run.name / name, text)]
+
+
+def settings_text(rule: Rule) -> str:
+    """Returns the settings file of a stage."""
+    values = rule.settings.model_dump(mode="json")
+    text: str = yaml.dump(values, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+    return f"# Resolved from recipe {rule.settings.recipe}; edit the recipe, not this file.\n{text}"
+
+
+def stamp_text(files: Sequence[Path]) -> str:
+    """Returns size (bytes) and time (ns) of files outside the run: make looks at these, the stage at the contents."""
+    stats = [(str(path), path.stat()) for path in files if path.exists()]
+    return "".join(json.dumps([name, stat.st_size, stat.st_mtime_ns]) + "\n" for name, stat in stats)
+
+
+def run_text(run: Run, rules: Sequence[Rule], runs: Path) -> str:
+    """Returns run.mk: the rules in the order in which they can run, and the goals of the run."""
+    folder = str(runs / run.name)
+    by_iteration = {each.name: each for each in run.iterations}
+    lines = [f"# {run.name}, from {run.file}. Written by scripts/plan_goals.py; edit the recipe, not this file."]
+    seen: set[str] = set()
+    for rule in rules:
+        if rule.folder in by_iteration and rule.folder not in seen:
+            seen.add(rule.folder)
+            lines += ["", _heading(run, by_iteration[rule.folder], rules)]
+        lines += ["", *_rule_lines(rule, folder, run.launch)]
+    return "\n".join(lines) + "\n"
+
+
+def targets_of(artifact: str) -> list[str]:
+    """Returns the files by which make knows an artifact: the manifest in a folder, or a file and the manifest beside it."""
+    path = Path(artifact)
+    return [artifact, str(manifest_path(path))] if path.suffix in LISTED else [f"{artifact}/manifest.json"]
+
+
+def replaced(path: Path, text: str) -> bool:
+    """Puts the text in place by rename, unless it is there already; tells whether it did."""
+    try:
+        if path.read_bytes() == text.encode():
+            return False
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _heading(run: Run, each: Iteration, rules: Sequence[Rule]) -> str:
+    """Returns a comment that says what an iteration does."""
+    stages = ", ".join(rule.settings.stage for rule in rules if rule.folder == each.name)
+    part = f"part {each.index + 1} of {run.settings.data.portions} of the prompts"
+    return f"# {each.name} starts from {each.starts_from}; {part}; rule {each.settings.select.rule}: {stages}"
+
+
+def _rule_lines(rule: Rule, folder: str, launch: Launch) -> list[str]:
+    """Returns the lines of one rule.
+
+    A file and its manifest are one target, so that a deleted file is made again as well.
+    """
+    targets = targets_of(rule.artifact)
+    needed = [rule.settings_file, *([_stamp(rule)] if rule.external else [])]
+    for name in dict.fromkeys([*rule.inputs, *rule.after]):
+        # A part of data/rows has no manifest of its own.
+        needed += targets_of(os.path.dirname(name) if name.startswith("data/rows/") else name)
+    sign = "&:" if len(targets) > 1 else ":"
+    head = " ".join(f"{folder}/{each}" for each in targets)
+    prerequisites = [f"    {folder}/{name}" for name in dict.fromkeys(needed)]
+    return [
+        f"{head} {sign} \\",
+        *(f"{each} \\" for each in prerequisites[:-1]),
+        prerequisites[-1],
+        f"\t{_command(rule, folder, launch)}",
+    ]
+
+
+def _command(rule: Rule, folder: str, launch: Launch) -> str:
+    """Returns the command of a stage; those without a policy need no launcher, and on a CPU all start in a warm process."""
+    argument = f"{folder}/{rule.folder}" if rule.folder not in ("",) else folder
+    if launch.name == "cpu":
+        launcher = "$(WARM)"
+    elif not rule.loads_policy:
+        launcher = "$(PYTHON)"
+    else:
+        processes = "" if launch.gpus is None else f" --num_processes {launch.gpus}"
+        launcher = f"$(ACCELERATE) --config_file recipes/accelerate/{launch.name}.yaml{processes}"
+    return f"{launcher} scripts/{rule.script} {argument}"
+
+
+def _stamp(rule: Rule) -> str:
+    """Returns the file that changes whenever a file outside the run does that the stage reads."""
+    return rule.settings_file.removesuffix(".yaml") + ".files"

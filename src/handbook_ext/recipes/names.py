@@ -1,0 +1,144 @@
+"""The names of recipes and runs: which there are, and what a name asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import yaml
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.yaml_tree import nearest, read_recipe, read_yaml, shown
+
+RECIPES = Path("recipes")
+NO_RECIPES = ("accelerate", "tables")
+RENAMED = "renamed.yaml"
+# A recipe's name is part of goals, folders and make's text, so it has nothing that one of them minds.
+_USABLE = re.compile(r"\w[\w.-]*")
+# What is put behind a run's name means a goal, so no recipe may end like one.
+_GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check)")
+_SEED = re.compile(r"(.+)-seed(0|[1-9]\d{0,9})")
+
+
+@dataclass(frozen=True)
+class RunName:
+    """What the name of a run says: `<recipe>[-<variant>...][-seed<K>]`."""
+
+    full: str
+    recipe: str
+    file: Path
+    variants: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+def recipe_files(root: Path = RECIPES) -> dict[str, Path]:
+    """Returns every recipe's name and file: recipes/<model>/<method>.yaml is <model>-<method>."""
+    return _scanned(root)[0]
+
+
+def unusable_files(root: Path = RECIPES) -> list[str]:
+    """Returns a line for each file whose name no goal could spell, so that it is told and not overlooked."""
+    return _scanned(root)[1]
+
+
+def _scanned(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Returns the recipes, and a line for each file that cannot be one; the folders are read again when one has changed."""
+    folders = [root, *(path for path in root.glob("*") if path.is_dir())]
+    return _scan(root, tuple(path.stat().st_mtime_ns for path in folders if path.is_dir()))
+
+
+@lru_cache(maxsize=8)
+def _scan(root: Path, times: tuple[int, ...]) -> tuple[dict[str, Path], list[str]]:
+    """Returns what a folder of these times holds."""
+    found: dict[str, Path] = {}
+    unusable = []
+    for path in sorted(root.glob("*/*.yaml")):
+        name = f"{path.parent.name}-{path.stem}"
+        if path.name == "base.yaml" or path.parent.name in NO_RECIPES:
+            continue
+        if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
+            unusable.append(f"{shown(path)!r} is no recipe's name: use letters, digits, '.', '_' and '-' alone")
+        elif _GOAL.fullmatch(name) or _SEED.fullmatch(name):
+            unusable.append(f"{shown(path)!r} is called like a goal of another recipe; rename the file")
+        elif name in found:
+            raise UserError(f"{shown(path)}: {shown(found[name])} is called {name} as well; rename one of the two")
+        else:
+            found[name] = path
+    return found, unusable
+
+
+def read_name(name: str, root: Path = RECIPES) -> RunName:
+    """Returns what a run's name says; a UserError tells what is close to a name that says nothing."""
+    files = recipe_files(root)
+    with_seed = _SEED.fullmatch(name) if name not in files else None
+    bare, seed = (with_seed[1], int(with_seed[2])) if with_seed else (name, None)
+    if bare in files:
+        return RunName(name, bare, files[bare], (), seed)
+    for recipe in sorted((each for each in files if bare.startswith(f"{each}-")), key=len, reverse=True):
+        wanted = bare[len(recipe) + 1 :].split("-")
+        known = variants_of(files[recipe])
+        if len(set(wanted)) == len(wanted) and all(each in known for each in wanted):
+            return RunName(name, recipe, files[recipe], tuple(wanted), seed)
+    raise _no_recipe(name, bare, files, root)
+
+
+def variants_of(file: Path) -> list[str]:
+    """Returns the names of a recipe's variants, its own and inherited ones; a UserError where one is no mapping."""
+    tree = read_recipe(file)
+    variants = tree.values.get("variants") or {}
+    if not isinstance(variants, dict):
+        raise UserError(f"{tree.where(('variants',))}: variants must be a mapping, such as {{noise20: {{data: {{...}}}}}}")
+    for name, values in variants.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", name) or not isinstance(values, dict):
+            raise UserError(
+                f"{tree.where(('variants', name))}: variants.{name} must be a word of letters, digits and '_' with a mapping of "
+                "sections"
+            )
+    return list(variants)
+
+
+def renamed(root: Path = RECIPES) -> dict[str, str]:
+    """Returns the goals that replace recipes of earlier versions, by their old names."""
+    return _renamed(root / RENAMED)
+
+
+@cache
+def _renamed(path: Path) -> dict[str, str]:
+    """Returns the content of the file of old names."""
+    if not path.is_file():
+        return {}
+    names: dict[str, str] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return names
+
+
+def _no_recipe(name: str, bare: str, files: dict[str, Path], root: Path) -> UserError:
+    """Returns the error for a name that is no run: renamed, a goal of make, of an unknown variant, or misspelt."""
+    if bare in renamed(root):
+        return UserError(f"'{name}' is called otherwise now: make {renamed(root)[bare]}")
+    target = _GOAL.fullmatch(name)
+    if target and (target[1] in files):
+        return UserError(f"'{name}' is a goal of make, not a recipe; give '{target[1]}' here")
+    alike = [each for each in files if each.split("-")[0] == bare.split("-", maxsplit=1)[0]]
+    longest = max((each for each in files if bare.startswith(f"{each}-")), key=len, default=None)
+    if longest is not None:
+        known = variants_of(files[longest])
+        rest = bare[len(longest) + 1 :]
+        if known:
+            return UserError(
+                f"no recipe is called '{name}', and {longest} has no variant '{rest}'{nearest(rest, known)}; it has: "
+                f"{', '.join(known)}; `variants:` in {shown(files[longest])} or its base names them"
+            )
+    tables = [f"table-{path.stem}" for path in root.glob("tables/*.yaml")]
+    close = nearest(re.sub(r"-(iter|seed)\d+$|-report$", "", bare), tables if bare.startswith("table") else files)
+    return UserError(
+        f"no recipe is called '{name}'{close}; in {shown(root)} there are: "
+        f"{', '.join(alike or list(files)[:8]) or 'none'}; recipes/<model>/<method>.yaml is <model>-<method>, and make list "
+        "shows all"
+    )
+
+
+def paper_row(file: Path) -> str:
+    """Returns which row of which paper a recipe's own file says that it is, or nothing."""
+    return str(read_yaml(file).values.get("paper") or "")

@@ -1,0 +1,99 @@
+"""What a rule of the graph is, and what all of them are put together from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handbook_ext.core.artifacts import checkpoint_files, sha256_of
+from handbook_ext.core.stage_settings import StageSettings
+from handbook_ext.recipes.iteration import Iteration
+from handbook_ext.recipes.run import Run
+from handbook_ext.recipes.settings import RankSettings, Recipe
+from handbook_ext.recipes.stage_files import Limits
+
+ROWS = "data/rows"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One stage of a run: the folder that its script is given, what determines it, and what else make must know.
+
+    `after` are artifacts that must be there although the stage does not read them. `external` are files outside the run: make
+    sees that one changed, the stage compares contents. `loads_policy` decides how the script is launched.
+    """
+
+    folder: str
+    settings: StageSettings
+    script: str
+    loads_policy: bool = True
+    after: tuple[str, ...] = ()
+    external: tuple[Path, ...] = ()
+
+    @property
+    def settings_file(self) -> str:
+        """Returns the stage's settings file, as a path in the run's folder."""
+        return os.path.join(self.folder, self.settings.file)
+
+    @property
+    def artifact(self) -> str:
+        """Returns what the stage makes, as a path in the run's folder."""
+        return os.path.join(os.path.dirname(self.settings_file), self.settings.artifact)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Returns the artifacts that the stage reads, as paths in the run's folder."""
+        here = os.path.dirname(self.settings_file)
+        stated = [[each] if isinstance(each, str) else each for each in self.settings.inputs.values()]
+        return [os.path.normpath(os.path.join(here, name)) for names in stated for name in names]
+
+
+def about(run: Run, iteration: Iteration | None = None) -> dict[str, Any]:
+    """Returns what every settings file says of the run, and those of an iteration of the iteration."""
+    whole = {"recipe": run.recipe, "overrides": list(run.overrides), "seed": run.settings.seed}
+    return whole if iteration is None else {**whole, "iteration": iteration.name, "policy": iteration.starts_from}
+
+
+def seen_from(folder: str, **artifacts: str | list[str] | None) -> dict[str, str | list[str]]:
+    """Returns the inputs of a stage by role, as paths from the folder of its settings file; None and [] are no input."""
+    start = folder or "."
+    found = {role: artifact for role, artifact in artifacts.items() if artifact}
+    return {
+        role: [os.path.relpath(each, start) for each in name] if isinstance(name, list) else os.path.relpath(name, start)
+        for role, name in found.items()
+    }
+
+
+def policy_artifact(name: str) -> str | None:
+    """Returns the artifact of a policy of the run; None for `start`, the recipe's checkpoint."""
+    return None if name == "start" else f"{name}/policy"
+
+
+def ranker_artifact(rank: RankSettings) -> str | None:
+    """Returns the artifact of the run's own reward model, where the recipe names no other."""
+    return "ranker/model" if rank.ranker == "reward_model" and rank.model is None else None
+
+
+def limits_of(settings: Recipe) -> Limits:
+    """Returns how many tokens there may be."""
+    train = settings.train
+    return Limits(max_length=train.max_length, max_prompt_length=train.max_prompt_length, long_prompts=settings.data.long_prompts)
+
+
+def template_hash(settings: Recipe) -> dict[str, str]:
+    """Returns the hash of a chat template that is a file: its content determines the stages, not its name."""
+    template = settings.model.chat_template
+    found = template is not None and Path(template).is_file()
+    return {"template_sha256": sha256_of(Path(str(template)))} if found else {}
+
+
+def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
+    """Returns the files of the recipe's checkpoint where it is a folder here and one of the policies is `start` (or none given)."""
+    return folder_files(run.settings.model.name_or_path) if not policies or "start" in policies else ()
+
+
+def folder_files(source: str | None) -> tuple[Path, ...]:
+    """Returns the files of a checkpoint that is a local folder; none for a name on the hub."""
+    return tuple(checkpoint_files(Path(source))) if source is not None and Path(source).is_dir() else ()

@@ -1,0 +1,193 @@
+"""The rules of one iteration: generate, rank, score, select, train, and the check of its health."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from handbook_ext.core.artifacts import sha256_of
+from handbook_ext.recipes import stage_files as files
+from handbook_ext.recipes.iteration import Iteration
+from handbook_ext.recipes.rule import (
+    ROWS,
+    Rule,
+    about,
+    checkpoint_of,
+    folder_files,
+    limits_of,
+    policy_artifact,
+    ranker_artifact,
+    seen_from,
+    template_hash,
+)
+from handbook_ext.recipes.run import Run
+from handbook_ext.selection.ensemble import ensemble
+
+TOLERANCE, TOLERANCE_BF16 = 1e-3, 2e-2  # Nats per token; bf16 rounds by the shape of a batch.
+
+
+def generate_rule(run: Run, each: Iteration) -> Rule:
+    """Returns the rule that samples from the policy that starts the iteration."""
+    inputs = seen_from(each.name, rows=f"{ROWS}/train.jsonl", policy=policy_artifact(each.starts_from))
+    settings = files.GenerateStage(
+        stage="generate", **about(run, each), inputs=inputs, portion=_portion(run, each), model=each.settings.model,
+        generate=each.settings.generate, limits=limits_of(each.settings), **template_hash(each.settings),
+    )  # fmt: skip
+    return Rule(
+        each.name, settings, "generate_completions.py", after=_health_before(run, each),
+        external=checkpoint_of(run, each.starts_from),
+    )  # fmt: skip
+
+
+def rank_rule(run: Run, each: Iteration) -> Rule:
+    """Returns the rule that judges the samples."""
+    rank = each.settings.rank
+    judge = policy_artifact(each.starts_from) if rank.ranker == "self" else None
+    inputs = seen_from(
+        each.name,
+        completions=f"{each.name}/completions.jsonl",
+        rows=f"{ROWS}/train.jsonl",
+        ranker=ranker_artifact(rank),
+        policy=judge,
+    )
+    rubric = rank.rubric if rank.rubric is not None and Path(rank.rubric).is_file() else None
+    settings = files.RankStage(
+        stage="rank", **about(run, each), inputs=inputs, model=each.settings.model, rank=rank, **template_hash(each.settings),
+        rubric_sha256=None if rubric is None else sha256_of(Path(rubric)),
+    )  # fmt: skip
+    judges = checkpoint_of(run, each.starts_from) if rank.ranker == "self" else ()
+    return Rule(each.name, settings, "rank_completions.py", external=(*folder_files(rank.model), *judges))
+
+
+def score_candidates_rule(run: Run, each: Iteration) -> Rule:
+    """Returns the rule that scores what selection compares, under each policy whose margins it needs.
+
+    Earlier policies are identified by hash; their weights load only if the store misses a completion.
+    """
+    needs = each.needs
+    texts = {each.starts_from: _kinds(offline=needs.offline_log_probs, samples=needs.sample_log_probs)}
+    for term in _terms(run, each):
+        for policy in filter(None, (term["policy"], term["reference"])):
+            texts.setdefault(policy, _kinds(offline=needs.offline_margins, samples=needs.sample_margins))
+    completions = f"{each.name}/completions.jsonl" if needs.sample_log_probs else None
+    inputs = seen_from(
+        each.name, rows=f"{ROWS}/train.jsonl", completions=completions, policy=policy_artifact(each.starts_from),
+        log_probs=_stores(run, each),
+    )  # fmt: skip
+    settings = files.ScoreCandidatesStage(
+        stage="score", **about(run, each), inputs=inputs, model=each.settings.model, score=each.settings.score,
+        limits=limits_of(each.settings), portion=_portion(run, each), sizes=_sizes(each), texts=texts, **template_hash(each.settings),
+    )  # fmt: skip
+    return Rule(
+        each.name, settings, "score_candidates.py", after=_health_before(run, each), external=checkpoint_of(run, *texts)
+    )  # fmt: skip
+
+
+def score_pairs_rule(run: Run, each: Iteration) -> Rule:
+    """Returns the rule that scores the pairs of training."""
+    inputs = seen_from(each.name, pairs=f"{each.name}/pairs.jsonl", policy=policy_artifact(each.starts_from))
+    train = each.settings.train
+    settings = files.ScorePairsStage(
+        stage="score", **about(run, each), inputs=inputs, model=each.settings.model, score=each.settings.score,
+        limits=limits_of(each.settings), global_batch_size=train.global_batch_size, sizes=_sizes(each), explore=train.alpha > 0,
+        **template_hash(each.settings),
+    )  # fmt: skip
+    return Rule(
+        each.name, settings, "score_completions.py", after=_health_before(run, each), external=checkpoint_of(run, each.starts_from)
+    )  # fmt: skip
+
+
+def select_rule(run: Run, each: Iteration) -> Rule:
+    """Returns the rule that makes the pairs: from judged samples, from samples, from log-probs, or from the data alone."""
+    needs = each.needs
+    stores = [*_stores(run, each), f"{each.name}/logprobs"] if needs.log_probs else []
+    inputs = seen_from(
+        each.name, rows=f"{ROWS}/train.jsonl", rankings=f"{each.name}/rankings.jsonl" if needs.rankings else None,
+        completions=f"{each.name}/completions.jsonl" if needs.samples and not needs.rankings else None, log_probs=stores,
+    )  # fmt: skip
+    form = each.settings.train.reward_form
+    margins: dict[str, Any] = {}
+    if needs.log_probs:
+        margins = {"reward_form": {"reference": form.reference, "length_normalized": form.length_normalized}}
+        margins["terms"] = _terms(run, each)
+    settings = files.SelectStage(
+        stage="select", **about(run, each), inputs=inputs, portion=_portion(run, each), select=each.settings.select, **margins
+    )  # fmt: skip
+    return Rule(each.name, settings, "select_pairs.py", loads_policy=False)
+
+
+def train_rule(run: Run, each: Iteration) -> Rule:
+    """Returns the rule that trains the iteration's policy."""
+    train = each.settings.train
+    inputs = seen_from(
+        each.name, pairs=f"{each.name}/pairs.jsonl", log_probs=f"{each.name}/logprobs" if train.needs_reference else None,
+        policy=policy_artifact(each.starts_from),
+    )  # fmt: skip
+    tolerance = each.settings.score.tolerance
+    if tolerance is None:
+        tolerance = TOLERANCE_BF16 if train.bf16 else TOLERANCE
+    settings = files.TrainStage(
+        stage="train", **about(run, each), inputs=inputs, model=each.settings.model, train=train, limits=limits_of(each.settings),
+        tolerance=tolerance if train.needs_reference else None, **template_hash(each.settings),
+    )  # fmt: skip
+    return Rule(
+        each.name, settings, "train_policy.py", after=_health_before(run, each), external=checkpoint_of(run, each.starts_from)
+    )  # fmt: skip
+
+
+def health_rule(run: Run, each: Iteration) -> Rule:
+    """Returns the rule that stops a run whose iteration exceeds a limit of the recipe."""
+    needs, health = each.needs, each.settings.health
+    inputs = seen_from(
+        each.name, pairs=f"{each.name}/pairs.jsonl", policy=policy_artifact(each.name),
+        evaluation=f"{each.name}/eval.json" if health.max_kl is not None else None,
+        completions=f"{each.name}/completions.jsonl" if needs.samples else None,
+        rankings=f"{each.name}/rankings.jsonl" if needs.rankings else None,
+    )  # fmt: skip
+    iteration = about(run) | {"iteration": each.name, "policy": each.name}
+    return Rule(
+        each.name, files.HealthStage(stage="health", **iteration, inputs=inputs, health=health), "check_health.py", loads_policy=False
+    )  # fmt: skip
+
+
+def _health_before(run: Run, each: Iteration) -> tuple[str, ...]:
+    """Returns the health of the iteration before, where the recipe sets limits: it must be good before this one starts."""
+    before = next((other for other in run.iterations if other.name == each.starts_from), None)
+    return (f"{before.name}/health.json",) if before is not None and before.health_limited else ()
+
+
+def _stores(run: Run, each: Iteration) -> list[str]:
+    """Returns the score stores of the iterations before."""
+    names = [other.name for other in run.iterations]
+    return [f"{other.name}/logprobs" for other in run.iterations[: names.index(each.name)] if other.has_log_probs]
+
+
+def _terms(run: Run, each: Iteration) -> list[dict[str, Any]]:
+    """Returns the terms of the ensemble whose margins select (SeRA, Eq. 7); none where no margins do."""
+    if not each.needs.margins:
+        return []
+    policies = [run.start, *(other.name for other in run.iterations)]
+    select = each.settings.select
+    terms = ensemble(
+        policies[: policies.index(each.name)], gamma=select.gamma, against=select.margin_reference,
+        with_reference=each.settings.train.reward_form.reference,
+    )  # fmt: skip
+    return [{"weight": term.weight, "policy": term.policy, "reference": term.reference} for term in terms]
+
+
+def _kinds(*, offline: bool, samples: bool) -> list[str]:
+    """Returns the kinds of texts to score."""
+    return ["offline"] * offline + ["samples"] * samples
+
+
+def _sizes(each: Iteration) -> files.BatchSizes:
+    """Returns the shapes in which log-probs are computed: those of training."""
+    train = each.settings.train
+    return files.BatchSizes(
+        per_device_train_batch_size=train.per_device_train_batch_size, head_chunk=train.head_chunk, bf16=train.bf16
+    )
+
+
+def _portion(run: Run, each: Iteration) -> files.Portion:
+    """Returns the part of the data that an iteration uses."""
+    return files.Portion(index=each.index, of=run.settings.data.portions)

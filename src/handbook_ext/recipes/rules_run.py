@@ -1,0 +1,85 @@
+"""The rules of a run as a whole: data, supervised fine-tuning, its own reward model, evaluation, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from handbook_ext.recipes import stage_files as files
+from handbook_ext.recipes.rule import (
+    ROWS,
+    Rule,
+    about,
+    checkpoint_of,
+    folder_files,
+    limits_of,
+    policy_artifact,
+    ranker_artifact,
+    seen_from,
+    template_hash,
+)
+from handbook_ext.recipes.run import Run
+from handbook_ext.recipes.settings import Recipe
+
+
+def data_rule(run: Run) -> Rule:
+    """Returns the rule that reads the data."""
+    data = run.settings.data
+    needs = {name for each in run.iterations for name in ("answers", "scores") if getattr(each.needs, name)}
+    local = [Path(name) for name in (data.train, data.test, data.sft) if name and Path(name).is_file()]
+    settings = files.DataStage(stage="data", **about(run), needs=sorted(needs), data=data)
+    return Rule("", settings, "prepare_data.py", loads_policy=False, external=tuple(local))
+
+
+def sft_rule(run: Run) -> Rule:
+    """Returns the rule that fine-tunes the policy that the loop starts from."""
+    settings = files.SFTStage(
+        stage="sft", **about(run), inputs=seen_from("sft", rows=f"{ROWS}/sft.jsonl"), model=run.settings.model,
+        long_prompts=run.settings.data.long_prompts, sft=run.settings.sft, **template_hash(run.settings),
+    )  # fmt: skip
+    return Rule("", settings, "train_sft.py", external=checkpoint_of(run))
+
+
+def ranker_rule(run: Run) -> Rule:
+    """Returns the rule that fits the run's own reward model to the offline pairs."""
+    inputs = seen_from("ranker", rows=f"{ROWS}/train.jsonl", policy=policy_artifact(run.start))
+    rank = run.settings.rank
+    settings = files.RankerStage(
+        stage="ranker", **about(run), inputs=inputs, model=run.settings.model, max_length=rank.max_length, fit=rank.fit,
+        **template_hash(run.settings),
+    )  # fmt: skip
+    return Rule("", settings, "train_ranker.py", external=checkpoint_of(run, run.start))
+
+
+def evaluate_rule(run: Run, policy: str, settings: Recipe) -> Rule:
+    """Returns the rule that measures a policy; one judge marks all policies of a run, whoever labels in an iteration."""
+    rank = run.settings.rank
+    if settings.data.dataset == "tiny_world":
+        rank = rank.model_copy(update={"ranker": "oracle"})  # Whoever labels the pairs, the true reward measures answers.
+    elif rank.ranker == "self":
+        rank = rank.model_copy(update={"ranker": "reward_model"})  # No policy marks its own exam.
+    initial = run.start if policy != run.start and settings.evaluate.implicit_reward else None
+    inputs = seen_from(
+        policy, rows=f"{ROWS}/test.jsonl", policy=policy_artifact(policy), ranker=ranker_artifact(rank),
+        initial_policy=None if initial is None else policy_artifact(initial),
+    )  # fmt: skip
+    stage = files.EvaluateStage(
+        stage="evaluate", **about(run), inputs=inputs, iteration=policy, policy=policy, initial_policy=initial,
+        model=settings.model, rank=rank, evaluate=settings.evaluate, limits=limits_of(settings), **template_hash(settings),
+    )  # fmt: skip
+    external = (*checkpoint_of(run, policy, initial or policy), *folder_files(rank.model))
+    return Rule(policy, stage, "evaluate_policy.py", external=external)
+
+
+def report_rule(run: Run) -> Rule:
+    """Returns the rule that writes the report."""
+    names = [each.name for each in run.iterations]
+    policies = [run.start, *names]
+    inputs = seen_from(
+        "", evaluations=[f"{name}/eval.json" for name in policies], policies=[f"{name}/policy" for name in names],
+        pairs=[f"{name}/pairs.jsonl" for name in names],
+    )  # fmt: skip
+    report = run.settings.report
+    changes = [*run.recipe.split("+")[0].removeprefix(f"{run.file.parent.name}-{run.file.stem}").split("-")[1:], *run.overrides]
+    title = (report.title or run.recipe) + (f" ({', '.join(changes)})" if changes and report.title else "")
+    settings = files.ReportStage(stage="report", **about(run), inputs=inputs, policies=policies, title=title, report=report)
+    return Rule("", settings, "write_report.py", loads_policy=False)

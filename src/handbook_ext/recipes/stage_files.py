@@ -1,0 +1,191 @@
+"""The settings file of each stage: what determines it, typed. The graph writes these, `Stage.open` reads them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from handbook_ext.core.stage_settings import StageSettings
+from handbook_ext.recipes.section import Section
+from handbook_ext.recipes.settings import (
+    DataSettings,
+    EvaluateSettings,
+    FitSettings,
+    GenerateSettings,
+    HealthSettings,
+    ModelSettings,
+    RankSettings,
+    ReportSettings,
+    ScoreSettings,
+    SelectSettings,
+    SFTSettings,
+    TrainSettings,
+)
+
+EVALUATION_FORMAT = 3  # Of eval.json; an older one is made again.
+
+
+class Limits(Section):
+    """How many tokens there may be, and what becomes of a prompt that leaves no room."""
+
+    max_length: int
+    max_prompt_length: int | None
+    long_prompts: Literal["error", "truncate", "drop"]
+
+
+class Portion(Section):
+    """Which of how many equal consecutive parts of the data an iteration uses, counted from 0."""
+
+    index: int
+    of: int
+
+
+class BatchSizes(Section):
+    """In which shapes a policy is scored: those of training."""
+
+    per_device_train_batch_size: int
+    head_chunk: int
+    bf16: bool
+
+
+class DataStage(StageSettings):
+    """Reading the data; `needs` are the properties that every row must have for some iteration's selection."""
+
+    file: ClassVar[str] = "data/data.yaml"
+    artifact: ClassVar[str] = "rows"
+    needs: list[str]
+    data: DataSettings
+
+
+class SFTStage(StageSettings):
+    """Supervised fine-tuning."""
+
+    file: ClassVar[str] = "sft/sft.yaml"
+    artifact: ClassVar[str] = "policy"
+    model: ModelSettings
+    long_prompts: Literal["error", "truncate", "drop"]
+    sft: SFTSettings
+    template_sha256: str | None = None
+
+
+class RankerStage(StageSettings):
+    """Fitting the run's own reward model."""
+
+    file: ClassVar[str] = "ranker/ranker.yaml"
+    artifact: ClassVar[str] = "model"
+    model: ModelSettings
+    max_length: int
+    fit: FitSettings
+    template_sha256: str | None = None
+
+
+class IterationStage(StageSettings):
+    """What the stages of an iteration share; `policy` is the folder of the policy that it starts from."""
+
+    iteration: str
+    policy: str
+
+
+class GenerateStage(IterationStage):
+    """Sampling from the policy that starts the iteration."""
+
+    file: ClassVar[str] = "generate.yaml"
+    artifact: ClassVar[str] = "completions.jsonl"
+    portion: Portion
+    model: ModelSettings
+    generate: GenerateSettings
+    limits: Limits
+    template_sha256: str | None = None
+
+
+class RankStage(IterationStage):
+    """Judging the samples."""
+
+    file: ClassVar[str] = "rank.yaml"
+    artifact: ClassVar[str] = "rankings.jsonl"
+    model: ModelSettings
+    rank: RankSettings
+    template_sha256: str | None = None
+    rubric_sha256: str | None = None
+
+
+class SelectStage(IterationStage):
+    """Making preference pairs; `reward_form` and `terms` say which margins select, where margins do."""
+
+    file: ClassVar[str] = "select.yaml"
+    artifact: ClassVar[str] = "pairs.jsonl"
+    portion: Portion
+    select: SelectSettings
+    reward_form: dict[str, bool] = {}
+    terms: list[dict[str, Any]] = []
+
+
+class ScoreCandidatesStage(IterationStage):
+    """Scoring what selection compares: which texts, `offline` or `samples`, under which of the run's policies."""
+
+    file: ClassVar[str] = "score.yaml"
+    artifact: ClassVar[str] = "logprobs"
+    model: ModelSettings
+    score: ScoreSettings
+    limits: Limits
+    portion: Portion
+    sizes: BatchSizes
+    texts: dict[str, list[str]]
+    template_sha256: str | None = None
+
+
+class ScorePairsStage(IterationStage):
+    """Scoring the pairs of training, in training's own batches."""
+
+    file: ClassVar[str] = "score.yaml"
+    artifact: ClassVar[str] = "logprobs"
+    model: ModelSettings
+    score: ScoreSettings
+    limits: Limits
+    global_batch_size: int
+    sizes: BatchSizes
+    explore: bool
+    template_sha256: str | None = None
+
+
+class TrainStage(IterationStage):
+    """Preference optimisation; `tolerance` is in nats per token, null where no reference model enters the loss."""
+
+    file: ClassVar[str] = "train.yaml"
+    artifact: ClassVar[str] = "policy"
+    model: ModelSettings
+    train: TrainSettings
+    limits: Limits
+    tolerance: float | None
+    template_sha256: str | None = None
+
+
+class EvaluateStage(IterationStage):
+    """Measuring a policy, here `policy` itself; `initial_policy` is what implicit rewards are measured against, if they are."""
+
+    file: ClassVar[str] = "evaluate.yaml"
+    artifact: ClassVar[str] = "eval.json"
+    format: int = EVALUATION_FORMAT
+    initial_policy: str | None
+    model: ModelSettings
+    rank: RankSettings
+    evaluate: EvaluateSettings
+    limits: Limits
+    template_sha256: str | None = None
+
+
+class HealthStage(IterationStage):
+    """Comparing an iteration with the recipe's limits; here `policy` is the one that it trained."""
+
+    file: ClassVar[str] = "health.yaml"
+    artifact: ClassVar[str] = "health.json"
+    health: HealthSettings
+
+
+class ReportStage(StageSettings):
+    """Writing the report of a run, of its policies in their order."""
+
+    file: ClassVar[str] = "report.yaml"
+    artifact: ClassVar[str] = "report"
+    policies: list[str]
+    title: str
+    report: ReportSettings

@@ -1,0 +1,68 @@
+"""The pages of reports and tables: numbers to Markdown and HTML through the templates beside, to JSON, and pictures to PNG."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from handbook_ext.objectives.metrics import word_verdict
+from handbook_ext.reports import run_figures, table_figures
+from handbook_ext.reports.run_report import FinishedRun, Json
+from handbook_ext.reports.table_summary import TableNumbers
+
+
+def environment() -> jinja2.Environment:
+    """Returns the templates of the pages; names from recipes are escaped in HTML, in Markdown they stay as they are."""
+    pages = jinja2.Environment(
+        loader=jinja2.PackageLoader("handbook_ext.reports"), autoescape=jinja2.select_autoescape(["html.j2"], default=False)
+    )
+    pages.filters["fromjson"] = json.loads
+    return pages
+
+
+def render_report(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> dict[str, bytes]:
+    """Returns the files of a report by name: two pages, the summary with its conclusions and warnings, the pictures."""
+    files, captions = run_figures.draw_figures(groups, summary)
+    pages = environment()
+    # The HTML page holds its pictures, so that it can be sent alone.
+    encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
+    pages.globals |= {"verdict": word_verdict, "summary": summary, "captions": captions, "pictures": encoded}
+    # report.md.j2 defines the sentences as macros: both pages and the summary take them from there.
+    markdown: Any = pages.get_template("report.md.j2").module
+    sentences = {"conclusions": markdown.conclusions(summary), "warnings": markdown.warnings(summary)}
+    summary = summary | {name: [line.strip() for line in text.splitlines() if line.strip()] for name, text in sentences.items()}
+    files["report.md"] = f"{markdown}\n".encode()
+    files["report.html"] = pages.get_template("report.html.j2").render().encode()
+    files["summary.json"] = to_json(summary)
+    return files
+
+
+def render_table(numbers: TableNumbers, seeds: Sequence[int]) -> dict[str, bytes]:
+    """Returns the files of a table by name: the page, its numbers, the pictures."""
+    files, captions = table_figures.draw_figures(numbers)
+    between_rows = numbers.overlap_between_rows
+    page = environment().get_template("table.md.j2").render(
+        table=numbers.table, rows=numbers.rows, claims=numbers.claims, decodings=numbers.decodings, seeds=seeds,
+        overlap_between_rows=between_rows, overlap_between_iterations=numbers.overlap_between_iterations,
+        names=list(dict.fromkeys(name for names in between_rows for name in names)), pictures=captions, **numbers.bootstrap,
+    )  # fmt: skip
+    files["table.md"] = page.encode() + b"\n"
+    files["summary.json"] = to_json(numbers.summary())
+    return files
+
+
+def headline(markdown: str) -> str:
+    """Returns the first table of a Markdown page, "" where it has none."""
+    page = itertools.dropwhile(lambda line: not line.startswith("|"), markdown.splitlines())
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("|"), page))
+
+
+def to_json(summary: Json) -> bytes:
+    """Returns a summary as the bytes of a JSON file; intervals become objects of their fields."""
+    return json.dumps(summary, indent=1, default=dataclasses.asdict).encode() + b"\n"

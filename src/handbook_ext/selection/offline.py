@@ -1,0 +1,48 @@
+"""Rules whose chosen answer is the data's own: the labels as they are, Curry-DPO and SPIN."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from handbook_ext.core.records import PreferencePair
+from handbook_ext.selection.material import Material, Selected, SelectOptions, distinct, require
+
+
+def dataset_pairs(material: Material, options: SelectOptions) -> Selected:
+    """Returns the pairs as the data set labels them (offline DPO, stepwise DPO, SELM's first portion)."""
+    dropped: Counter[str] = Counter()
+    pairs = [PreferencePair.joining(row, row.chosen_answer, row.rejected_answer, swapped=row.swapped) for row in material.offline]
+    return Selected(distinct(pairs, dropped), len(material.offline), dropped)
+
+
+def curriculum_pairs(material: Material, options: SelectOptions) -> Selected:
+    """Returns Curry-DPO's pairs: the best of a prompt's rated answers over the `rejected_rank`-th from the worst.
+
+    Ranks 1, 2, 3 go from the easiest pair (R1, R4) to the hardest (R1, R2), one per iteration (Pattnaik et al. 2024). A pair
+    whose labels noise had flipped stays flipped. Raises UserError for data without rated answers.
+    """
+    dropped: Counter[str] = Counter()
+    pairs, rank = [], options.rejected_rank
+    for row in material.offline:
+        require(row, "answers")
+        if len(row.answers) <= rank or row.answers[0].score <= row.answers[-rank].score:
+            dropped["no worse answer at this place"] += 1
+            continue
+        best, other = row.answers[0].answer, row.answers[-rank].answer
+        chosen, rejected = (other, best) if row.swapped else (best, other)
+        pairs.append(PreferencePair.joining(row, chosen, rejected, swapped=row.swapped))
+    return Selected(distinct(pairs, dropped), len(material.offline), dropped)
+
+
+def gold_over_sample(material: Material, options: SelectOptions) -> Selected:
+    """Returns SPIN's pairs: the golden answer over the policy's own first sample (Chen et al. 2024)."""
+    dropped: Counter[str] = Counter()
+    pairs = []
+    for row in material.offline:
+        if row.prompt_id not in material.samples:
+            dropped["prompt without completions"] += 1
+            continue
+        sample = material.samples[row.prompt_id][0].answer
+        explore = sample if options.explore else None
+        pairs.append(PreferencePair.joining(row, row.chosen_answer, sample, explore=explore, swapped=row.swapped))
+    return Selected(distinct(pairs, dropped), len(material.offline), dropped)
