@@ -1,46 +1,39 @@
 """completions.jsonl + offline answers -> rankings.jsonl, by the recipe's ranker: `rank_completions.py runs/<run>/iter<N>`."""
 
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
-
-from handbook_ext.recipes.writing import load_stage
 
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.records import Completion, OfflinePair, Ranking, read_rows, write_rows
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.core.stage import Stage
-from handbook_ext.judging.rankers import Ranker, candidates_of, external_ranker_hashes, fitted_ranker, open_ranker, ranking
+from handbook_ext.judging.rankers import Ranker, candidates_of, external_ranker_hashes, open_ranker, ranking
 from handbook_ext.policies.launch import Launch, begin
-from handbook_ext.recipes.settings import ModelSettings, RankSettings
+from handbook_ext.policies.source import PolicySource, policy_of
+from handbook_ext.recipes.settings import RankSettings
+from handbook_ext.recipes.stage_files import RankStage
 
 PROMPTS_PER_SHARD = 64
 
 
 def main(argv: list[str]) -> None:
     """Judges the samples of each prompt, by default together with its offline chosen and rejected answers."""
-    folder = stage_folder(argv)
-    run = folder.parent
     launch = begin()
-    settings = load_stage(folder / "rank.yaml")
-    rank = RankSettings(**settings["rank"])
-    fitted = fitted_ranker(run, rank)
-    rows_file = run / "data" / "rows" / "train.jsonl"
-    judge = [run / settings["policy_from"] / "policy"] if settings.get("policy_from") else []
-    inputs = [folder / "completions.jsonl", rows_file, *([fitted] if fitted else []), *judge]
-    stage = Stage(folder / "rankings.jsonl", settings, inputs, external=external_ranker_hashes(rank))
+    stage = Stage.open(stage_folder(argv), RankStage)
+    rank = stage.settings.rank
+    stage.external = external_ranker_hashes(rank, stage.hash_of)
+    judge = policy_of(stage) if rank.ranker == "self" else None
     if launch.finished(stage):
         return
-    if rank.ranker == "self":
-        ranker: Ranker = self_judge(folder, settings, rank, launch)
+    if judge is not None:
+        ranker: Ranker = self_judge(judge, rank, launch)
     else:
-        ranker = open_ranker(run, rank, device=launch.device)
+        ranker = open_ranker(rank, next(iter(stage.inputs("ranker")), None), device=launch.device)
     samples: dict[str, list[Completion]] = defaultdict(list)
-    for row in read_rows(folder / "completions.jsonl", Completion):
+    for row in read_rows(stage.input("completions"), Completion):
         samples[row.prompt_id].append(row)
     offline: dict[str, OfflinePair] = {}
     if rank.candidates == "all":
-        offline = {row.prompt_id: row for row in read_rows(rows_file, OfflinePair)}
+        offline = {row.prompt_id: row for row in read_rows(stage.input("rows"), OfflinePair)}
     batches = batched(list(samples.values()), PROMPTS_PER_SHARD)
     shards = stage.workspace / "shards"
     fill_shards(
@@ -60,16 +53,13 @@ def main(argv: list[str]) -> None:
     launch.wait()
 
 
-def self_judge(folder: Path, settings: dict[str, Any], rank: RankSettings, launch: Launch) -> Ranker:
+def self_judge(source: PolicySource, rank: RankSettings, launch: Launch) -> Ranker:
     """Returns the policy that made the samples, as their judge."""
     from handbook_ext.judging.self_judge import SelfJudge, rubric_text  # noqa: PLC0415
     from handbook_ext.policies.chat import ChatEncoder  # noqa: PLC0415 - no other ranker needs a language model
-    from handbook_ext.policies.models import policy_source  # noqa: PLC0415
     from handbook_ext.sampling.generation import open_policy  # noqa: PLC0415
 
-    model = ModelSettings(**settings["model"])
-    source, artifact = policy_source(model, folder.parent, settings["policy_from"])
-    policy, tokenizer = open_policy(source, model, trained_here=artifact is not None, device=launch.device)
+    policy, tokenizer = open_policy(source, device=launch.device)
     encoder = ChatEncoder(tokenizer, rank.max_length, long_prompts="drop")
     return SelfJudge(policy, tokenizer, encoder, rubric_text(rank.rubric), rank.max_new_tokens, rank.batch_size)
 

@@ -2,8 +2,7 @@
 
 from collections import defaultdict
 from functools import partial
-
-from handbook_ext.recipes.writing import load_stage
+from pathlib import Path
 
 from handbook_ext.core.artifacts import verified
 from handbook_ext.core.errors import run_main, stage_folder
@@ -12,8 +11,8 @@ from handbook_ext.core.shards import batched, fill_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import Launch, begin
-from handbook_ext.policies.models import external_checkpoint_hashes, load_tokenizer, named_policy_hash, policy_source
-from handbook_ext.recipes.settings import ModelSettings
+from handbook_ext.policies.source import PolicySource, named_policy, policy_of
+from handbook_ext.recipes.stage_files import BatchSizes, ScoreCandidatesStage
 from handbook_ext.selection.log_prob_store import read_stores
 from handbook_ext.selection.rules import portion
 from handbook_ext.training.scoring import (
@@ -28,69 +27,56 @@ from handbook_ext.training.scoring import (
 
 def main(argv: list[str]) -> None:
     """Scores under each policy what the margins need, but nothing that it has scored in this run before."""
-    folder = stage_folder(argv)
-    run = folder.parent
     launch = begin()
-    settings = load_stage(folder / "score.yaml")
-    model = ModelSettings(**settings["model"])
-    source, artifact = policy_source(model, run, settings["policy_from"])
-    rows_file = run / "data" / "rows" / "train.jsonl"
-    stores = [run / name / "logprobs" for name in settings["stores"]]
-    sampled = any("samples" in kinds for kinds in settings["texts"].values())
-    completions = [folder / "completions.jsonl"] if sampled else []
-    stage = Stage(folder / "logprobs", settings, [rows_file, *completions, *stores, *([artifact] if artifact else [])])
-    # Of the policies before, only their names are needed where all they must score is stored already.
-    stage.external = {name: named_policy_hash(run, name, model) for name in settings["texts"]}
-    if "start" in settings["texts"]:
-        stage.external |= external_checkpoint_hashes(str(model.name_or_path), model)
+    stage = Stage.open(stage_folder(argv), ScoreCandidatesStage)
+    settings = stage.settings
+    source = policy_of(stage)
+    # Earlier policies are identified by hash; their weights load only if the store misses a completion.
+    policies = {name: named_policy(stage, name) for name in settings.texts}
+    stage.external |= {name: policy.sha256 for name, policy in policies.items()}
     if launch.finished(stage):
         return
-    offline = portion(read_rows(rows_file, OfflinePair), **settings["portion"])
-    samples = [row for path in completions for row in read_rows(path, Completion)]
+    offline = portion(read_rows(stage.input("rows"), OfflinePair), settings.portion.index, settings.portion.of)
+    samples = [row for path in stage.inputs("completions") for row in read_rows(path, Completion)]
     groups = {kind: text_groups(offline, samples, kind) for kind in ("offline", "samples")}
-    encoder = ChatEncoder(load_tokenizer(source, model, trained_here=artifact is not None), **settings["limits"])
-    known, scored, stored, too_long, first = read_stores(stores), {}, {}, 0, 0
-    for name, kinds in settings["texts"].items():
+    encoder = ChatEncoder(source.load_tokenizer(), **settings.limits.model_dump())
+    known, scored, stored, too_long, first = read_stores(stage.inputs("log_probs")), {}, {}, 0, 0
+    for name, kinds in settings.texts.items():
         wanted = joined([group for kind in kinds for group in groups[kind]])
-        new = [group.without(known.under(stage.external[name])) for group in wanted]
+        new = [group.without(known.under(policies[name].sha256)) for group in wanted]
         encoded = encode_groups(new, encoder)
         scored[name], too_long = sum(len(group.texts) for group in new), max(too_long, encoded.too_long)
         stored[name] = sum(len(group.texts) for group in wanted) - scored[name]
-        first += score_under(name, encoded, encoder.tokenizer.pad_token_id, first, stage=stage, model=model, launch=launch)
+        shards = batched(encoded.batches(settings.sizes.per_device_train_batch_size), MICRO_BATCHES_PER_SHARD)
+        if shards:
+            score_under(policies[name], encoded, shards, first, stage.out, name=name, sizes=settings.sizes, launch=launch)
+        launch.wait()
+        first += len(shards)
     if launch.main:
         stage.out.mkdir(exist_ok=True)
         total = len(groups["offline"]) + len(groups["samples"])
         stage.publish(
             {"in": total, "out": total - too_long, "dropped": {"prompt too long": too_long}},
-            policy=stage.external[settings["policy_from"] or "start"], scored=scored, already_stored=stored,
+            policy=source.sha256, scored=scored, already_stored=stored,
         )  # fmt: skip
     launch.wait()
 
 
 def score_under(
-    name: str, encoded: EncodedGroups, pad_id: int, first: int, *, stage: Stage, model: ModelSettings, launch: Launch
-) -> int:
-    """Fills the shards from number `first` on with log-probs under one policy; returns how many shards they are.
-
-    The policy is loaded only where something is to be scored, and its files are checked then.
-    """
-    sizes = stage.settings["sizes"]
-    shards = batched(encoded.batches(sizes["per_device_train_batch_size"]), MICRO_BATCHES_PER_SHARD)
-    if shards:
-        source, artifact = policy_source(model, stage.artifact.parent.parent, None if name == "start" else name)
-        if artifact is not None:
-            verified(artifact)
-        policy = open_as_trained(source, model, launch, trained_here=artifact is not None).to(launch.device)
-        work = partial(
-            score_groups, policy, encoded, policy_name=stage.external[name], pad_id=pad_id, head_chunk=sizes["head_chunk"]
-        )
-        with launch.precision(sizes["bf16"]):
-            fill_shards(
-                stage.out, shards, work, rank=launch.rank, processes=launch.processes, first=first,
-                progress=launch.progress(f"score by {name}", "shard"),
-            )  # fmt: skip
-    launch.wait()
-    return len(shards)
+    source: PolicySource, encoded: EncodedGroups, shards: list[list[list[int]]], first: int, folder: Path, *,
+    name: str, sizes: BatchSizes, launch: Launch,
+) -> None:  # fmt: skip
+    """Fills the shards of a folder, from number `first` on, with log-probs under one policy, whose files are checked first."""
+    if source.artifact is not None:
+        verified(source.artifact)
+    policy = open_as_trained(source, launch).to(launch.device)
+    pad_id = source.load_tokenizer().pad_token_id
+    work = partial(score_groups, policy, encoded, policy_name=source.sha256, pad_id=pad_id, head_chunk=sizes.head_chunk)
+    with launch.precision(sizes.bf16):
+        fill_shards(
+            folder, shards, work, rank=launch.rank, processes=launch.processes, first=first,
+            progress=launch.progress(f"score by {name}", "shard"),
+        )  # fmt: skip
 
 
 def text_groups(offline: list[OfflinePair], samples: list[Completion], kind: str) -> list[TextGroup]:

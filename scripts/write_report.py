@@ -5,6 +5,7 @@ python scripts/write_report.py runs/tiny-selm runs/tiny-selm-seed2 --beside runs
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -14,23 +15,25 @@ from rich.markdown import Markdown
 from handbook_ext.core.artifacts import manifest_path
 from handbook_ext.core.errors import run_main
 from handbook_ext.core.stage import Stage
-from handbook_ext.recipes.settings import ReportSettings
-from handbook_ext.recipes.writing import load_stage
+from handbook_ext.recipes.stage_files import ReportStage
 from handbook_ext.reports.pages import headline, render_report
 from handbook_ext.reports.run_report import group_seeds, read_run, summarise
 
 
-def open_stage(arguments: argparse.Namespace) -> Stage:
-    """Returns the report's stage: its settings are those of the first run, its inputs the artifacts of all that it shows."""
-    settings = load_stage(arguments.runs[0] / "report.yaml")
-    settings |= {"shown": [run.name for run in arguments.runs], "beside": [run.name for run in arguments.beside]}
-    if arguments.iterations:
-        settings["iterations"] = arguments.iterations
-    folders = [run / name for run in (*arguments.runs, *arguments.beside) for name in settings["iterations"]]
-    inputs = [folder / part for folder in folders for part in ("eval.json", "policy", "pairs.jsonl")]
-    return Stage(
-        arguments.out or arguments.runs[0] / "report", settings, [path for path in inputs if manifest_path(path).is_file()]
-    )
+def open_stage(arguments: argparse.Namespace) -> Stage[ReportStage]:
+    """Returns the report's stage: that of the run, or of several runs with the artifacts of all as inputs."""
+    stage = Stage.open(arguments.runs[0], ReportStage)
+    if len(arguments.runs) == 1 and not (arguments.beside or arguments.iterations or arguments.out):
+        return stage
+    policies = arguments.iterations or stage.settings.policies
+    artifact = arguments.out or stage.artifact
+    folders = [run / name for run in (*arguments.runs, *arguments.beside) for name in policies]
+    paths = [folder / part for folder in folders for part in ("eval.json", "policy", "pairs.jsonl")]
+    inputs = {"artifacts": [os.path.relpath(path, artifact.parent) for path in paths if manifest_path(path).is_file()]}
+    shown = [run.name for run in arguments.runs]
+    beside = [run.name for run in arguments.beside]
+    changes = {"inputs": inputs, "policies": policies, "shown": shown, "beside": beside}
+    return Stage(artifact, stage.settings.model_copy(update=changes))
 
 
 def main(argv: list[str]) -> None:
@@ -44,12 +47,11 @@ def main(argv: list[str]) -> None:
     stage = open_stage(arguments)
     if stage.finished():
         return
-    iterations = [name for name in stage.settings["iterations"] if name not in ("sft", "start")]
+    iterations = [name for name in stage.settings.policies if name not in ("sft", "start")]
     groups = [[read_run(folder, iterations) for folder in arguments.runs]]
     groups += group_seeds([read_run(folder, iterations) for folder in arguments.beside])
-    report = ReportSettings(**stage.settings["report"])
-    title = report.title or groups[0][0].recipe
-    title += f", {len(arguments.runs)} seeds" if len(arguments.runs) > 1 else ""
+    report = stage.settings.report
+    title = stage.settings.title + (f", {len(arguments.runs)} seeds" if len(arguments.runs) > 1 else "")
     summary = summarise(groups, title=title, resamples=report.bootstrap_resamples, confidence=report.confidence)
     files = render_report(groups, summary)
     stage.out.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """Runs of many recipes and seeds -> a table of a paper at tiny scale: `write_table.py sera-noise40 --seeds 1 2 3`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -9,39 +10,34 @@ from rich.markdown import Markdown
 
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.stage import Stage
-from handbook_ext.recipes.writing import resolve
+from handbook_ext.recipes.stage_files import TableStage
+from handbook_ext.recipes.table_files import read_table, run_of_row
 from handbook_ext.reports.pages import render_table
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
-from handbook_ext.reports.tables import read_table
 
 BOOTSTRAP = {"resamples": 2000, "confidence": 0.95}
 
 
 def main(argv: list[str]) -> None:
-    """Prints the variables that make needs (--list), or reads the runs, writes the table and prints it."""
+    """Reads the runs, writes the table and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", help="a file of recipes/tables, without .yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="1 is the recipe's own seed")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    parser.add_argument("--list", action="store_true", help="print its recipes and their policies, as make reads them")
     arguments = parser.parse_args(argv)
     name, seeds = arguments.table, arguments.seeds
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: a seed is named twice; name each once")
     table = read_table(name)
-    recipes = list(dict.fromkeys(row.recipe for row in table.rows))
-    if arguments.list:
-        policies = [f"{row.recipe}/{policy}" for row in table.rows for policy in ("start", row.policy or "last")]
-        print(f"recipes.{name} := {' '.join(recipes)}\npolicies.{name} := {' '.join(dict.fromkeys(policies))}")
-        return
-    resolved = {recipe: resolve(recipe) for recipe in recipes}
     runs = {}
     for row in table.rows:
-        run, recipe = resolved[row.recipe], row.recipe
-        folders = [arguments.runs / (recipe if k == 1 else f"{recipe}-seed{k}") for k in seeds]
-        runs[row.name] = RowRuns(run.start, run.iterations[-1].name, folders)
-    settings = {"stage": "table", "recipe": name, "table": table.model_dump(), "seeds": seeds}
-    stage = Stage(arguments.runs / f"table-{name}" / "report", settings, table_inputs(table, runs))
+        seeded = [run_of_row(row, name, seed) for seed in seeds]
+        folders = [arguments.runs / run.name for run in seeded]
+        runs[row.name] = RowRuns(seeded[0].start, seeded[0].iterations[-1].name, folders)
+    artifact = arguments.runs / f"table-{name}" / "report"
+    inputs = {"artifacts": [os.path.relpath(path, artifact.parent) for path in table_inputs(table, runs)]}
+    settings = TableStage(stage="table", recipe=name, inputs=inputs, table=table.model_dump(), seeds=seeds)
+    stage = Stage(artifact, settings)
     if not stage.finished():
         numbers = summarise_table(table, runs, **BOOTSTRAP)
         stage.out.mkdir(exist_ok=True)

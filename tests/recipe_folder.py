@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from handbook_ext.recipes.writing import Run, resolve
+from handbook_ext.recipes.run import Run, resolve
 
 ROOT = Path(__file__).parents[1]
 

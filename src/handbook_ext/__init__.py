@@ -5,8 +5,8 @@ Log-probs: `score_pairs` gives a `PairLogProbs` for each pair, of its completion
 `ChatEncoder`, `pack`, `prefix_shared` and `pair_logprobs` are its steps, for code of one's own.
 Losses: `LOSSES` is the table of them, each a `Loss`; an `Objective` is one of them with SELM's exploration term, and
 `RewardForm` says what it is made of: log-ratios or log-probs, summed or per token.
-Selection: `best_and_worst` and `against_chosen` (SELM) choose among the `Candidate`s of a `Ranking`; `top_k_indices` keeps the
-largest margins (SeRA).
+Selection: `RULES` is the table of the rules; `select_pairs` makes the pairs of one of them from a `Material` (an `OfflinePair`
+per prompt, `Completion`s, `Ranking`s of `Candidate`s) and `SelectSettings`; `top_k_indices` keeps the largest margins (SeRA).
 Training: `PreferenceTrainer.from_rows(model, tokenizer, rows, objective, args)` takes what TRL's DPOTrainer takes.
 
 Names are imported when they are first used, so `import handbook_ext` loads neither torch nor transformers. What the user
@@ -19,15 +19,19 @@ from typing import Any
 _MODULES = {
     "UserError": "core.errors",
     "Candidate": "core.records",
+    "Completion": "core.records",
+    "OfflinePair": "core.records",
     "PreferencePair": "core.records",
     "Ranking": "core.records",
     "LOSSES": "objectives.losses",
     "Loss": "objectives.losses",
     "Objective": "objectives.objective",
     "RewardForm": "objectives.reward_form",
-    "against_chosen": "selection.rules",
-    "best_and_worst": "selection.rules",
+    "Material": "selection.rules",
+    "RULES": "selection.rules",
+    "select_pairs": "selection.rules",
     "top_k_indices": "selection.sera",
+    "SelectSettings": "recipes.settings_stages",
     "ChatEncoder": "policies.chat",
     "encode_pairs": "policies.encoding",
     "pack": "policies.packing",

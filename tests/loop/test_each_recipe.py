@@ -45,7 +45,7 @@ def cut_down(name: str) -> str:
 
 def _lineage(name: str) -> list[str]:
     """The iterations that a recipe has."""
-    from handbook_ext.recipes.writing import resolve
+    from handbook_ext.recipes.run import resolve
 
     return [each.name for each in resolve(f"tiny-{name}").iterations]
 
@@ -54,7 +54,7 @@ def _lineage(name: str) -> list[str]:
 def test_each_tiny_recipe_trains_and_resumes(name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HANDBOOK_SHARE", "1")  # Recipes with the same SFT policy train it once.
     workspace.write(cut_down(name), name)
-    from handbook_ext.recipes.writing import resolve
+    from handbook_ext.recipes.run import resolve
 
     monkeypatch.chdir(workspace.folder)
     last = resolve(f"mine-{name}").iterations[-1].name

@@ -161,7 +161,7 @@ def test_a_run_that_is_new_to_make_is_planned_beside_one_that_is_not(copy: Works
 def test_an_unknown_goal_stops_make_before_any_stage(finished: Workspace, options: tuple[str, ...]) -> None:
     for goals, words in (
         (("mine-micro-seed9-iter1", "mine-mikro"), "(did you mean 'mine-micro'?)"),
-        (("table-famly",), "(did you mean 'table-family'?)"),
+        (("table-famly",), "(did you mean 'family'?)"),
     ):
         done = finished.make(*options, *goals)
         assert done.returncode != 0

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
 
-from handbook_ext.core.records import Completion, Messages, OfflinePair, PreferencePair, Ranking, assistant
-from handbook_ext.judging.rankers import Verdict, candidates_of, ranking
-from handbook_ext.selection.rules import dataset_pairs, judged_pairs, skip_explored_chosen
+from handbook_ext.core.records import PreferencePair
+from handbook_ext.selection.rules import Selected
+from tests.selection.rows import explored_text, id_of, judged, offline, selected, texts_of
 
-PROMPT: Messages = [{"role": "user", "content": "q"}]
-WIN, LOSE = "offline winner", "offline loser"
-
-
-def offline(swapped: bool = False, rejected: str = LOSE) -> OfflinePair:
-    return OfflinePair(prompt_id="p", prompt=PROMPT, chosen=assistant(WIN), rejected=assistant(rejected), swapped=swapped)
+WIN, LOSE = "good 0", "bad 0"
 
 
-def judged(scores: list[float], texts: list[str] | None = None) -> Ranking:
-    """A ranking of samples, then y_w, then y_l, by their scores."""
-    samples = texts or [f"sample {number}" for number in range(len(scores) - 2)]
-    rows = [
-        Completion(
-            prompt_id="p", sample=number, prompt=PROMPT, text=text, finish_reason="stop", seed=0, prompt_tokens=1,
-            completion_tokens=1,
-        )
-        for number, text in enumerate(samples)
-    ]  # fmt: skip
-    judged_texts = zip(candidates_of(rows, offline()), scores, strict=True)
-    return ranking("p", PROMPT, [(*candidate, Verdict(score)) for candidate, score in judged_texts])
+def select(scores: list[float | None], rule: str, *, swapped: bool = False, **settings: Any) -> Selected:
+    """What a rule makes of one prompt whose candidates, samples, then y_w and y_l, have these scores."""
+    pair = offline(swapped=swapped)
+    texts = [f"sample {number}" for number in range(len(scores) - 2)]
+    return selected([pair], rule, rankings=[judged(pair, texts, scores)], **settings)
 
 
-def select(scores: list[float], rule: str, **changes: Any) -> tuple[PreferencePair | None, Counter[str]]:
-    dropped: Counter[str] = Counter()
-    pair = changes.pop("pair", offline())
-    options = {"rule": rule, "explore": True} | changes
-    pairs = judged_pairs([judged(scores)], {"p": pair}, dropped, **options)
-    return (pairs[0] if pairs else None), dropped
-
-
-def texts_of(pair: PreferencePair | None) -> tuple[str, str] | None:
-    return None if pair is None else (pair.chosen[0]["content"], pair.rejected[0]["content"])
+def only(scores: list[float | None], rule: str, **settings: Any) -> PreferencePair:
+    [pair] = select(scores, rule, **settings).pairs
+    return pair
 
 
 @pytest.mark.parametrize(
@@ -58,12 +38,13 @@ def texts_of(pair: PreferencePair | None) -> tuple[str, str] | None:
         ([1, 3, 3], (WIN, "sample 0")),
         ([3, 1, 1], ("sample 0", WIN)),
         ([2, 5, 1, 3, 4], ("sample 1", "sample 2")),
+        ([None, 3, 1], (WIN, LOSE)),  # a candidate without a verdict is neither best nor worst
     ],
 )
-def test_rule_a_takes_best_and_worst(scores: list[float], expected: tuple[str, str]) -> None:
-    pair, dropped = select(scores, "best_and_worst")
-    assert texts_of(pair) == expected
-    assert dropped["chosen equals rejected"] == 0
+def test_rule_a_takes_best_and_worst(scores: list[float | None], expected: tuple[str, str]) -> None:
+    found = select(scores, "best_and_worst")
+    assert [texts_of(pair) for pair in found.pairs] == [expected]
+    assert found.dropped.total() == 0
 
 
 @pytest.mark.parametrize(
@@ -79,57 +60,65 @@ def test_rule_a_takes_best_and_worst(scores: list[float], expected: tuple[str, s
     ],
 )
 def test_rule_b_puts_the_sample_in_the_place_of_the_winner_or_of_the_loser(
-    scores: list[float], expected: tuple[str, str]
+    scores: list[float | None], expected: tuple[str, str]
 ) -> None:
-    assert texts_of(select(scores, "against_chosen")[0]) == expected
+    assert texts_of(only(scores, "against_chosen")) == expected
+
+
+@pytest.mark.parametrize("scores", [[None, 2, 1], [3, None, 1]])
+def test_rule_b_makes_no_pair_where_sample_or_chosen_was_not_judged(scores: list[float | None]) -> None:
+    found = select(scores, "against_chosen")
+    assert found.pairs == []
+    assert found.dropped["chosen equals rejected"] == 1
 
 
 def test_a_prompt_whose_candidates_all_tie_is_dropped_and_counted() -> None:
-    pair, dropped = select([2, 2, 2], "best_and_worst")
-    assert pair is None
-    assert dropped == {"chosen equals rejected": 1}
+    found = select([2, 2, 2], "best_and_worst")
+    assert found.pairs == []
+    assert found.dropped == {"prompt without completions": 0, "chosen equals rejected": 1}
+    assert select([None, None, None], "best_and_worst").pairs == []
 
 
 def test_equal_texts_are_dropped_and_counted() -> None:
-    dropped: Counter[str] = Counter()
-    rows = [judged([2, 3, 1], [WIN]), judged([3, 2, 1], [LOSE])]
-    pairs = judged_pairs(rows, {"p": offline()}, dropped, rule="against_chosen", explore=True)
-    assert pairs == []
-    assert dropped == {"chosen equals rejected": 2}
+    rows = [offline(0), offline(1)]
+    rankings = [judged(rows[0], [WIN], [2, 3, 1]), judged(rows[1], ["bad 1"], [3, 2, 1])]
+    found = selected(rows, "against_chosen", rankings=rankings)
+    assert found.pairs == []
+    assert found.dropped["chosen equals rejected"] == 2
 
 
-def test_origins_say_who_wrote_each_side() -> None:
-    pair, _ = select([1, 3, 2], "best_and_worst")
-    assert pair is not None
+def test_prompts_without_a_ranking_are_counted() -> None:
+    found = selected([offline(0), offline(1)], "best_and_worst", rankings=[judged(offline(1), ["x"], [3, 2, 1])])
+    assert [pair.prompt_id for pair in found.pairs] == ["p1"]
+    assert (found.rows_in, found.dropped["prompt without completions"]) == (2, 1)
+
+
+def test_origins_and_ids_say_who_wrote_which_text() -> None:
+    pair = only([1, 3, 2], "best_and_worst")
     assert (pair.chosen_origin, pair.rejected_origin) == ("offline", "on_policy")
+    assert (pair.chosen_id, pair.rejected_id, pair.explore_id) == (id_of(0, WIN), id_of(0, "sample 0"), id_of(0, "sample 0"))
 
 
 def test_the_explored_sample_is_kept_where_the_pair_drops_it() -> None:
-    pair, _ = select([2, 3, 1], "best_and_worst")
+    pair = only([2, 3, 1], "best_and_worst")
     assert texts_of(pair) == (WIN, LOSE)
-    assert pair is not None
-    assert pair.explore == assistant("sample 0")
+    assert explored_text(pair) == "sample 0"
 
 
 def test_the_explored_sample_is_the_first_of_several() -> None:
-    pair, _ = select([2, 5, 1, 3, 4], "best_and_worst")
-    assert pair is not None
-    assert pair.explore == assistant("sample 0")
+    assert explored_text(only([2, 5, 1, 3, 4], "best_and_worst")) == "sample 0"
 
 
 def test_explore_off_keeps_no_sample() -> None:
-    pair, _ = select([3, 2, 1], "best_and_worst", explore=False)
-    assert pair is not None
-    assert pair.explore is None
+    pair = only([3, 2, 1], "best_and_worst", explore=False)
+    assert (pair.explore, pair.explore_id) == (None, None)
 
 
 @pytest.mark.parametrize(("scores", "kept"), [([3, 2, 1], False), ([1, 3, 2], True), ([2, 3, 1], True)])
-def test_skip_leaves_out_the_term_only_where_the_sample_is_chosen(scores: list[float], kept: bool) -> None:
-    pair, _ = select(scores, "best_and_worst")
-    assert pair is not None
-    assert pair.explore is not None
-    [left] = skip_explored_chosen([pair])
-    assert (left.explore is not None) is kept
+def test_skip_leaves_out_the_term_only_where_the_sample_is_chosen(scores: list[float | None], kept: bool) -> None:
+    pair = only(scores, "best_and_worst", explore_as_chosen="skip")
+    assert (explored_text(pair), pair.explore_id) == (("sample 0", id_of(0, "sample 0")) if kept else (None, None))
+    assert explored_text(only(scores, "best_and_worst", explore_as_chosen="keep")) == "sample 0"
 
 
 @pytest.mark.parametrize(
@@ -141,19 +130,24 @@ def test_skip_leaves_out_the_term_only_where_the_sample_is_chosen(scores: list[f
         ([2, 3, 1], "against_chosen", False),
     ],
 )
-def test_swapped_stays_only_where_the_flipped_label_does(scores: list[float], rule: str, swapped: bool) -> None:
-    pair, _ = select(scores, rule, pair=offline(swapped=True))
-    assert pair is not None
-    assert pair.swapped is swapped
-    unflipped, _ = select(scores, rule)
-    assert unflipped is not None
-    assert not unflipped.swapped
+def test_swapped_stays_only_where_the_flipped_label_does(scores: list[float | None], rule: str, swapped: bool) -> None:
+    assert only(scores, rule, swapped=True).swapped is swapped
+    assert not only(scores, rule).swapped
 
 
 def test_the_data_sets_labels_are_kept_as_they_are() -> None:
-    dropped: Counter[str] = Counter()
-    pairs = dataset_pairs([offline(swapped=True), offline(rejected=WIN)], dropped)
-    assert [texts_of(pair) for pair in pairs] == [(WIN, LOSE)]
-    assert pairs[0].swapped
-    assert pairs[0].explore is None
-    assert dropped == {"chosen equals rejected": 1}
+    found = selected([offline(swapped=True), offline(1, "same", "same")], "dataset")
+    assert [texts_of(pair) for pair in found.pairs] == [(WIN, LOSE)]
+    assert found.pairs[0].swapped
+    assert found.pairs[0].explore is None
+    assert found.dropped == {"chosen equals rejected": 1}
+
+
+def test_the_facts_count_origins_flipped_labels_and_explored_samples() -> None:
+    rows = [offline(0, swapped=True), offline(1), offline(2)]
+    scores = ([2, 3, 1], [3, 2, 1], [1, 3, 2])
+    rankings = [judged(row, ["x"], each) for row, each in zip(rows, scores, strict=True)]
+    assert selected(rows, "best_and_worst", rankings=rankings).facts == {
+        "origins": {"offline over offline": 1, "on_policy over offline": 1, "offline over on_policy": 1},
+        "swapped": 1, "explored": 3, "explore_is_chosen": 1,
+    }  # fmt: skip

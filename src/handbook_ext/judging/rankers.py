@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -111,9 +111,8 @@ def make_ranker(
     raise UserError(f"rank.ranker: {kind!r} is not part of this version; it has: {', '.join(RANKERS_HERE)}")
 
 
-def open_ranker(run: Path, rank: RankSettings, *, device: torch.device) -> Ranker:
-    """Returns the ranker of a run's settings, the fitted one where the recipe names no model."""
-    fitted = fitted_ranker(run, rank)
+def open_ranker(rank: RankSettings, fitted: Path | None, *, device: torch.device) -> Ranker:
+    """Returns the ranker of a run's settings; `fitted` is the reward model that the run made, where the recipe names none."""
     return make_ranker(
         rank.ranker, str(fitted) if fitted else rank.model, device=device, batch_size=rank.batch_size,
         max_length=rank.max_length, revision=rank.revision,
@@ -142,27 +141,21 @@ def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> lis
     return found + [Unjudged("offline", None, side.text, side.completion_id) for side in sides]
 
 
-def fitted_ranker(run: Path, rank: RankSettings) -> Path | None:
-    """Returns the reward model that the run fits itself, where the recipe names none."""
-    return run / "ranker" / "model" if rank.ranker == "reward_model" and rank.model is None else None
-
-
-def external_ranker_hashes(rank: RankSettings) -> dict[str, str]:
+def external_ranker_hashes(rank: RankSettings, hash_of: Callable[[Path], str] = sha256_of) -> dict[str, str]:
     """Returns the hash of a reward model in a local folder, by the name that a manifest gives it: none of another kind."""
     folder = Path(rank.model) if rank.ranker == "reward_model" and rank.model is not None else None
-    return {"ranker": sha256_of(folder)} if folder is not None and folder.is_dir() else {}
+    return {"ranker": hash_of(folder)} if folder is not None and folder.is_dir() else {}
 
 
-def ranker_id(run: Path, rank: RankSettings) -> str:
+def ranker_id(rank: RankSettings, fitted: Path | None, external: Mapping[str, str]) -> str:
     """Returns what tells a ranker from others of its kind: rewards of two judges do not compare.
 
-    A reward model is called as the recipe names it, with its revision or content and how much it reads; one that the run
-    fits itself, by its hash.
+    A reward model is called as the recipe names it, with its content (`external` are the hashes of `external_ranker_hashes`) or
+    revision, and how much it reads; one that the run fitted, by its hash.
     """
     if rank.ranker != "reward_model":
         return ""
-    fitted = fitted_ranker(run, rank)
     if fitted is not None:
         return f"{FITTED}{str(recorded_hash(fitted))[:12]}"
-    content = external_ranker_hashes(rank).get("ranker", "")[:12] or rank.revision
+    content = external.get("ranker", "")[:12] or rank.revision
     return f"{rank.model}{f'@{content}' if content else ''}, {rank.max_length} tokens"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.settings import (
@@ -115,8 +117,8 @@ class SelectStage(IterationStage):
     artifact: ClassVar[str] = "pairs.jsonl"
     portion: Portion
     select: SelectSettings
-    reward_form: dict[str, bool] = {}
-    terms: list[dict[str, Any]] = []
+    reward_form: dict[str, bool] = Field(default={})
+    terms: list[dict[str, Any]] = Field(default=[])
 
 
 class ScoreCandidatesStage(IterationStage):
@@ -182,10 +184,21 @@ class HealthStage(IterationStage):
 
 
 class ReportStage(StageSettings):
-    """Writing the report of a run, of its policies in their order."""
+    """Writing the report of a run, of its policies in their order; or of several runs, `shown` with others `beside`."""
 
     file: ClassVar[str] = "report.yaml"
     artifact: ClassVar[str] = "report"
     policies: list[str]
     title: str
     report: ReportSettings
+    shown: list[str] = Field(default=[])
+    beside: list[str] = Field(default=[])
+
+
+class TableStage(StageSettings):
+    """Writing a table over many runs."""
+
+    file: ClassVar[str] = "table.yaml"
+    artifact: ClassVar[str] = "report"
+    table: dict[str, Any]
+    seeds: list[int]

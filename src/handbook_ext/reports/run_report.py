@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.stage_settings import read_settings
 from handbook_ext.objectives.metrics import Scores, comparable, compare_scores, summarise_scores
 from handbook_ext.recipes.settings import FITTED
-from handbook_ext.recipes.writing import load_stage
 from handbook_ext.reports.health import read_health
 
 Json = dict[str, Any]
@@ -101,7 +101,7 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedR
     trained = [folder / name for name in names if (folder / name / "pairs.manifest.json").is_file()]
     health = [{"iteration": path.name, **read_health(path)} for path in trained]
     skipped = [name for name in iterations if name not in names]
-    recipe = str(load_stage(folder / "report.yaml")["recipe"])
+    recipe = str(read_settings(folder / "report.yaml")["recipe"])
     return FinishedRun(folder, recipe, *evaluator, policies, history, stages, pairs, health, skipped)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from handbook_ext.recipes.table_files import Table
 from handbook_ext.reports.run_figures import COLOURS, save_figures, style
 from handbook_ext.reports.table_summary import TableNumbers
-from handbook_ext.reports.tables import Table, reward_differences
+from handbook_ext.reports.tables import reward_differences
 
 
 def draw_figures(numbers: TableNumbers) -> tuple[dict[str, bytes], dict[str, str]]:

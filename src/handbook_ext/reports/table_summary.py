@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.table_files import Table
 from handbook_ext.reports.run_report import Json
 from handbook_ext.reports.tables import (
     Measured,
-    Table,
     judge_claim,
     measure,
     overlap_between_iterations,

@@ -8,71 +8,16 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
-
-from pydantic import Field, ValidationError, model_validator
+from typing import Any
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import PreferencePair, read_rows
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
-from handbook_ext.recipes.settings import Section
-from handbook_ext.recipes.yaml_tree import read_yaml
+from handbook_ext.recipes.table_files import Claim, TableRow
 from handbook_ext.reports.run_report import Evaluator, read_evaluation
 from handbook_ext.selection.sera import jaccard
 
-TABLES = Path("recipes/tables")
 VERDICTS = {1: "agrees", 0: "cannot tell", -1: "disagrees"}
-
-
-class TableRow(Section):
-    """A row: a recipe's policy at some iteration, with what the paper says of the same method."""
-
-    name: str = Field(description="what the paper calls it")
-    recipe: str = Field(description="the recipe to run")
-    policy: str | None = Field(None, description="sft or iter<N>; null is the recipe's last iteration")
-    x: float | None = Field(None, description="position on the axis of a sweep")
-    paper: str = Field("-", description="the paper's number for this row")
-
-
-class Claim(Section):
-    """A claim: one row does better than another."""
-
-    better: str
-    worse: str
-    by: Literal["win rate", "flipped labels"] = Field(
-        "win rate", description="wins of one over the other; or a smaller share of flipped labels among its offline pairs"
-    )
-    words: str = Field(description="the claim in words")
-
-
-class Table(Section):
-    """A table of a paper at tiny scale."""
-
-    title: str
-    source: str = Field(description="where the paper has it, and what its column shows")
-    paper_column: str = Field("paper", description="head of the paper's column")
-    rows: list[TableRow] = Field(min_length=1)
-    claims: list[Claim] = Field(default=[])
-    similarity: list[str] = Field(
-        default=[], max_length=2,
-        description="iterations whose kept offline pairs are compared: the last between the rows, both within each row",
-    )  # fmt: skip
-    axis: str | None = Field(None, description="name of the rows' x")
-    differences: list[str] = Field(default=[], description="two rows whose implicit rewards are compared, or none")
-
-    @model_validator(mode="after")
-    def _named(self) -> Table:
-        """Raises ValueError where rows share a name, or a claim or a difference names a row that does not exist."""
-        names = [row.name for row in self.rows]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two rows are called '{twice[0]}'; rename one")
-        if len(self.differences) not in (0, 2):
-            raise ValueError(f"differences are of two rows, not of {len(self.differences)}")
-        for mentioned in [*self.differences, *(side for claim in self.claims for side in (claim.better, claim.worse))]:
-            if mentioned not in names:
-                raise ValueError(f"no row is called '{mentioned}'; rows: {', '.join(names)}")
-        return self
 
 
 @dataclass(frozen=True)
@@ -90,21 +35,6 @@ class Measured:
     numbers: dict[str, list[float]]
     evaluators: list[Evaluator]
     swapped: list[dict[str, bool]]
-
-
-def read_table(name: str) -> Table:
-    """Returns a table by name; raises UserError that lists the known tables, or says what is wrong in the file."""
-    path = TABLES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in TABLES.glob("*.yaml")))
-        raise UserError(f"no table is called '{name}'; in {TABLES} there are: {known}")
-    try:
-        table = Table.model_validate(read_yaml(path).values)
-    except ValidationError as error:
-        mistake = error.errors()[0]
-        where = "".join(f"{part}: " for part in mistake["loc"])
-        raise UserError(f"{path}: {where}{mistake['msg'].removeprefix('Value error, ')}; correct the table") from None
-    return table
 
 
 def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Measured:

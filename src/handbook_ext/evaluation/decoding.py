@@ -1,0 +1,82 @@
+"""Held-out prompts: a policy's answers to them at one temperature, judged, and the texts that implicit rewards are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from handbook_ext.core.records import Answer, OfflinePair, assistant, derived_seed
+from handbook_ext.core.shards import batched, fill_shards, read_shards
+from handbook_ext.evaluation.implicit_reward import ScoredCompletion
+from handbook_ext.judging.rankers import Ranker
+from handbook_ext.policies.launch import Launch
+from handbook_ext.sampling.generation import Job
+
+Prompts = Sequence[tuple[OfflinePair, list[int]]]
+"""Held-out rows with the token ids of their prompts."""
+
+
+def decoding_name(temperature: float) -> str:
+    """Returns what the report calls a decoding."""
+    return "greedy" if temperature == 0 else "sampled" if temperature == 0.7 else f"sampled at {temperature:g}"
+
+
+def sample_held_out(
+    prompts: Prompts, answer: Callable[[list[Job]], Any], folder: Path, launch: Launch, *,
+    temperature: float, seed: int, batch_size: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Returns the rows of one answer per prompt, in the order of the prompts, on the first process; others get none.
+
+    The seed of an answer depends on the run's seed, temperature and prompt. Finished shards are kept in the folder.
+    """
+    jobs = [
+        Job(row.prompt_id, 0, row.prompt, ids, derived_seed(seed, "evaluate", temperature, row.prompt_id)) for row, ids in prompts
+    ]
+    batches = batched(sorted(jobs, key=lambda job: len(job.prompt_ids)), batch_size)
+    shards = folder / f"temperature-{temperature:g}"
+    fill_shards(
+        shards, batches, answer, rank=launch.rank, processes=launch.processes,
+        progress=launch.progress(f"evaluate at temperature {temperature:g}", "batch"),
+    )  # fmt: skip
+    launch.wait()
+    if not launch.main:
+        return []
+    found = {row["prompt_id"]: row for row in read_shards(shards, len(batches))}
+    return [found[row.prompt_id] for row, _ in prompts]
+
+
+def judged_decoding(prompts: Prompts, answers: Sequence[dict[str, Any]], ranker: Ranker, temperature: float) -> dict[str, Any]:
+    """Returns what eval.json says of one decoding: each answer with its reward (the ranker's unit) and tokens, and the means."""
+    rows = [row for row, _ in prompts]
+    verdicts = ranker.score([(row.prompt, answer["text"]) for row, answer in zip(rows, answers, strict=True)])
+    judged = [
+        {
+            "prompt_id": row.prompt_id, "reward": verdict.score, "tokens": answer["completion_tokens"],
+            "finish_reason": answer["finish_reason"], "text": answer["text"], "completion_id": answer["completion_id"],
+        }
+        for row, answer, verdict in zip(rows, answers, verdicts, strict=True)
+    ]  # fmt: skip
+    means = {f"mean_{name}": fmean(row[name] for row in judged) for name in ("reward", "tokens")}
+    return {"temperature": temperature, **means, "rows": judged}
+
+
+def held_out_completions(
+    rows: Sequence[OfflinePair], decodings: dict[str, dict[str, Any]], ranker: Ranker
+) -> list[ScoredCompletion]:
+    """Returns the held-out chosen and rejected answers, and the policy's own at the highest temperature, with rewards."""
+    offline = [
+        (row, side, answer) for row in rows for side, answer in (("chosen", row.chosen_answer), ("rejected", row.rejected_answer))
+    ]
+    verdicts = ranker.score([(row.prompt, answer.text) for row, _, answer in offline])
+    found = [
+        ScoredCompletion(row.prompt_id, row.prompt, side, answer, verdict.score)
+        for (row, side, answer), verdict in zip(offline, verdicts, strict=True)
+    ]
+    own = {each["prompt_id"]: each for each in max(decodings.values(), key=lambda one: one["temperature"])["rows"]}
+    for row in rows:
+        each = own[row.prompt_id]
+        answer = Answer(assistant(each["text"]), each["completion_id"], "on_policy")
+        found.append(ScoredCompletion(row.prompt_id, row.prompt, "sample", answer, each["reward"]))
+    return found
