@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.recipes.goals import VARIABLES, plan_goals
+from handbook_ext.recipes.goals import VARIABLES, WHY, plan_goals
 from handbook_ext.recipes.listing import unsupported_settings
 from handbook_ext.recipes.makefile import replaced, write_run
+from handbook_ext.recipes.why import why_text
 
 
 def main(argv: list[str]) -> None:
@@ -28,6 +29,8 @@ def main(argv: list[str]) -> None:
     try:
         for run in plan.runs.values():
             write_run(run, runs)
+        for name in plan.explained:
+            replaced(runs / name / WHY, why_text(plan.runs[name], runs / name))
         text = "\n".join(plan.lines) + "\n"
         path = runs / ".goals" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.mk"
         replaced(path, text)

@@ -1,18 +1,34 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ConfigDict
 
 from handbook_ext.core.artifacts import manifest_path, sha256_of, verified
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
+from handbook_ext.core.stage_settings import StageSettings
 
 COUNTS = {"in": 1, "out": 1}
 
 
-def make(folder: Path, inputs: list[Path] | None = None, text: str = "{}\n", **settings: Any) -> Stage:
-    stage = Stage(folder / "pairs.jsonl", {"stage": "select", **settings}, inputs or [])
+class AnyStage(StageSettings):
+    """A stage with any setting."""
+
+    model_config = ConfigDict(extra="allow")
+    file = "any.yaml"
+    artifact = "pairs.jsonl"
+
+
+def stage_of(artifact: Path, inputs: list[Path] | None = None, **settings: Any) -> Stage[AnyStage]:
+    named = {"inputs": {"all": [os.path.relpath(path, artifact.parent) for path in inputs or []]}}
+    return Stage(artifact, AnyStage(**{"stage": "select", **named, **settings}))
+
+
+def make(folder: Path, inputs: list[Path] | None = None, text: str = "{}\n", **settings: Any) -> Stage[AnyStage]:
+    stage = stage_of(folder / "pairs.jsonl", inputs, **settings)
     if not stage.finished():
         stage.out.write_text(text)
         stage.publish(COUNTS)
@@ -34,7 +50,7 @@ def test_the_name_of_the_recipe_alone_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_lost_without_a_reason_stop_the_stage(tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "pairs.jsonl", {"stage": "select"}, [])
+    stage = stage_of(tmp_path / "pairs.jsonl")
     stage.finished()
     stage.out.write_text("{}\n")
     with pytest.raises(UserError, match="1 of 3 rows are lost"):
@@ -69,7 +85,7 @@ def test_an_artifact_of_inputs_since_replaced_is_stale_and_a_deleted_input_is_no
 
 def test_a_workspace_of_other_settings_is_emptied_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for rate in (1, 2):
-        stage = Stage(tmp_path / "policy", {"stage": "train", "train": {"learning_rate": rate}}, [])
+        stage = stage_of(tmp_path / "policy", stage="train", train={"learning_rate": rate})
         stage.finished()
         stage.release()
         assert not (stage.workspace / "checkpoint").exists()

@@ -21,7 +21,7 @@ BETA = 0.5
 REFERENCE = torch.tensor([0.49, 0.49, 0.02], dtype=torch.float64).log()  # The best completion is one that p hardly gives.
 TRUE_REWARD = torch.tensor([0.0, -1.0, 2.0], dtype=torch.float64)
 GRID = (-2.0, -1.0, 0.0, 1.0, 2.0)
-STEPS, SEEDS = 400, 10
+STEPS, SEEDS = 400, 20
 
 # Only differences of rewards matter, so the first completion's is 0. POLICIES (25, 3) are log-probs.
 POLICIES = torch.stack(
@@ -99,8 +99,10 @@ def test_the_learner_ends_at_the_optimum() -> None:
 
 
 def test_optimism_finds_the_rare_best_completion_sooner_than_dpo(runs: dict[str, Tensor]) -> None:
-    """DPO must wait until the reference model happens to give it, one sample in fifty."""
-    assert float(runs["optimistic"].sum(1).mean()) < 0.5 * float(runs["dpo"].sum(1).mean())
+    """DPO must wait until the reference model happens to give it, one sample in fifty: its first hundred steps cost more."""
+    optimistic, dpo = (runs[name][:, :100].sum(1) for name in ("optimistic", "dpo"))
+    assert float(optimistic.mean()) < 0.7 * float(dpo.mean())
+    assert int((optimistic < dpo).sum()) >= 0.7 * SEEDS
 
 
 def test_the_data_must_accumulate(runs: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """What the papers prove of their losses, on a toy policy: a softmax over a handful of completions of one prompt, fp64.
 
-Notation: p reference model, pi policy, r reward, beta the strength of the KL penalty, h = log pi/p (chosen) - log pi/p (rejected).
+Notation: p reference model, pi policy, r reward, beta strength of the KL penalty, h = log pi/p (chosen) - log pi/p (rejected).
 Each expectation is derived by hand in the docstring of its test.
 """
 
@@ -178,14 +178,18 @@ def test_a_step_on_the_exploration_term_lowers_what_has_a_low_implicit_reward() 
 
 @pytest.mark.parametrize("explore", range(COUNT))
 def test_selm_pushes_down_the_answer_of_the_reference_model(explore: int) -> None:
-    """From the reference model, whose greedy answer is y: the step's extra part is -alpha beta (e_y - p), which lowers y alone."""
+    """From the reference model, whose sample is y: the step's extra part is -alpha beta (e_y - p).
+
+    So log pi(y) changes by alpha beta (2 p_y - 1 - sum p^2), to first order, which is at most -alpha beta (1 - p_y)^2.
+    """
     step, selm_step = (
         -gradient_of(lambda x, objective=objective: losses_of(objective, x, [(1, 2)], explore=explore).sum(), REFERENCE)
         for objective in (Objective(beta=BETA), SELM)
     )
     assert torch.allclose(selm_step - step, -ALPHA * BETA * (unit(explore) - REFERENCE.exp()), atol=1e-12)
     change = (REFERENCE + selm_step).log_softmax(0) - (REFERENCE + step).log_softmax(0)
-    assert [bool(value < 0) for value in change] == [index == explore for index in range(COUNT)]
+    assert float(change[explore]) < 0
+    assert int(change.argmin()) == explore
 
 
 @pytest.mark.parametrize("scale", ["alpha_beta", "alpha"])

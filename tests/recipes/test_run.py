@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from handbook_ext.recipes.writing import (
-    resolve,
-    shown_settings,
-    stage_settings,
-)
+from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.graph import run_rules
+from handbook_ext.recipes.listing import shown_settings
+from handbook_ext.recipes.makefile import run_text
+from handbook_ext.recipes.names import paper_row, recipe_files, unusable_files
+from handbook_ext.recipes.overrides import parse_data, parse_set
+from handbook_ext.recipes.run import resolve
 from handbook_ext.recipes.yaml_tree import Mark, Tree, merged, read_yaml
 from tests.recipe_folder import enter_folder, mine
 
@@ -44,7 +46,7 @@ def test_a_child_with_only_data_is_a_complete_selm_recipe(folder: Path) -> None:
         (folder / name).touch()
     run = mine("data: {train: a.jsonl, test: b.jsonl}\n")
     assert [each.name for each in run.iterations] == ["iter0", "iter1", "iter2", "iter3"]
-    assert [each.ranks for each in run.iterations] == [False, True, True, True]
+    assert [each.needs.rankings for each in run.iterations] == [False, True, True, True]
     assert [each.settings.train.alpha > 0 for each in run.iterations] == [False, True, True, True]
     assert run.settings.rank.ranker == "reward_model"
     assert run.settings.data.dataset is None
@@ -68,7 +70,7 @@ def test_iterations_inherit_override_and_chain(folder: Path) -> None:
     assert [each.settings.train.beta for each in run.iterations] == [0.3, 0.3, 0.3, 0.4]
     first = run.iteration("iter1").settings.generate
     assert (first.top_p, first.temperature, first.batch_size) == (0.9, 1.25, run.settings.generate.batch_size)
-    assert [each.policy_from for each in run.iterations] == ["sft", "iter0", "iter1", "iter2"]
+    assert [each.starts_from for each in run.iterations] == ["sft", "iter0", "iter1", "iter2"]
     assert [each.index for each in run.iterations] == [0, 1, 2, 3]
 
 
@@ -82,25 +84,25 @@ def test_ten_comes_after_nine_and_one_portion_gives_all_rows(folder: Path) -> No
 def test_null_removes_an_inherited_iteration(folder: Path) -> None:
     run = mine("iterations: {iter0: null, iter3: null}\n")
     assert [each.name for each in run.iterations] == ["iter1", "iter2"]
-    assert (run.iterations[0].policy_from, run.iterations[0].index) == ("sft", 0)
+    assert (run.iterations[0].starts_from, run.iterations[0].index) == ("sft", 0)
 
 
 def test_without_sft_the_first_iteration_starts_from_the_checkpoint(folder: Path) -> None:
     run = mine("sft: null\nmodel: {architecture: null, name_or_path: some/model}\n")
-    stages = stage_settings(run)
+    rules = {rule.settings_file: rule for rule in run_rules(run)}
     assert run.start == "start"
-    assert stages["start/evaluate.yaml"]["policy_from"] is None
-    assert stages["iter0/train.yaml"]["policy_from"] is None
-    assert stages["iter1/train.yaml"]["policy_from"] == "iter0"
-    assert "sft/sft.yaml" not in stages
+    assert rules["start/evaluate.yaml"].inputs == ["data/rows/test.jsonl"]
+    assert rules["iter0/train.yaml"].inputs == ["iter0/pairs.jsonl", "iter0/logprobs"]
+    assert rules["iter1/train.yaml"].inputs == ["iter1/pairs.jsonl", "iter1/logprobs", "iter0/policy"]
+    assert "sft/sft.yaml" not in rules
 
 
 def test_a_seed_in_the_name_is_the_seed_of_the_run(folder: Path) -> None:
     plain, seeded = resolve("tiny-selm"), resolve("tiny-selm-seed7")
     assert (seeded.name, seeded.recipe, seeded.settings.seed) == ("tiny-selm-seed7", "tiny-selm", 7)
     assert {each.settings.seed for each in seeded.iterations} == {7}
-    before, after = stage_settings(plain), stage_settings(seeded)
-    assert all({**after[path], "seed": 1} == before[path] for path in before)
+    for before, after in zip(run_rules(plain), run_rules(seeded), strict=True):
+        assert after.settings.model_copy(update={"seed": 1}) == before.settings
     assert any(line == "seed: 7   # run name tiny-selm-seed7" for line in shown_settings(seeded))
 
 
@@ -141,4 +143,102 @@ def test_the_ranker_auto_depends_on_the_data(folder: Path, text: str, ranker: st
     run = mine(text)
     assert run.settings.rank.ranker == ranker
     assert run.trains_reward_model == fitted
-    assert ("ranker/ranker.yaml" in stage_settings(run)) == fitted
+    assert ("ranker/ranker.yaml" in [rule.settings_file for rule in run_rules(run)]) == fitted
+
+
+VARIANTS = """
+variants:
+  noisy: {data: {flip_rate: 0.4}, iterations: {iter3: {train: {beta: 0.9}}}}
+  short: {generate: {max_new_tokens: 8}}
+"""
+
+
+def test_a_variant_is_laid_over_the_whole_recipe(folder: Path) -> None:
+    mine(VARIANTS + "train: {beta: 0.3}\n", "a")
+    run = resolve("mine-a-noisy")
+    assert (run.name, run.recipe, run.settings.data.flip_rate) == ("mine-a-noisy", "mine-a-noisy", 0.4)
+    assert [each.settings.train.beta for each in run.iterations] == [0.3, 0.3, 0.3, 0.9]
+    child = mine("base: a.yaml\nvariants: {noisy: {train: {label_smoothing: 0.4}}}\n", "b")
+    assert child.settings.data.flip_rate == 0
+    both = resolve("mine-b-noisy-short-seed5")
+    assert (both.settings.data.flip_rate, both.settings.train.label_smoothing) == (0.4, 0.4)
+    assert (both.settings.generate.max_new_tokens, both.settings.seed) == (8, 5)
+    assert (both.recipe, both.name) == ("mine-b-noisy-short", "mine-b-noisy-short-seed5")
+    for name, words in (
+        ("mine-b-loud", "mine-b has no variant 'loud'; it has: noisy, short"),
+        ("mine-b-short-short", "no variant"),
+    ):
+        with pytest.raises(UserError, match=words):
+            resolve(name)
+
+
+def test_what_overrides_a_recipe_is_in_the_name_of_its_run(folder: Path) -> None:
+    overrides = parse_set("train.beta=0.5 select.keep=0.5 iterations.iter3=null report.title='a b'")
+    run = resolve("tiny-selm-seed4", overrides=overrides)
+    assert run.name.startswith("tiny-selm+iterations.iter3-null+report.title-a_b-")
+    assert run.name.endswith("+select.keep-0.5+train.beta-0.5-seed4")
+    assert run.overrides == ("iterations.iter3=null", "report.title=a b", "select.keep=0.5", "train.beta=0.5")
+    assert (run.settings.train.beta, len(run.iterations), run.settings.report.title) == (0.5, 3, "a b")
+    assert resolve("tiny-selm", overrides=parse_set("select.keep=0.5 train.beta=0.5")).name == (
+        resolve("tiny-selm", overrides=parse_set("train.beta=0.50 select.keep=0.5")).name
+    )
+    with pytest.raises(UserError, match=r"SET train\.bta: train has no setting 'bta'"):
+        resolve("tiny-selm", overrides=parse_set("train.bta=1"))
+    for text in ("train.beta", "=1", "train..beta=1", "a=1 a=2", "train.beta='", "train.beta=[1"):
+        with pytest.raises(UserError, match=r"^SET: "):
+            parse_set(text)
+
+
+def test_data_from_a_folder_is_another_run(folder: Path) -> None:
+    for name in ("mine here/train.jsonl", "mine here/test.parquet", "other/mine here/train.jsonl", "other/mine here/test.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    runs = [resolve("tiny-selm", overrides=parse_data(path)) for path in ("mine here", "other/mine here", "./mine here")]
+    assert runs[0].name == runs[2].name != runs[1].name
+    assert runs[0].name.startswith("tiny-selm+data-mine_here-")
+    assert (runs[0].settings.data.train, runs[1].settings.data.test) == ("mine here/train.jsonl", "other/mine here/test.json")
+    assert runs[0].settings.rank.ranker == "reward_model"
+    (folder / "mine here/test.jsonl").touch()
+    with pytest.raises(UserError, match=r"has test\.jsonl and test.parquet; keep one"):
+        parse_data("mine here")
+    with pytest.raises(UserError, match="is no folder"):
+        parse_data("nowhere")
+
+
+def test_another_launch_is_the_same_run(folder: Path) -> None:
+    text = (
+        "sft: {global_batch_size: 192, per_device_train_batch_size: 8}\n"
+        "train: {global_batch_size: 48, per_device_train_batch_size: 6}\nlaunch: ddp\n"
+    )
+    here = mine(text)
+    there = resolve("mine-selm", launch="zero3", gpus=3)
+    assert (here.launch.processes, there.launch.processes, there.name) == (8, 3, here.name)
+    assert [a.settings for a in run_rules(here)] == [b.settings for b in run_rules(there)]
+    assert "--config_file recipes/accelerate/zero3.yaml --num_processes 3 scripts/train_sft.py" in run_text(
+        there, run_rules(there), Path("runs")
+    )
+    with pytest.raises(UserError, match=r"sft\.global_batch_size 192 cannot be divided by 5 processes; change one of the two"):
+        resolve("mine-selm", gpus=5)
+    with pytest.raises(UserError, match=r"LAUNCH: 'zer03' is not a file of .*did you mean 'zero3'"):
+        resolve("mine-selm", launch="zer03")
+    with pytest.raises(UserError, match="GPUS: the launch cpu has one process, not 4"):
+        resolve("tiny-selm", gpus=4)
+
+
+def test_a_factor_lowers_the_rate_of_an_iteration(folder: Path) -> None:
+    run = mine("train: {learning_rate: 3e-4}\niterations: {iter2: {train: {learning_rate_factor: 0.1}}}\n")
+    rates = [each.settings.train.learning_rate * each.settings.train.learning_rate_factor for each in run.iterations]
+    assert rates[:3] == [3e-4, 3e-4, 3e-4 * 0.1]
+
+
+def test_what_a_file_says_of_itself_is_not_inherited(folder: Path) -> None:
+    mine("paper: SELM table 1\n", "a")
+    mine("base: a.yaml\n", "b")
+    assert (paper_row(Path("recipes/mine/a.yaml")), paper_row(Path("recipes/mine/b.yaml"))) == ("SELM table 1", "")
+
+
+@pytest.mark.parametrize("stem", ["selm-iter1", "selm-report", "x-seed3", "x-seeds", "a b", "`touch x`", "-x"])
+def test_a_file_that_no_goal_could_spell_is_told(folder: Path, stem: str) -> None:
+    Path(f"recipes/mine/{stem}.yaml").write_text("base: ../tiny/selm.yaml\n")
+    assert not any(name.startswith("mine-") for name in recipe_files())
+    assert len(unusable_files()) == 1

@@ -105,9 +105,10 @@ def test_other_losses_and_steps_over_different_batches_equal_trls(
     ours = PreferenceTrainer.from_rows(build("llama", seed=1), chat, Dataset.from_list(rows), objective, arguments(**common))
     # TRL goes through its rows in order, so they are put in the order of our batches.
     order = [slot.index for batch in ours.plan.epoch(0) for slot in batch]
+    shared = {key: value for key, value in arguments().to_dict().items() if key in KEPT} | common
     args = DPOConfig(
         output_dir=str(tmp_path), loss_type=loss_type, label_smoothing=smoothing, beta=0.3, bf16=False,
-        train_sampling_strategy="sequential", gradient_checkpointing=False, **{key: value for key, value in arguments().to_dict().items() if key in KEPT} | common,
+        train_sampling_strategy="sequential", gradient_checkpointing=False, **shared,
     )  # fmt: skip
     in_order = Dataset.from_list([rows[index] for index in order])
     models = build("llama", seed=1), build("llama", seed=1)

@@ -19,6 +19,7 @@ from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.table_files import read_table, run_of_row, table_names
 from handbook_ext.recipes.yaml_tree import nearest
 
+WHY = "why.txt"
 PROJECT = ("help", "list", "setup", "test", "test-slow", "test-liger", "lint", "bench", "mutants")
 _PATH = r"[\w./+@,-]+"
 _NUMBER = r"[1-9]\d{0,3}"
@@ -41,10 +42,11 @@ READERS = {"run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": "t
 
 @dataclass
 class Plan:
-    """The runs that goals need, by name, and the lines of make that connect goals with them."""
+    """The runs that goals need, by name, the lines of make that connect goals with them, and the runs to be explained."""
 
     runs: dict[str, Run] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    explained: list[str] = field(default_factory=list)
 
     def add(self, run: Run) -> Run:
         """Adds a run once; returns it."""
@@ -131,7 +133,8 @@ class _Planner:
         if iteration:
             self.plan.goal(goal, [f"{folder}/{run.iteration(iteration).name}/policy/manifest.json"])
         elif goal.endswith("-why"):
-            self.plan.goal(goal, [], f"@$(PYTHON) scripts/explain_run.py {folder}")
+            self.plan.explained.append(run.name)
+            self.plan.goal(goal, [], f"@cat {folder}/{WHY}")
         else:
             self.plan.goal(goal, [f"{folder}/report/manifest.json"])
 

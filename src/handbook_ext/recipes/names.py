@@ -19,7 +19,7 @@ RENAMED = "renamed.yaml"
 _USABLE = re.compile(r"\w[\w.-]*")
 # What is put behind a run's name means a goal, so no recipe may end like one.
 _GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check)")
-_SEED = re.compile(r"(.+)-seed(0|[1-9]\d{0,9})")
+_SEED = re.compile(r"(.+)-seed(0|[1-9]\d{0,18})")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _no_recipe(name: str, bare: str, files: dict[str, Path], root: Path) -> User
     if bare in renamed(root):
         return UserError(f"'{name}' is called otherwise now: make {renamed(root)[bare]}")
     target = _GOAL.fullmatch(name)
-    if target and (target[1] in files):
+    if target and target[1] in files:
         return UserError(f"'{name}' is a goal of make, not a recipe; give '{target[1]}' here")
     alike = [each for each in files if each.split("-")[0] == bare.split("-", maxsplit=1)[0]]
     longest = max((each for each in files if bare.startswith(f"{each}-")), key=len, default=None)

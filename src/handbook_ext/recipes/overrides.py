@@ -1,4 +1,4 @@
-"""What a run has over its recipe: a seed and variants by its name, `SET=` and `DATA=` from the command line, `set:` of a table's row.
+"""What a run has over its recipe: variants, `SET=` and `DATA=` of the command line, `set:` of a table's row.
 
 There is one mechanism: each is a small tree laid over the recipe before anything is checked, so that a mistake in it is told as
 one in a recipe is. What overrides a recipe is in the run's name, and so in its folder.

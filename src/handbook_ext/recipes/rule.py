@@ -90,7 +90,7 @@ def template_hash(settings: Recipe) -> dict[str, str]:
 
 
 def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
-    """Returns the files of the recipe's checkpoint where it is a folder here and one of the policies is `start` (or none given)."""
+    """Returns the files of the recipe's checkpoint, if it is a folder here, where `start` is one of the policies (or none is given)."""
     return folder_files(run.settings.model.name_or_path) if not policies or "start" in policies else ()
 
 

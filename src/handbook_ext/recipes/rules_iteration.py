@@ -76,7 +76,8 @@ def score_candidates_rule(run: Run, each: Iteration) -> Rule:
     )  # fmt: skip
     settings = files.ScoreCandidatesStage(
         stage="score", **about(run, each), inputs=inputs, model=each.settings.model, score=each.settings.score,
-        limits=limits_of(each.settings), portion=_portion(run, each), sizes=_sizes(each), texts=texts, **template_hash(each.settings),
+        limits=limits_of(each.settings), portion=_portion(run, each), sizes=_sizes(each), texts=texts,
+        **template_hash(each.settings),
     )  # fmt: skip
     return Rule(
         each.name, settings, "score_candidates.py", after=_health_before(run, each), external=checkpoint_of(run, *texts)
@@ -92,9 +93,8 @@ def score_pairs_rule(run: Run, each: Iteration) -> Rule:
         limits=limits_of(each.settings), global_batch_size=train.global_batch_size, sizes=_sizes(each), explore=train.alpha > 0,
         **template_hash(each.settings),
     )  # fmt: skip
-    return Rule(
-        each.name, settings, "score_completions.py", after=_health_before(run, each), external=checkpoint_of(run, each.starts_from)
-    )  # fmt: skip
+    external = checkpoint_of(run, each.starts_from)
+    return Rule(each.name, settings, "score_completions.py", after=_health_before(run, each), external=external)
 
 
 def select_rule(run: Run, each: Iteration) -> Rule:
@@ -144,10 +144,9 @@ def health_rule(run: Run, each: Iteration) -> Rule:
         completions=f"{each.name}/completions.jsonl" if needs.samples else None,
         rankings=f"{each.name}/rankings.jsonl" if needs.rankings else None,
     )  # fmt: skip
-    iteration = about(run) | {"iteration": each.name, "policy": each.name}
-    return Rule(
-        each.name, files.HealthStage(stage="health", **iteration, inputs=inputs, health=health), "check_health.py", loads_policy=False
-    )  # fmt: skip
+    trained = about(run) | {"iteration": each.name, "policy": each.name}
+    settings = files.HealthStage(stage="health", **trained, inputs=inputs, health=health)
+    return Rule(each.name, settings, "check_health.py", loads_policy=False)
 
 
 def _health_before(run: Run, each: Iteration) -> tuple[str, ...]:

@@ -1,0 +1,68 @@
+"""Why stages of a run would run again: which setting or input changed, from what to what."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from handbook_ext.core.artifacts import current_hash, manifest_path, recorded_hash
+from handbook_ext.core.stage_settings import NOT_IDENTITY, differences
+from handbook_ext.recipes.graph import Rule, run_rules
+from handbook_ext.recipes.run import Run
+
+SHOWN = 60  # Characters of a value.
+
+
+def why_text(run: Run, folder: Path) -> str:
+    """Returns a line for each stage of a run that would run, and how many would not."""
+    found = reasons(run_rules(run), folder)
+    lines = [f"{artifact}: {'; '.join(why)}" for artifact, why in found if why]
+    finished = sum(not why for _, why in found)
+    return "\n".join([*lines, f"{finished} of {len(found)} stages of {run.name} are up to date"]) + "\n"
+
+
+def reasons(rules: Sequence[Rule], folder: Path) -> list[tuple[str, list[str]]]:
+    """Returns each artifact of a run with why its stage would run, in the order of the stages; no reason: it is up to date."""
+    found: list[tuple[str, list[str]]] = []
+    again: set[str] = set()
+    for rule in rules:
+        why = _own_reasons(rule, folder)
+        waits = [name for name in dict.fromkeys([*rule.inputs, *rule.after]) if {name, os.path.dirname(name)} & again]
+        why += [f"{name} will be made first" for name in waits]
+        if why:
+            again.add(rule.artifact)
+        found.append((rule.artifact, why))
+    return found
+
+
+def _own_reasons(rule: Rule, folder: Path) -> list[str]:
+    """Returns why a stage would run whatever happens to the stages before it."""
+    artifact = folder / rule.artifact
+    path = manifest_path(artifact)
+    if not path.is_file():
+        return ["it was never made"]
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not artifact.exists():
+        return ["it was deleted"]
+    if current_hash(artifact, manifest["files"]) != manifest["sha256"]:
+        return ["its files were changed by hand: the stages that read it will refuse"]
+    before = {name: value for name, value in manifest["settings"].items() if name not in NOT_IDENTITY}
+    now = {name: value for name, value in rule.settings.model_dump(mode="json").items() if name not in NOT_IDENTITY}
+    why = [f"{name}: {_short(old)} -> {_short(new)}" for name, old, new in differences(before, now)]
+    for name in rule.inputs:
+        relative = os.path.relpath(folder / name, artifact.parent)
+        old, new = manifest["inputs"].get(relative), recorded_hash(folder / name)
+        if old is not None and new is not None and old != new:
+            why.append(f"{name} is another one: sha256 {old[:12]} -> {new[:12]}")
+    written = path.stat().st_mtime_ns
+    why += [f"{file} was written since; its content decides" for file in rule.external if file.stat().st_mtime_ns > written]
+    return why
+
+
+def _short(value: Any) -> str:
+    """Returns a value as JSON, shortened."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
