@@ -1,4 +1,4 @@
-"""Training steps of ours against TRL's DPOTrainer and SELM's official step: seconds, FLOPs, memory, agreement.
+"""Times our training step beside TRL's DPOTrainer and SELM's official step: seconds, FLOPs, memory, agreement.
 
 All variants run in this process, interleaved, on the same weights and pairs, in fp32 on the CPU. Writes
 OUT/training.json; exits with 1 when losses or gradients disagree.
@@ -27,18 +27,18 @@ from handbook_ext.core.errors import UserError, run_main
 
 
 def main(argv: list[str]) -> None:
-    """Measures, writes and prints."""
+    """Checks that losses and gradients agree, times all steps, writes training.json and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round: tests that it works")
     parser.add_argument("--rounds", type=int, default=None, metavar="N", help="timed rounds (default 3; quick: 1)")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="threads (default torch's; quick: 1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="combines lengths, words and weights")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of lengths, words and weights")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="folder of training.json")
     arguments = parser.parse_args(argv)
     rounds = arguments.rounds if arguments.rounds is not None else 1 if arguments.quick else 3
     if rounds < 1:
         raise UserError(f"--rounds is {rounds}; at least one round must be timed")
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # As every launch does: denormal numbers slow small fp32 models down on a CPU.
     quieten()
     size = QUICK if arguments.quick else Size()
     threads = arguments.threads if arguments.threads is not None else 1 if arguments.quick else torch.get_num_threads()
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_round(steps: Steps, progress: Any) -> dict[str, Any]:
-    """Runs every part once, untimed; returns FLOPs per part and how far losses and gradients are apart."""
+    """Returns the FLOPs of every part, each run once and untimed, and how far losses and gradients are from the baselines'."""
     flops, losses, grads = {}, {}, {}
     for name, part in steps.parts.items():
         losses[name], flops[name] = measuring.count_flops(partial(part, 0))
@@ -81,22 +81,23 @@ def check_round(steps: Steps, progress: Any) -> dict[str, Any]:
 
 def timed_rounds(steps: Steps, rounds: int, progress: Any) -> dict[str, dict[str, list[float]]]:
     """Returns seconds, processor seconds and peak growth of memory (bytes) of each part and round, the parts taking turns."""
-    found: dict[str, dict[str, list[float]]] = {
+    timings: dict[str, dict[str, list[float]]] = {
         name: {"seconds": [], "cpu_seconds": [], "peak_bytes": []} for name in steps.parts
     }
     names = list(steps.parts)
     for number in range(1, rounds + 1):
+        # Each round begins with another part, so that none always runs on a cold or a throttled processor.
         for name in names[number % len(names) :] + names[: number % len(names)]:
             for kind, value in measuring.timed(partial(steps.parts[name], number)).items():
-                found[name][kind].append(value)
+                timings[name][kind].append(value)
             if name in steps.trained:
                 steps.trained[name].zero_grad(set_to_none=True)
             progress.update()
-    return found
+    return timings
 
 
 def quieten() -> None:
-    """Silences the libraries' progress bars and notes, which would tear the progress bar."""
+    """Silences the libraries' progress bars and notes, which would break up our own progress bar."""
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)

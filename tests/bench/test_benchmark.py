@@ -17,8 +17,8 @@ import transformers
 from handbook_ext.bench import measuring
 from handbook_ext.bench.baselines import official_selm_step, padded_logprobs
 from handbook_ext.bench.measuring import (
-    LengthLaw,
-    PairLaw,
+    LengthDistribution,
+    PairDistribution,
     PeakMemory,
     count_flops,
     gradient_difference,
@@ -34,28 +34,28 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_lengths_are_those_of_chat_data() -> None:
-    """The default law has the quantiles that the README may quote, whatever the seed, and respects max_length."""
+    """The default distribution has the quantiles that the README may quote, whatever the seed, and respects max_length."""
     for seed in (0, 1):
-        pairs = PairLaw().draw(64, seed)
+        pairs = PairDistribution().draw(64, seed)
         found = length_quantiles(pairs)
         assert 90 <= found["prompt"]["50%"] <= 110
-        assert 90 <= found["answer"]["25%"] <= found["answer"]["75%"] <= 330
-        assert found["prompt and answer"]["max"] <= 1024
-        assert found["answer"]["max"] > 3 * found["answer"]["50%"]
+        assert 90 <= found["completion"]["25%"] <= found["completion"]["75%"] <= 330
+        assert found["prompt and completion"]["max"] <= 1024
+        assert found["completion"]["max"] > 3 * found["completion"]["50%"]
 
 
-def test_explored_texts_are_thirds_and_pairs_depend_on_the_seed_alone() -> None:
-    """One third each is chosen, rejected, a third text; answers end with the end token only."""
-    pairs = PairLaw().draw(30, 3)
+def test_explored_completions_are_thirds_and_pairs_depend_on_the_seed_alone() -> None:
+    """One third each is chosen, rejected, a completion of its own; completions end with the end token only."""
+    pairs = PairDistribution().draw(30, 3)
     assert [sum(pair.explore_index == k for pair in pairs) for k in range(3)] == [10, 10, 10]
-    assert pairs == PairLaw().draw(30, 3)
-    assert pairs != PairLaw().draw(30, 4)
+    assert pairs == PairDistribution().draw(30, 3)
+    assert pairs != PairDistribution().draw(30, 4)
     assert all(ids.index(1) == len(ids) - 1 for pair in pairs for ids in pair.completions)
 
 
-def test_answers_of_a_prompt_have_related_lengths() -> None:
+def test_completions_of_a_prompt_have_related_lengths() -> None:
     """The correlation of log-lengths is about the one asked for."""
-    pairs = PairLaw(prompt=LengthLaw(10, 0.1)).draw(400, 0)
+    pairs = PairDistribution(prompt=LengthDistribution(10, 0.1)).draw(400, 0)
     logs = [[math.log(len(ids)) for ids in side] for side in zip(*((p.chosen, p.rejected) for p in pairs), strict=True)]
     assert 0.3 < statistics.correlation(*logs) < 0.6
 
@@ -92,13 +92,13 @@ def test_official_step_is_the_equation() -> None:
     pairs = [EncodedPair([5, 6, 7], [8, 9, 1], [10, 1], [11, 12, 13, 14, 1]), EncodedPair([3], [4, 1], [5, 6, 1], [4, 1])]
     beta, alpha = 0.3, 0.7
 
-    def ratio(prompt: list[int], answer: list[int]) -> torch.Tensor:
-        """Log-ratio of one answer, nats."""
+    def ratio(prompt: list[int], completion: list[int]) -> torch.Tensor:
+        """Log-ratio of one completion, nats."""
         sums = []
         for model in (policy, reference):
-            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
+            logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
             logprobs = logits.log_softmax(-1)
-            sums.append(sum(logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(answer)))
+            sums.append(sum(logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(completion)))
         return sums[0] - sums[1]
 
     losses = []
@@ -117,7 +117,7 @@ def test_official_step_is_the_equation() -> None:
     assert torch.allclose(alone[0], padded[0], rtol=1e-5)
 
 
-def test_gradients_that_differ_or_are_missing_are_told() -> None:
+def test_gradients_that_differ_or_are_missing_are_reported() -> None:
     """The relative difference is that of the norms; a missing gradient is infinite."""
     theirs = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
     ours = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.5])}
@@ -175,7 +175,7 @@ def test_disagreement_is_a_failure(
 
 
 def test_no_rounds_is_a_user_mistake(main: Callable[[list[str]], None], tmp_path: Path) -> None:
-    """It is told before anything is built or written."""
+    """It fails before anything is built or written."""
     with pytest.raises(UserError, match="--rounds is 0"):
         main(["--rounds", "0", "--out", str(tmp_path / "bench")])
     assert not (tmp_path / "bench").exists()

@@ -12,9 +12,18 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import Completion, Messages, OfflinePair, assistant
+from handbook_ext.core.records import Completion, Messages, OfflinePair, assistant, completion_id
 from handbook_ext.data.tiny_world import best_answer, request_prompt, true_reward
-from handbook_ext.judging.rankers import Oracle, RewardModel, Verdict, candidates_of, external_ranker_hashes, make_ranker, ranking
+from handbook_ext.judging.rankers import (
+    Oracle,
+    RewardModel,
+    Unjudged,
+    Verdict,
+    candidates_of,
+    external_ranker_hashes,
+    make_ranker,
+    ranking,
+)
 from handbook_ext.recipes.settings import RankSettings
 
 CPU = torch.device("cpu")
@@ -133,29 +142,39 @@ def test_the_oracle_gives_the_true_reward() -> None:
     ],
 )
 def test_equal_scores_share_the_better_rank(scores: list[float], ranks: list[int], ties: int) -> None:
-    found = ranking("p", [], [("on_policy", number, "text", Verdict(score)) for number, score in enumerate(scores)])
+    found = ranking(
+        "p", [], [(Unjudged("on_policy", number, "text", "id"), Verdict(score)) for number, score in enumerate(scores)]
+    )
     assert [candidate.rank for candidate in found.candidates] == ranks
     assert [candidate.score for candidate in found.candidates] == scores
     assert found.ties == ties
 
 
 def test_a_ranking_tells_which_texts_were_cut() -> None:
-    found = ranking("p", [], [("on_policy", 0, "a", Verdict(1.0, True)), ("offline", None, "b", Verdict(2.0))])
+    sample, label = Unjudged("on_policy", 0, "a", "id a"), Unjudged("offline", None, "b", "id b")
+    found = ranking("p", [], [(sample, Verdict(1.0, True)), (label, Verdict(2.0))])
     assert [candidate.truncated for candidate in found.candidates] == [True, False]
 
 
 def test_candidates_are_samples_then_chosen_then_rejected() -> None:
     samples = [
-        Completion(
-            prompt_id="p", sample=number, prompt=[], text=f"y{number}", finish_reason="stop", seed=0, prompt_tokens=1,
-            completion_tokens=1,
+        Completion.of(
+            "p", [], f"y{number}", sample=number, finish_reason="stop", seed=0, prompt_tokens=1, completion_tokens=1
         )
         for number in range(2)
     ]  # fmt: skip
-    offline = OfflinePair(prompt_id="p", prompt=[], chosen=assistant("y_w"), rejected=assistant("y_l"))
-    assert candidates_of(samples, offline) == [
-        ("on_policy", 0, "y0"), ("on_policy", 1, "y1"), ("offline", None, "y_w"), ("offline", None, "y_l"),
-    ]  # fmt: skip
+    offline = OfflinePair.of("p", [], assistant("y_w"), assistant("y_l"))
+    wanted = [("on_policy", 0, "y0"), ("on_policy", 1, "y1"), ("offline", None, "y_w"), ("offline", None, "y_l")]
+    ids = {text: completion_id("p", [], assistant(text)) for *_, text in wanted}
+    assert candidates_of(samples, offline) == [(*each, ids[each[-1]]) for each in wanted]
+    assert candidates_of(samples, None) == [(*each, ids[each[-1]]) for each in wanted[:2]]
+
+
+def test_a_judged_candidate_keeps_text_sample_and_id() -> None:
+    sample, label = Unjudged("on_policy", 0, "a", "id a"), Unjudged("offline", None, "b", "id b")
+    found = ranking("p", [], [(sample, Verdict(1.0)), (label, Verdict(0.0, failed=True))]).candidates
+    assert [(each.origin, each.sample, each.text, each.completion_id) for each in found] == [sample, label]
+    assert [(each.rank, each.failed) for each in found] == [(1, False), (2, True)]
 
 
 def test_a_reward_model_in_a_folder_is_named_by_its_content(classifier: str, tmp_path: Path) -> None:

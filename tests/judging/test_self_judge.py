@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerFast
 import handbook_ext.judging.self_judge as judging
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair, assistant, user
-from handbook_ext.judging.rankers import Verdict, ranking
+from handbook_ext.judging.rankers import Unjudged, Verdict, ranking
 from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.recipes.settings import SelectSettings
 from handbook_ext.sampling.generation import Request, Sample
-from handbook_ext.selection.rules import judged_pairs
+from handbook_ext.selection.rules import Material, select_pairs
 from tests.conftest import BuildPolicy
 
 
@@ -45,13 +46,11 @@ def test_points_are_read_and_failures_told(tokenizer: PreTrainedTokenizerFast, b
     assert verdicts == [Verdict(3.0), Verdict(0.0, failed=True), Verdict(1.0)]
     assert len(asked) == 3
     assert any("judge which? answer one two three" in question for question in asked)
-    named = [("on_policy", index, text, verdict) for index, ((_, text), verdict) in enumerate(zip(items, verdicts, strict=True))]
-    ranked = ranking("p", user("which?"), named)  # type: ignore[arg-type]
+    candidates = [Unjudged("on_policy", index, text, f"id {index}") for index, (_, text) in enumerate(items)]
+    ranked = ranking("p", user("which?"), list(zip(candidates, verdicts, strict=True)))
     assert [(each.rank, each.failed) for each in ranked.candidates] == [(1, False), (3, True), (2, False)]
-    offline = OfflinePair(prompt_id="p", prompt=user("which?"), chosen=assistant("x"), rejected=assistant("y"))
-    from collections import Counter
-
-    [pair] = judged_pairs([ranked], {"p": offline}, Counter(), rule="best_and_worst", explore=False)
+    offline = OfflinePair.of("p", user("which?"), assistant("x"), assistant("y"))
+    [pair] = select_pairs(Material([offline], rankings=[ranked]), SelectSettings(rule="best_and_worst")).pairs
     assert (pair.chosen, pair.rejected) == (assistant("one two three"), assistant("one"))
 
 

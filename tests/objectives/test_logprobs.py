@@ -52,7 +52,8 @@ def test_logits_of_half_precision_are_summed_in_full_precision() -> None:
 
 
 def test_no_target_gives_no_log_prob() -> None:
-    found = token_logprobs(torch.zeros(0, 3, dtype=torch.bfloat16), torch.zeros(0, dtype=torch.long), torch.nn.Identity(), chunk=8)
+    hidden, targets = torch.zeros(0, 3, dtype=torch.bfloat16), torch.zeros(0, dtype=torch.long)
+    found = token_logprobs(hidden, targets, torch.nn.Identity(), chunk=8)
     assert (found.shape, found.dtype) == ((0,), torch.float32)
 
 

@@ -100,7 +100,7 @@ def test_a_reward_model_starts_from_the_merged_body(saved: Path, tokenizer: PreT
     from handbook_ext.training.supervised import fit_arguments, reward_trainer
 
     prompt = [{"role": "user", "content": "a lake"}]
-    pair = OfflinePair(prompt_id="p", prompt=prompt, chosen=assistant("plums"), rejected=assistant("a lamp"))
+    pair = OfflinePair.of("p", prompt, assistant("plums"), assistant("a lamp"))
     fit = FitSettings(global_batch_size=1, per_device_train_batch_size=1)
     trainer = reward_trainer(
         str(saved / "adapter"), tokenizer, [pair], max_length=64, callbacks=[], seed=1, trained_here=False,

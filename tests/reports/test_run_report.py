@@ -32,7 +32,8 @@ def write_settings(folder: Path, iterations: int = 3, **report: Any) -> None:
     names = ["sft", *(f"iter{number}" for number in range(iterations))]
     folder.mkdir(parents=True, exist_ok=True)
     recipe = report.pop("recipe", "tiny-selm")
-    (folder / "report.yaml").write_text(json.dumps({"stage": "report", "recipe": recipe, "iterations": names, "report": report}))
+    settings = {"stage": "report", "recipe": recipe, "policies": names, "title": report.pop("title", recipe), "report": report}
+    (folder / "report.yaml").write_text(json.dumps(settings))
 
 
 def write_evaluation(folder: Path, mean: float, seed: int = 1, ranker: str = "oracle", judge: str = "") -> None:
@@ -68,7 +69,7 @@ def make_run(folder: Path, iterations: int = 3, *, start: str = "sft", gain: flo
         write_manifest(one / "pairs.manifest.json", "select")
         sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
         pair = sides | {"chosen_origin": "offline", "rejected_origin": "on_policy", "explore": None, "margin": None}
-        pair |= {"prompt": [{"role": "user", "content": "Which?"}]}
+        pair |= {"prompt": [{"role": "user", "content": "Which?"}], "chosen_id": "c", "rejected_id": "r", "explore_id": None}
         lines = [json.dumps(pair | {"prompt_id": str(i), "swapped": bool(i)}) + "\n" for i in range(2)]
         (one / "pairs.jsonl").write_text("".join(lines))
         rows = [{"step": step, "loss": 0.7 / step, "rewards/margins": 0.1 * step} for step in (1, 2)]

@@ -11,15 +11,13 @@ import yaml
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.metrics import Scores
+from handbook_ext.recipes.table_files import Claim, TableRow, read_table
 from handbook_ext.reports.run_report import Evaluator
 from handbook_ext.reports.tables import (
-    Claim,
     Measured,
-    TableRow,
     flip_rate_difference,
     judge_claim,
     measure,
-    read_table,
     summarise_row,
 )
 from tests.workspace import ROOT
@@ -58,7 +56,7 @@ def test_a_mistake_in_a_table_is_one_line(
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/tables").glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_delivered_table_names_recipes_that_there_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from handbook_ext.recipes.writing import recipe_files
+    from handbook_ext.recipes.names import recipe_files
 
     monkeypatch.chdir(ROOT)
     assert {row.recipe for row in read_table(path.stem).rows} <= recipe_files().keys()

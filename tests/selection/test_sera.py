@@ -181,9 +181,9 @@ def test_a_random_draw_depends_on_seed_and_prompt_alone() -> None:
 
 
 def three_policies() -> dict[str, dict[tuple[int, str], tuple[float, int]]]:
-    """Log-probs of three pairs; every pair of policies disagrees about the worst pair, for the margin and for chosen alone."""
-    chosen = {"sft": (-1, -9, -2), "iter1": (-2, -1, -9), "iter2": (-9, -2, -1)}
-    rejected = {"sft": (-9, -19, -2), "iter1": (-3, -1, -19), "iter2": (-19, -2, -2)}
+    """Log-probs of three pairs: no two policies agree on the pair of smallest gap, nor on that of the least likely chosen."""
+    chosen = {"sft": (-9, -1, -2), "iter1": (-2, -1, -9), "iter2": (-1, -9, -2)}
+    rejected = {"sft": (-17, -11, -2), "iter1": (-3, -1, -19), "iter2": (-1, -17, -3)}
     return {
         policy: {(n, f"good {n}"): (float(chosen[policy][n]), 3) for n in range(3)}
         | {(n, f"bad {n}"): (float(rejected[policy][n]), 3) for n in range(3)}
@@ -193,7 +193,7 @@ def three_policies() -> dict[str, dict[tuple[int, str], tuple[float, int]]]:
 
 @pytest.mark.parametrize(
     ("start", "margins", "likely"),
-    [("sft", ["p0", "p1"], ["p0", "p2"]), ("iter1", ["p0", "p2"], ["p0", "p1"]), ("iter2", ["p0", "p2"], ["p1", "p2"])],
+    [("sft", ["p0", "p1"], ["p1", "p2"]), ("iter1", ["p0", "p2"], ["p0", "p1"]), ("iter2", ["p1", "p2"], ["p0", "p2"])],
 )
 def test_log_prob_selectors_read_the_policy_that_starts_the_iteration(
     start: str, margins: list[str], likely: list[str], tmp_path: Path
@@ -214,8 +214,8 @@ def test_log_prob_selectors_read_the_policy_that_starts_the_iteration(
 
 def test_log_prob_keeps_the_largest_gap_and_not_the_most_likely_chosen() -> None:
     stored = log_probs(three_policies(), start="iter2")
-    assert kept("log_prob", PAIRS[:3], stored) == ["p0", "p2"]
-    assert kept("chosen_log_prob", PAIRS[:3], stored) == ["p1", "p2"]
+    assert kept("log_prob", PAIRS[:3], stored) == ["p1", "p2"]
+    assert kept("chosen_log_prob", PAIRS[:3], stored) == ["p0", "p2"]
 
 
 def test_a_completion_that_was_never_scored_is_named() -> None:

@@ -6,9 +6,11 @@ import copy
 import difflib
 import json
 import math
+import os
 import random
 import re
 import runpy
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,6 +219,20 @@ def test_the_first_step_starts_from_the_given_model_to_the_bit(
     assert {logged(trainer, f"rewards/{name}")[0] for name in ("chosen", "rejected", "explore")} == {0.0}
 
 
+def test_dropout_of_the_given_model_is_off(chat: PreTrainedTokenizerFast, rows: list[RawRow], arguments: Arguments) -> None:
+    """With it the policy would not be the one that was scored, and the implicit rewards of the first step not 0."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, hidden_dropout=0.4,
+        attention_dropout=0.4, initializer_range=0.2,
+    )  # fmt: skip
+    trainer = PreferenceTrainer.from_rows(GPTNeoXForCausalLM(config), chat, rows, Objective(), arguments())
+    trainer.train()
+    assert {logged(trainer, f"rewards/{name}")[0] for name in ("chosen", "rejected")} == {0.0}
+
+
 def test_another_reference_model_may_be_given(
     build: BuildPolicy, chat: PreTrainedTokenizerFast, rows: list[RawRow], arguments: Arguments
 ) -> None:
@@ -234,6 +250,42 @@ def test_the_global_batch_is_micro_batch_times_accumulation(
         build(), chat, rows, Objective(), arguments(per_device_train_batch_size=2, gradient_accumulation_steps=3)
     )
     assert (trainer.plan.global_batch_size, trainer.plan.micro_batch_size, trainer.plan.seed) == (6, 2, 7)
+
+
+def _process(rank: int, port: int, make: Callable[[], PreferenceTrainer], folder: str) -> None:
+    """One of two processes, forked: the environment that accelerate launch sets."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    trainer = make()
+    trainer.train()
+    found = {"batch": trainer.plan.global_batch_size, "reference": [pair.reference for pair in trainer.pairs]}
+    torch.save({**found, "losses": losses_of(trainer)}, Path(folder) / f"rank{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_scoring_and_train_as_one(
+    build: BuildPolicy, chat: PreTrainedTokenizerFast, rows: list[RawRow], arguments: Arguments, tmp_path: Path
+) -> None:
+    def make(accumulation: int) -> PreferenceTrainer:
+        args = arguments(gradient_accumulation_steps=accumulation, per_device_train_batch_size=2, num_train_epochs=3)
+        return PreferenceTrainer.from_rows(build(), chat, rows, Objective(beta=0.3), args)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    share = (port, lambda: make(2), str(tmp_path))
+    torch.multiprocessing.start_processes(_process, args=share, nprocs=2, start_method="fork")
+    one = make(4)
+    one.train()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt")
+        assert found["batch"] == 8
+        assert torch.allclose(torch.tensor(found["reference"]), torch.tensor([pair.reference for pair in one.pairs]), rtol=1e-5)
+    assert torch.load(tmp_path / "rank0.pt")["losses"] == pytest.approx(losses_of(one), rel=1e-5)
 
 
 def test_a_loss_without_a_reference_trains_and_scores_nothing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
 
-from handbook_ext.core.records import Messages, assistant, completion_id, user
+from handbook_ext.core.records import Answer, Messages, assistant, completion_id, user
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.packing import EncodedGroup
@@ -14,7 +14,7 @@ from handbook_ext.training.scoring import MICRO_BATCHES_PER_SHARD, EncodedGroups
 def group(prompt_id: str, prompt: str, *texts: str) -> TextGroup:
     made = TextGroup(prompt_id, user(prompt))
     for text in texts:
-        made.add(assistant(text))
+        made.add(Answer(assistant(text), name(prompt_id, prompt, text), "offline"))
     return made
 
 
@@ -62,7 +62,8 @@ def test_texts_are_encoded_once_per_group_and_every_name_is_kept(tokenizer: PreT
 def test_prompts_that_are_too_long_are_counted_and_empty_groups_are_not(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = ChatEncoder(tokenizer, max_length=60, max_prompt_length=20, long_prompts="drop")
     long: Messages = user("a winter by the lake " * 9)
-    groups = [TextGroup("none", user("ask")), group("p", long[0]["content"], "x"), TextGroup("long", long), group("q", "ask", "y")]
+    empty = [TextGroup("none", user("ask")), TextGroup("long", long)]
+    groups = [empty[0], group("p", long[0]["content"], "x"), empty[1], group("q", "ask", "y")]
     encoded = encode_groups(groups, encoder)
     assert encoded.too_long == 1
     assert encoded.names == [[[name("q", "ask", "y")]]]

@@ -265,10 +265,19 @@ def test_two_processes_train_as_one(
     assert_same_lines(ranks[0]["lines"], micro_batches_of_2[1])
 
 
-@pytest.mark.parametrize(("micro", "processes"), [(3, 1), (2, 3), (8, 2)])
-def test_a_launch_that_cannot_meet_the_global_batch_is_refused(micro: int, processes: int) -> None:
+@pytest.mark.parametrize("processes", [3, 5, 16])
+def test_a_launch_that_cannot_share_the_global_batch_is_refused(processes: int) -> None:
     with pytest.raises(UserError, match=f"global_batch_size 8 cannot be divided by {processes} processes"):
-        batch_arguments(8, micro, processes)
+        batch_arguments(8, 2, processes)
+
+
+@pytest.mark.parametrize(
+    ("at_most", "processes", "micro_batch", "steps"), [(2, 1, 2, 4), (3, 1, 2, 4), (3, 2, 2, 2), (8, 2, 4, 1), (9, 8, 1, 1)]
+)
+def test_the_micro_batch_follows_the_launch(at_most: int, processes: int, micro_batch: int, steps: int) -> None:
+    """The largest that the recipe allows and that makes up 8 pairs per step exactly, whatever the processes."""
+    arguments = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": steps}
+    assert batch_arguments(8, at_most, processes) == arguments
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""The padded baselines that the benchmark measures and checks against; nothing trains with them.
+"""The padded baselines that the benchmark times and checks against; nothing trains with them.
 
-TRL's DPOTrainer, and SELM's official step as papers.md 1.2 describes it: chosen and rejected are padded together and go
-through the model in one forward, the explored sample in a second, all logits are computed, and a live reference model
-does the same without gradient.
+TRL's DPOTrainer, and the step of SELM's official code (arXiv 2405.19332): chosen and rejected are padded together and go
+through the model in one forward pass, the explored sample in a second one, all logits are computed, and a live reference
+model does the same without gradient.
+
+Legend: B sequences, L tokens of the longest one, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from handbook_ext.bench.measuring import PairLaw
+from handbook_ext.bench.measuring import PairDistribution
 from handbook_ext.objectives.losses import dpo_loss, exploration_term
 from handbook_ext.policies.packing import EncodedPair
 
@@ -25,27 +27,30 @@ PAD, END = "<pad>", "</s>"
 PAD_ID = 0
 
 
-def padded_logprobs(model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]], *, pad_id: int) -> Tensor:
-    """Returns log-probs in nats summed over each answer, (B,), from one forward padded to the longest sequence."""
-    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    input_ids = torch.full((len(prompts), length), pad_id)
+def padded_logprobs(
+    model: PreTrainedModel, prompts: Sequence[list[int]], completions: Sequence[list[int]], *, pad_id: int
+) -> Tensor:
+    """Returns log-probs in nats summed over each completion, (B,), from one forward pass padded to the longest sequence."""
+    length = max(len(prompt) + len(ids) for prompt, ids in zip(prompts, completions, strict=True))
+    input_ids = torch.full((len(prompts), length), pad_id)  # (B, L)
     present = torch.zeros(len(prompts), length, dtype=torch.long)
-    answered = torch.zeros(len(prompts), length, dtype=torch.bool)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        input_ids[row, :end] = torch.tensor(prompt + answer)
+    completed = torch.zeros(len(prompts), length, dtype=torch.bool)
+    for row, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(prompt) + len(ids)
+        input_ids[row, :end] = torch.tensor(prompt + ids)
         present[row, :end] = 1
-        answered[row, len(prompt) : end] = True
+        completed[row, len(prompt) : end] = True
+    # The logits at a position are of the next token, hence the shift by one.
     logits = model(input_ids=input_ids, attention_mask=present, use_cache=False).logits[:, :-1]  # (B, L - 1, V)
-    chosen = logits.log_softmax(-1).gather(2, input_ids[:, 1:, None]).squeeze(2)  # (B, L - 1)
-    return (chosen * answered[:, 1:]).sum(1)
+    logprobs = logits.log_softmax(-1).gather(2, input_ids[:, 1:, None]).squeeze(2)  # (B, L - 1)
+    return (logprobs * completed[:, 1:]).sum(1)
 
 
 def official_selm_step(
     policy: PreTrainedModel, reference: PreTrainedModel, pairs: Sequence[EncodedPair], *,
     micro_batch_size: int, pad_id: int, beta: float, alpha: float,
 ) -> float:  # fmt: skip
-    """Accumulates the gradient of the mean loss over the pairs, in their order, and returns that loss."""
+    """Returns the mean loss over the pairs, taken in their order, and leaves its gradient in the policy."""
     policy.zero_grad(set_to_none=True)
     total = 0.0
     for start in range(0, len(pairs), micro_batch_size):
@@ -62,23 +67,25 @@ def official_selm_step(
 
 
 def _three_logprobs(model: PreTrainedModel, pairs: Sequence[EncodedPair], *, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns log-probs in nats of chosen, rejected and explored answers, (B,) each, from two forwards."""
+    """Returns log-probs in nats of chosen, rejected and explored completions, (B,) each, from two forward passes."""
     prompts = [pair.prompt for pair in pairs]
     both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     chosen, rejected = padded_logprobs(model, prompts * 2, both, pad_id=pad_id).chunk(2)
-    explored = [pair.explore or [] for pair in pairs]
-    return chosen, rejected, padded_logprobs(model, prompts, explored, pad_id=pad_id)
+    explore = [pair.explore or [] for pair in pairs]
+    return chosen, rejected, padded_logprobs(model, prompts, explore, pad_id=pad_id)
 
 
 def trl_trainer(
-    policy: PreTrainedModel, reference: PreTrainedModel, pairs: Sequence[EncodedPair], law: PairLaw,
+    policy: PreTrainedModel, reference: PreTrainedModel, pairs: Sequence[EncodedPair], distribution: PairDistribution,
     settings: Mapping[str, Any],
 ) -> DPOTrainer:  # fmt: skip
     """Returns TRL's trainer with a live reference over the pairs, ready for `training_step`.
 
-    The pairs are given as text that TRL's own preparation tokenises; RuntimeError when that gives other token ids.
+    The pairs are given as text, which TRL tokenises itself; raises RuntimeError where that gives other token ids.
     """
-    words = {PAD: PAD_ID, END: law.end_id} | {f"w{i}": i for i in range(law.first_word, law.vocabulary)}
+    words = {PAD: PAD_ID, END: distribution.end_id} | {
+        f"w{i}": i for i in range(distribution.first_word, distribution.vocabulary)
+    }
     names = {number: word for word, number in words.items()}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,6 +1,6 @@
 """Measuring training steps: pairs with the lengths of chat data, seconds, counted FLOPs, peak memory, agreement.
 
-Lengths are tokens, seconds wall clock, FLOPs multiply and add counted apart, memory bytes.
+Lengths are in tokens, seconds are wall clock, a multiply-add counts as two FLOPs, memory is in bytes.
 """
 
 from __future__ import annotations
@@ -29,34 +29,35 @@ from torch.utils.flop_counter import FlopCounterMode
 from handbook_ext.policies.packing import EncodedPair
 
 ATEN = torch.ops.aten
-# What torch 2.13's counter leaves out of a step on a CPU (attention; TRL's head adds in place), and what it equals.
+# Operators of a CPU step that torch 2.13's counter has no formula for (attention, and TRL's in-place product), and the
+# counted operator of equal cost.
 UNCOUNTED = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: ATEN._scaled_dot_product_flash_attention,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: ATEN._scaled_dot_product_flash_attention_backward,
     ATEN.addmm_: ATEN.addmm,
 }
-SAMPLING_INTERVAL = 0.002
+SAMPLING_INTERVAL = 0.002  # Seconds between two readings of the memory.
 
 
 @dataclass(frozen=True)
-class LengthLaw:
-    """A log-normal law of lengths: median in tokens, and the standard deviation of the logarithm."""
+class LengthDistribution:
+    """A log-normal distribution of lengths: its median in tokens, and the standard deviation of the logarithm."""
 
     median: float
     spread: float
 
     def grid(self, count: int) -> list[int]:
-        """Returns the `count` evenly spaced quantiles of the law, in tokens, ascending, each at least 2."""
+        """Returns `count` quantiles at evenly spaced probabilities, in tokens, ascending, each at least 2."""
         normal = NormalDist(math.log(self.median), self.spread)
         return [max(2, round(math.exp(normal.inv_cdf((i + 0.5) / count)))) for i in range(count)]
 
 
 @dataclass(frozen=True)
-class PairLaw:
-    """Lengths of a batch's prompts and answers; a prompt's answers have log-lengths of the given correlation."""
+class PairDistribution:
+    """Lengths of a batch's prompts and completions; log-lengths of a prompt's completions have the given correlation."""
 
-    prompt: LengthLaw = LengthLaw(100, 0.85)
-    answer: LengthLaw = LengthLaw(175, 0.8)
+    prompt: LengthDistribution = LengthDistribution(100, 0.85)
+    completion: LengthDistribution = LengthDistribution(175, 0.8)
     correlation: float = 0.45
     max_length: int = 1024
     vocabulary: int = 512
@@ -64,58 +65,62 @@ class PairLaw:
     end_id: int = 1
 
     def draw(self, count: int, seed: int) -> list[EncodedPair]:
-        """Returns pairs of random words whose lengths are the quantiles of the laws, combined by seed.
+        """Returns pairs of random words whose lengths are the quantiles of the distributions, combined by seed.
 
-        So each seed has the same prompts and answers by length, and the tail is never missed by chance. The explored
-        sample is the chosen text in one third of the pairs, the rejected in one third, a third text in one third.
+        All seeds thus have the same lengths, and no batch misses the tail by chance. The explored sample is the chosen
+        completion in one third of the pairs, the rejected in one third, a completion of its own in one third.
         """
         rng = random.Random(seed)
         prompts = [min(length, self.max_length - 2) for length in rng.sample(self.prompt.grid(count), count)]
         shared = [rng.gauss(0, 1) for _ in range(count)]
-        answers = [self._answer_lengths(shared, rng) for _ in range(3)]
+        completions = [self._completion_lengths(shared, rng) for _ in range(3)]
         pairs = []
-        for number, (prompt, *lengths) in enumerate(zip(prompts, *answers, strict=True)):
-            chosen, rejected, third = (self._answer(min(n, self.max_length - prompt), rng) for n in lengths)
+        for number, (prompt, *lengths) in enumerate(zip(prompts, *completions, strict=True)):
+            chosen, rejected, third = (self._completion(min(n, self.max_length - prompt), rng) for n in lengths)
             explore = (chosen, rejected, third)[number % 3]
             pairs.append(EncodedPair(self._words(prompt, rng), chosen, rejected, explore))
         return pairs
 
-    def _answer_lengths(self, shared: list[float], rng: random.Random) -> list[int]:
-        """Returns the law's quantiles in an order that follows what a prompt's answers share."""
+    def _completion_lengths(self, shared: list[float], rng: random.Random) -> list[int]:
+        """Returns the quantiles of the completions' lengths, one per prompt, ordered by a score of which a part is shared.
+
+        Scores a z + b e with a^2 + b^2 = 1 have correlation a^2 between two completions of a prompt, where z is the prompt's
+        normal draw in `shared` and e the completion's own; ranks carry most of it over to the log-normal lengths.
+        """
         own, common = math.sqrt(1 - self.correlation), math.sqrt(self.correlation)
         scores = [common * value + own * rng.gauss(0, 1) for value in shared]
         lengths = [0] * len(shared)
         ranked = sorted(range(len(shared)), key=scores.__getitem__)
-        for length, place in zip(self.answer.grid(len(shared)), ranked, strict=True):
-            lengths[place] = length
+        for length, index in zip(self.completion.grid(len(shared)), ranked, strict=True):
+            lengths[index] = length
         return lengths
 
     def _words(self, count: int, rng: random.Random) -> list[int]:
-        """Returns random token ids that are no special tokens."""
+        """Returns random token ids without special tokens."""
         return [rng.randrange(self.first_word, self.vocabulary) for _ in range(count)]
 
-    def _answer(self, length: int, rng: random.Random) -> list[int]:
-        """Returns an answer of that many tokens, the end token included."""
+    def _completion(self, length: int, rng: random.Random) -> list[int]:
+        """Returns a completion of that many tokens, the end token included."""
         return [*self._words(length - 1, rng), self.end_id]
 
 
 def length_quantiles(pairs: Sequence[EncodedPair]) -> dict[str, dict[str, float]]:
-    """Returns the 10, 25, 50, 75, 90 % quantiles, maximum and mean of prompt, answer and row lengths, in tokens."""
+    """Returns the 10, 25, 50, 75, 90 % quantiles, maximum and mean of the lengths of prompts and completions, in tokens."""
     lengths = {
         "prompt": [len(pair.prompt) for pair in pairs],
-        "answer": [len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)],
-        "prompt and answer": [len(pair.prompt) + len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)],
+        "completion": [len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)],
+        "prompt and completion": [len(pair.prompt) + len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)],
     }
-    found = {}
+    quantiles = {}
     for name, values in lengths.items():
         ranked = sorted(values)
-        found[name] = {f"{q}%": float(ranked[len(ranked) * q // 100]) for q in (10, 25, 50, 75, 90)}
-        found[name] |= {"max": float(ranked[-1]), "mean": round(statistics.fmean(ranked), 1)}
-    return found
+        quantiles[name] = {f"{q}%": float(ranked[len(ranked) * q // 100]) for q in (10, 25, 50, 75, 90)}
+        quantiles[name] |= {"max": float(ranked[-1]), "mean": round(statistics.fmean(ranked), 1)}
+    return quantiles
 
 
 def count_flops(step: Callable[[], float]) -> tuple[float, dict[str, int]]:
-    """Runs a step and returns its value and the FLOPs of its matrix products: attention, other and total.
+    """Returns the value of a step, which it runs, and the FLOPs of its matrix products: attention, other and total.
 
     Attention counts every query-key product that the kernel is given, masked or not.
     """
@@ -132,7 +137,8 @@ def count_flops(step: Callable[[], float]) -> tuple[float, dict[str, int]]:
 class PeakMemory:
     """Growth of the process's resident memory (bytes) in a block of code, sampled every 2 ms by a thread.
 
-    Free memory is handed back to the system first, so that what earlier code left behind hides nothing.
+    Freed memory is returned to the system first: memory that the allocator kept from earlier code could be used again
+    without any growth.
     """
 
     def __init__(self) -> None:
@@ -143,7 +149,7 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         """Starts sampling."""
         gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # not glibc: the numbers leave out memory used again
+        with contextlib.suppress(OSError, AttributeError):  # Without glibc, memory that is used again is not seen.
             ctypes.CDLL(None).malloc_trim(0)
         process = psutil.Process()
         before = process.memory_info().rss
@@ -163,9 +169,9 @@ class PeakMemory:
 
 
 def timed(step: Callable[[], float]) -> dict[str, float]:
-    """Runs a step and returns its seconds, the processor seconds of all its threads, and the peak growth of memory in bytes.
+    """Returns the seconds of a step, which it runs, the processor seconds of all threads, and the peak growth of memory (bytes).
 
-    With one thread the processor seconds hardly depend on what else the machine does; threads that wait count as busy.
+    With one thread, processor seconds hardly depend on the machine's other load; with several, waiting threads count as busy.
     """
     with PeakMemory() as memory:
         start, busy = time.perf_counter(), time.process_time()
@@ -187,7 +193,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 def gradient_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
     """Returns |ours - theirs| / |theirs|, the Euclidean norms over all parameters together.
 
-    A parameter that only one side has a gradient for makes it infinite.
+    Infinite where a parameter has a gradient on one side only.
     """
     if ours.keys() != theirs.keys():
         return math.inf
@@ -196,7 +202,7 @@ def gradient_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes beside the file, flushes to disk, renames."""
+    """Writes content as JSON: beside the file, flushed to disk, then renamed, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as out:

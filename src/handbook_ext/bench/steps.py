@@ -1,4 +1,4 @@
-"""The steps that the benchmark times, on shared weights and pairs: ours, TRL's and SELM's official one, and scoring."""
+"""The steps that the benchmark times, on equal weights and pairs: ours, TRL's, SELM's official one, and scoring."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM, Trainer, TrainingArguments
 
 from handbook_ext.bench.baselines import PAD_ID, official_selm_step, trl_trainer
-from handbook_ext.bench.measuring import LengthLaw, PairLaw
+from handbook_ext.bench.measuring import LengthDistribution, PairDistribution
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.forward import prefix_shared
@@ -26,7 +26,7 @@ from handbook_ext.training.trainer import PreferenceTrainer
 class Size:
     """Model, batch and objective of a benchmark; `pairs` is one optimizer step's global batch.
 
-    beta is that of SELM's Zephyr runs; alpha is large, so that the check of the gradient sees the exploration term.
+    beta is that of SELM's Zephyr runs; alpha is large, so that the gradient check would notice a wrong exploration term.
     """
 
     pairs: int = 32
@@ -38,12 +38,14 @@ class Size:
     head_chunk: int = 4096
     beta: float = 0.01
     alpha: float = 0.5
-    law: PairLaw = field(default_factory=PairLaw)
+    distribution: PairDistribution = field(default_factory=PairDistribution)
 
 
 QUICK = Size(
     pairs=8, micro_batch=4, hidden=64, mlp=128, layers=2, heads=1,
-    law=PairLaw(prompt=LengthLaw(20, 0.85), answer=LengthLaw(35, 0.8), max_length=192, vocabulary=256),
+    distribution=PairDistribution(
+        prompt=LengthDistribution(20, 0.85), completion=LengthDistribution(35, 0.8), max_length=192, vocabulary=256
+    ),
 )  # fmt: skip
 
 
@@ -56,17 +58,19 @@ class Steps:
         torch.manual_seed(seed)
         self.reference = build_model(size)
         policy = copy.deepcopy(self.reference)
+        # Where the policy equals its reference, all log-ratios are 0 and so hide mistakes in the loss.
         with torch.no_grad():
             for weight in policy.parameters():
                 weight.add_(torch.randn_like(weight) * 0.02 * weight.std(correction=0))
         self.trl_policy, self.padded_policy = copy.deepcopy(policy), copy.deepcopy(policy)
         self.scorer = prefix_shared(copy.deepcopy(self.reference))
-        drawn = size.law.draw(size.pairs, seed)
+        drawn = size.distribution.draw(size.pairs, seed)
         self.pairs = {"selm": drawn, "dpo": [replace(pair, explore=None) for pair in drawn]}
         self.plans = {kind: self._plan(pairs) for kind, pairs in self.pairs.items()}
         self.trainers = {kind: self._ours(kind, copy.deepcopy(policy), folder) for kind in self.pairs}
-        settings = {**common_arguments(size, folder), "beta": size.beta, "max_length": size.law.max_length}
-        self.trl = trl_trainer(self.trl_policy, copy.deepcopy(self.reference), drawn, size.law, settings)
+        settings = {**common_arguments(size, folder), "beta": size.beta, "max_length": size.distribution.max_length}
+        self.trl = trl_trainer(self.trl_policy, copy.deepcopy(self.reference), drawn, size.distribution, settings)
+        # By the id of the trainer; made once, since making a loader is no part of a step.
         self.loaders = {id(t): t.get_train_dataloader() for t in (*self.trainers.values(), self.trl)}
         self.parts: dict[str, Callable[[int], float]] = {
             "dpo_ours": lambda number: self._trainer_step(self.trainers["dpo"], number),
@@ -102,12 +106,12 @@ class Steps:
 
     def _scores(self, kind: str) -> list[list[float]]:
         """Returns the reference's log-probs (nats) of every pair's completions, scored in the plan's micro-batches."""
-        found: dict[int, list[float]] = {}
+        scores: dict[int, list[float]] = {}
         for batch in self.plans[kind].epoch(0):
             pairs = [self.pairs[kind][slot.index] for slot in batch]
             values = score_batch(self.scorer, pairs, pad_id=PAD_ID, head_chunk=self.size.head_chunk)
-            found |= zip((slot.index for slot in batch), values, strict=True)
-        return [found[index] for index in range(len(self.pairs[kind]))]
+            scores |= zip((slot.index for slot in batch), values, strict=True)
+        return [scores[index] for index in range(len(self.pairs[kind]))]
 
     def _scoring(self, kind: str) -> float:
         """Scores all pairs once; returns 0."""
@@ -115,14 +119,14 @@ class Steps:
         return 0.0
 
     def _trainer_step(self, trainer: Trainer, number: int) -> float:
-        """Collates and accumulates one step's micro-batches in the order of an epoch; returns its loss."""
+        """Returns the loss of one step: its micro-batches collated in the order of epoch `number`, gradients accumulated."""
         loader = self.loaders[id(trainer)]
         loader.set_epoch(number)
         trainer.model.zero_grad(set_to_none=True)
         return sum(float(trainer.training_step(trainer.model, inputs)) for inputs in loader)
 
     def _official(self, number: int) -> float:
-        """Takes SELM's official step with the pairs in random order; returns its loss."""
+        """Returns the loss of SELM's official step, with the pairs in an order that the round's number determines."""
         pairs = random.Random(f"{self.seed} {number}").sample(self.pairs["selm"], self.size.pairs)
         return official_selm_step(
             self.padded_policy, self.reference, pairs, micro_batch_size=self.size.micro_batch, pad_id=PAD_ID,
@@ -131,11 +135,11 @@ class Steps:
 
 
 def build_model(size: Size) -> MistralForCausalLM:
-    """Returns a Mistral model with fresh weights, evaluation mode, heads of 64 dimensions, fp32."""
+    """Returns a Mistral model with random weights, in evaluation mode and fp32, with attention heads of 64 dimensions."""
     config = MistralConfig(
-        vocab_size=size.law.vocabulary, hidden_size=size.hidden, intermediate_size=size.mlp, head_dim=64,
+        vocab_size=size.distribution.vocabulary, hidden_size=size.hidden, intermediate_size=size.mlp, head_dim=64,
         num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=1, sliding_window=None,
-        max_position_embeddings=4 * size.law.max_length, pad_token_id=PAD_ID, eos_token_id=size.law.end_id,
+        max_position_embeddings=4 * size.distribution.max_length, pad_token_id=PAD_ID, eos_token_id=size.distribution.end_id,
         attn_implementation="sdpa", tie_word_embeddings=False,
     )  # fmt: skip
     return MistralForCausalLM(config).eval()

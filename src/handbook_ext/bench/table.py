@@ -1,4 +1,4 @@
-"""What `make bench` says: the variants, their numbers as JSON, and the table on the console."""
+"""What `make bench` reports: the variants, their numbers as JSON, and the table on the console."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ EQUALISED = (
 )
 NOTES = (
     "FLOPs: matrix products and attention as computed, masked entries included. Peak: weights of the models held plus "
-    "the growth of resident memory in a step, gradients included. Speed-up: the baseline's seconds by ours, per round. "
-    "asked: what the project wants of a CPU at the default size."
+    "the growth of resident memory in a step, gradients included. Speed-up: the baseline's seconds divided by ours, per round. "
+    "target: the speed-up that the project aims for on a CPU at the default size."
 )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: the timed parts whose seconds add up, its baseline, the speed-up asked, models held."""
+    """A row of the table: the timed parts whose seconds add up, its baseline, the speed-up aimed for, the models in memory."""
 
     name: str
     parts: tuple[str, ...]
     baseline: str | None
-    asked: float | None
+    target: float | None
     models: int
 
 
@@ -68,8 +68,9 @@ def summarise(
             theirs = timings[variant.baseline]["seconds"]
             row["speed_up"] = measuring.spread([t / s for t, s in zip(theirs, seconds, strict=True)])
             row["flop_ratio"] = counted["flops"][variant.baseline]["total"] / flops
-            row["asked"] = variant.asked
+            row["target"] = variant.target
         rows.append(row)
+    # fp32 weights have 4 bytes.
     return {
         "machine": hardware(), "threads": torch.get_num_threads(), "versions": package_versions(), "code": code_state(),
         "settings": asdict(size) | {"seed": seed, "equalised": EQUALISED, "parameters": weights // 4},
@@ -81,12 +82,12 @@ def summarise(
 def show(result: dict[str, Any], path: Path) -> None:
     """Prints settings, lengths, the table and the agreement."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table("variant", "pairs/s [range]", "speed-up [range]", "asked", "GFLOP/pair", "FLOP ratio", "peak MiB")
+    table = Table("variant", "pairs/s [range]", "speed-up [range]", "target", "GFLOP/pair", "FLOP ratio", "peak MiB")
     for row in result["rows"]:
         ratio = row.get("speed_up")
         table.add_row(
             row["variant"], interval(row["pairs_per_second"]), interval(ratio) + "x" if ratio else "",
-            f"{row['asked']}x" if ratio else "", f"{row['gflops_per_pair']:.2f}",
+            f"{row['target']}x" if ratio else "", f"{row['gflops_per_pair']:.2f}",
             f"{row['flop_ratio']:.2f}x" if ratio else "", f"{row['peak_bytes'] / 2**20:.0f}",
         )  # fmt: skip
     console.print(table)

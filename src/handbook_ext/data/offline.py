@@ -12,13 +12,13 @@ from typing import TypeVar
 import datasets
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import iter_jsonl
 from handbook_ext.core.records import (
     Demonstration,
     OfflinePair,
     assistant,
     content_id,
     derived_seed,
-    iter_jsonl,
     user,
 )
 from handbook_ext.data.row_checks import RawRow, Rules

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import iter_jsonl
+from handbook_ext.core.jsonl import iter_jsonl
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def sharing_prefixes(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         without_dropout(module)  # Attention keeps its own copy of the configuration's value.
         if isinstance(module, torch.nn.Dropout):
-            pass
+            module.p = 0.0
     return model
 
 

@@ -79,7 +79,8 @@ def sft_trainer(
         if prompt is None:
             continue
         completion = encoder.completion_ids(row.prompt, row.completion, len(prompt))
-        # TRL packs rows by their masks; rows that it only pads may bring labels, where -100 is left out of the loss.
+        # To pack rows, TRL prepares them, which makes labels of the masks; otherwise preparation is skipped, and the rows bring
+        # labels (-100 counts in no loss).
         if settings.packing:
             target = {"completion_mask": [0] * len(prompt) + [1] * len(completion)}
         else:
