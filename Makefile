@@ -10,8 +10,14 @@
 #
 # A run is <recipe>[-<variant>][-seed<K>]; its folder is $(RUNS)/<run>, and $(RUNS)/<run>/run.mk has its stages in plain text.
 
-SHELL       := bash
-.SHELLFLAGS := -euo pipefail -c
+# Nothing that the command line or the environment says is expanded before it was checked: $(value) takes it as it was typed,
+# single quotes keep it from the shell, no command inherits it, and `override` keeps it out of what stands here.
+override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
+override SHELL       := bash
+override .SHELLFLAGS := -euo pipefail -c
+override VARIABLES   := RUNS VENV SET DATA LAUNCH GPUS SEEDS BESIDE JOBS THREADS ONLY
+override GOALS       := $(value MAKECMDGOALS)
+override quoted       = '$(subst ','\'',$1)'
 .DEFAULT_GOAL := help
 RUNS    ?= runs
 SEEDS   ?= 3
@@ -19,29 +25,33 @@ JOBS    ?= 2
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.
 THREADS ?= 1
 VENV    ?= .venv
-PYTHON     := $(VENV)/bin/python
-WARM        = OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.core.warm_start
-ACCELERATE := $(VENV)/bin/accelerate launch
+unexport $(GIVEN) $(VARIABLES)
+# Python checks every other variable; this one says where Python is.
+ifneq ($(value VENV),.venv)
+$(shell LC_ALL=C; v=$(call quoted,$(value VENV)); case "$$v" in (''|-*|*[!-A-Za-z0-9./+@,_$$'\200'-$$'\377']*) printf 'error: VENV: %q is not a folder whose name has letters, digits and . / + @ , _ - alone\n' "$$v" >&2; exit 1;; esac)
+ifneq ($(.SHELLSTATUS),0)
+$(error nothing was started)
+endif
+endif
+override PYTHON     := $(VENV)/bin/python
+override WARM        = OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.core.warm_start
+override ACCELERATE := $(VENV)/bin/accelerate launch
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-ifeq ($(filter grouped-target,$(.FEATURES)),)
+ifeq ($(filter grouped-target,$(value .FEATURES)),)
 $(error this Makefile needs GNU Make 4.3 or newer (macOS: brew install make, then gmake))
 endif
 
-# What the command line says goes to Python as it was typed: $(value) does not expand it, single quotes keep it from the shell,
-# and no command below inherits it. scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where
-# their content changed, and prints which makefiles to read; so make never reads a stale one.
-PROJECT   := help list setup test test-slow test-liger lint bench mutants
-VARIABLES := RUNS VENV SET DATA LAUNCH GPUS SEEDS BESIDE JOBS THREADS ONLY
-GIVEN     := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v))
-unexport $(GIVEN) $(VARIABLES)
-quoted     = '$(subst ','\'',$1)'
-words      = $(foreach v,$(VARIABLES),$(if $(value $v),--variable $(call quoted,$v=$(value $v)))) $(foreach v,$(GIVEN),--given $(call quoted,$v)) -- $(foreach g,$(MAKECMDGOALS),$(call quoted,$g))
-ifneq ($(GIVEN)$(filter-out $(PROJECT),$(MAKECMDGOALS)),)
+# scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
+# which makefiles to read; so make never reads a stale one.
+override UNPLANNED := help list setup test test-slow test-liger lint
+override PROJECT   := $(UNPLANNED) bench mutants
+override words      = $(foreach v,$(VARIABLES),$(if $(value $v),--variable=$(call quoted,$v=$(value $v)))) $(foreach v,$(GIVEN),--given=$(call quoted,$v)) -- $(foreach g,$(GOALS),$(call quoted,$g))
+ifneq ($(GIVEN)$(filter-out $(UNPLANNED),$(GOALS)),)
 include $(VENV)/ready
 ifeq ($(if $(wildcard $(VENV)/ready),$(shell find setup.cfg pyproject.toml constraints.txt -newer $(VENV)/ready),absent),)
-PLAN := $(shell $(PYTHON) scripts/plan_goals.py $(words))
+override PLAN := $(shell $(PYTHON) scripts/plan_goals.py $(words))
 ifneq ($(.SHELLSTATUS),0)
 $(error nothing was started)
 endif

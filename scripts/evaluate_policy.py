@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import OfflinePair, read_rows
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage import Stage
 from handbook_ext.evaluation.decoding import decoding_name, held_out_completions, judged_decoding, sample_held_out
 from handbook_ext.evaluation.implicit_reward import implicit_rewards, summarised

@@ -3,7 +3,8 @@
 from functools import partial
 
 from handbook_ext.core.errors import UserError, run_main, stage_folder
-from handbook_ext.core.records import OfflinePair, read_rows, write_rows
+from handbook_ext.core.jsonl import read_rows, write_rows
+from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.chat import ChatEncoder

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.recipes.goals import VARIABLES, WHY, plan_goals
+from handbook_ext.recipes.goals import VARIABLES, WHY, plan_goals, runs_folder
 from handbook_ext.recipes.listing import unsupported_settings
 from handbook_ext.recipes.makefile import replaced, write_run
 from handbook_ext.recipes.why import why_text
@@ -23,9 +23,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--given", action="append", default=[], metavar="NAME", help="a variable of make's command line")
     arguments = parser.parse_args(argv)
     variables = dict.fromkeys(arguments.given, "") | dict(each.split("=", 1) for each in arguments.variable)
-    goals = [word for goal in arguments.goal for word in goal.split()]
-    plan = plan_goals(goals, {name: value for name, value in variables.items() if name in VARIABLES}, arguments.given)
-    runs = Path(variables.get("RUNS", "runs"))
+    plan = plan_goals(arguments.goal, {name: value for name, value in variables.items() if name in VARIABLES}, arguments.given)
+    runs = Path(runs_folder(variables))
     try:
         for run in plan.runs.values():
             write_run(run, runs)

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import content_id, write_rows
+from handbook_ext.core.jsonl import write_rows
+from handbook_ext.core.records import content_id
 from handbook_ext.core.stage import Stage
 from handbook_ext.data.offline import load_offline_data
 from handbook_ext.recipes.stage_files import DataStage

@@ -3,7 +3,8 @@
 from collections import defaultdict
 
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import Completion, OfflinePair, Ranking, read_rows, write_rows
+from handbook_ext.core.jsonl import read_rows, write_rows
+from handbook_ext.core.records import Completion, OfflinePair, Ranking
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.judging.rankers import Ranker, candidates_of, external_ranker_hashes, open_ranker, ranking

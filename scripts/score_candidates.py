@@ -6,7 +6,8 @@ from pathlib import Path
 
 from handbook_ext.core.artifacts import verified
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import Completion, OfflinePair, read_rows
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.records import Completion, OfflinePair
 from handbook_ext.core.shards import batched, fill_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.chat import ChatEncoder

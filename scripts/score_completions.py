@@ -3,7 +3,8 @@
 from functools import partial
 
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import PreferencePair, read_rows
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.records import PreferencePair
 from handbook_ext.core.shards import fill_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch

@@ -8,7 +8,8 @@ import torch
 from transformers import TrainingArguments
 
 from handbook_ext.core.errors import UserError, run_main, stage_folder
-from handbook_ext.core.records import PreferencePair, read_rows
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.records import PreferencePair
 from handbook_ext.core.stage import Stage
 from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
 from handbook_ext.objectives.objective import Objective

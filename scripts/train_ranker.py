@@ -4,7 +4,8 @@ import shutil
 import sys
 
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import OfflinePair, read_rows
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of

@@ -5,7 +5,8 @@ import shutil
 import torch
 
 from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.core.records import Demonstration, read_rows
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.records import Demonstration
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.adapters import save_adapted
 from handbook_ext.policies.chat import ChatEncoder

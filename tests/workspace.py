@@ -32,6 +32,30 @@ iterations: {iter2: null, iter3: null}
 """
 
 
+def changed(recipe: str, **parts: str) -> str:
+    """Returns a micro recipe with more settings in its sections, written as in YAML."""
+    for name, more in parts.items():
+        assert recipe.count(f"\n{name}: {{") == 1, name
+        recipe = recipe.replace(f"\n{name}: {{", f"\n{name}: {{{more}, ")
+    return recipe
+
+
+# Two parts, a row left over, noise, prompts that are too long, and rates that let each policy differ from the one before.
+SELM = changed(
+    MICRO.replace("train_rows: 48", "train_rows: 49").replace("num_completions: 2", "num_completions: 3, top_p: 0.9"),
+    data="flip_rate: 0.25, long_prompts: drop", train="max_prompt_length: 18, learning_rate: 2e-3, learning_rate_factor: 0.5",
+    evaluate="prompts: 7, temperatures: [0.0, 0.9], top_p: 0.95",
+)  # fmt: skip
+# All labels in each iteration; from the second on SeRA selects.
+SERA = changed(
+    MICRO.replace("portions: 2", "portions: 1").replace("num_completions: 2", "num_completions: 4, temperature: 0.7"),
+    data="flip_rate: 0.4", train="alpha: 0, learning_rate: 2e-3",
+).replace(
+    "iterations: {iter2: null, iter3: null}",
+    "select: {rule: sera, explore: false}\niterations: {iter0: null, iter1: {select: {rule: dataset}}}",
+)  # fmt: skip
+
+
 class Workspace:
     """A folder with this project's Makefile and scripts, its recipes copied, and runs of its own."""
 

@@ -28,7 +28,7 @@ def test_demonstrations_come_from_a_conversation(tmp_path: Path) -> None:
     assert loaded.demonstrations[0].prompt_id == "f0e3" and len(loaded.demonstrations[1].prompt_id) == 16
     assert loaded.dropped == {"demonstration: no answer": 2, "demonstration: empty completion": 1, "demonstration: empty turn": 1,
                               "demonstration: empty prompt": 1}  # fmt: skip
-    assert (loaded.left_out["turns behind the last answer"], loaded.read, loaded.kept) == (2, 10, 5)
+    assert (loaded.left_out["turns after the last answer"], loaded.read, loaded.kept) == (2, 10, 5)
     for row, words in ((chat("a", ""), "the completion is empty"), ({"text": "a"}, "no 'messages'")):
         with pytest.raises(UserError, match=rf"sft.jsonl:2: .*{words}"):
             load(tmp_path, [pair(1)], sft=[chat("a", "b"), row])

@@ -1,12 +1,11 @@
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.workspace import MICRO, Workspace
+from tests.workspace import SELM, Workspace
 
 FINAL = "runs/mine-micro/iter1/policy/model.safetensors"
 
@@ -15,19 +14,15 @@ def weights(workspace: Workspace) -> str:
     return hashlib.sha256((workspace.folder / FINAL).read_bytes()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = Workspace(tmp_path_factory.mktemp("finished"))
-    workspace.run("mine-micro")
-    return workspace
+@pytest.fixture
+def finished(selm: Workspace) -> Workspace:
+    return selm
 
 
 @pytest.fixture
-def copy(finished: Workspace, tmp_path: Path) -> Iterator[Workspace]:
-    """The finished workspace, to be damaged; times are kept, so that make sees nothing to do."""
-    workspace = Workspace(tmp_path / "copy")
-    shutil.copytree(finished.folder / "runs", workspace.folder / "runs", copy_function=shutil.copy2)
-    yield workspace
+def copy(selm: Workspace, copy_of: Callable[[Workspace, str], Workspace]) -> Workspace:
+    """The finished workspace, to be damaged."""
+    return copy_of(selm, SELM)
 
 
 def names(commands: list[str]) -> list[str]:
@@ -75,12 +70,12 @@ def test_files_open_with_datasets(finished: Workspace) -> None:
 
 def test_a_new_learning_rate_of_the_last_iteration_runs_its_training_evaluation_and_report_alone(copy: Workspace) -> None:
     before = weights(copy)
-    copy.write(MICRO.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "))
+    copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "))
     assert names(copy.run("mine-micro")) == [
         "train_policy.py iter1", "evaluate_policy.py iter1", "write_report.py mine-micro",
     ]  # fmt: skip
     assert weights(copy) != before
-    copy.write(MICRO)
+    copy.write(SELM)
     copy.run("mine-micro-iter1")
     assert weights(copy) == before
 
@@ -106,7 +101,7 @@ def test_a_policy_trained_on_other_pairs_is_stale(copy: Workspace) -> None:
 
 
 def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_weights(finished: Workspace, tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path / "killed")
+    workspace = Workspace(tmp_path / "killed", SELM)
     killed = []
     for command in workspace.commands("mine-micro-iter1"):
         folder = workspace.folder / command.split()[-1]
@@ -127,12 +122,12 @@ def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_weights(finis
 
 
 def test_killed_training_goes_on_from_its_checkpoint(copy: Workspace) -> None:
-    copy.write(MICRO.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "))
+    copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "))
     (command,) = copy.commands("mine-micro-iter1")
     workspace = copy.folder / "runs/mine-micro/iter1/.policy.partial"
     status, _ = copy.execute(command, kill_when=(workspace / "checkpoints/checkpoint-2/complete").exists)
     assert status == -9
-    copy.write(MICRO.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 2e-3}}, "))
+    copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 2e-3}}, "))
     (command,) = copy.commands("mine-micro-iter1")
     status, said = copy.execute(command)
     assert status == 0
@@ -150,7 +145,7 @@ def test_errors_of_make_are_one_line(finished: Workspace) -> None:
 
 def test_a_run_that_is_new_to_make_is_planned_beside_one_that_is_not(copy: Workspace) -> None:
     old = copy.commands("mine-micro-seed8-iter1")
-    copy.write(MICRO, "fresh")
+    copy.write(SELM, "fresh")
     done = copy.make("-n", "mine-fresh-iter1", "mine-micro-seed8-iter1")
     planned = [line for line in done.stdout.splitlines() if "scripts/" in line]
     assert sorted(line for line in planned if "mine-micro-seed8" in line) == sorted(old)
@@ -187,7 +182,7 @@ def test_paper_scale_prints_real_commands(finished: Workspace) -> None:
 
 def test_a_run_with_the_same_settings_shares_what_another_made(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HANDBOOK_SHARE", "1")
-    copy.write(MICRO.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "), "twin")
+    copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "), "twin")
     copy.run("mine-twin-iter1")
     runs = copy.folder / "runs"
     told = {

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.workspace import MICRO, Workspace
+from tests.workspace import SERA, Workspace
 
-SERA = MICRO.replace("portions: 2", "portions: 1, flip_rate: 0.4").replace(
-    "num_completions: 2", "num_completions: 4, temperature: 0.7"
-)
-SERA = SERA.replace("train: {", "train: {alpha: 0, ").replace(
-    "iterations: {iter2: null, iter3: null}",
-    "select: {rule: sera, explore: false}\niterations: {iter0: null, iter1: {select: {rule: dataset}}}",
-)
 PAIRS = 48
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A run of three iterations of SeRA."""
-    workspace = Workspace(tmp_path_factory.mktemp("sera"), SERA)
-    workspace.run("mine-micro-iter3")
-    return workspace
+@pytest.fixture
+def finished(sera: Workspace) -> Workspace:
+    return sera
 
 
 @pytest.fixture
-def copy(finished: Workspace, tmp_path: Path) -> Workspace:
+def copy(sera: Workspace, copy_of: Callable[[Workspace, str], Workspace]) -> Workspace:
     """The finished run, to be spoilt."""
-    workspace = Workspace(tmp_path / "copy", SERA)
-    shutil.copytree(finished.folder / "runs", workspace.folder / "runs")
-    return workspace
+    return copy_of(sera, SERA)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -154,7 +142,7 @@ def test_data_without_scores_cannot_be_selected_by_score(tmp_path: Path) -> None
     text = "".join(json.dumps(row) + "\n" for row in plain)
     for name in ("train", "test"):
         (workspace.folder / f"recipes/mine/{name}.jsonl").write_text(text)
-    recipe = SERA.replace("portions: 1, flip_rate: 0.4", "portions: 1, train: train.jsonl, test: test.jsonl")
+    recipe = SERA.replace("data: {flip_rate: 0.4, ", "data: {train: train.jsonl, test: test.jsonl, ")
     workspace.write(
         recipe.replace("rule: sera", "rule: sera, keep_by: score_gap, bootstrap: 0") + "rank: {ranker: reward_model}\n"
     )

@@ -8,14 +8,16 @@ equivalent; 2 where there is no result, since the tests fail without any mutant 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -27,9 +29,16 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "handbook_ext"
 # A mutant may take so many times as long as the tests do without one, and so many seconds more.
 SLACK, SLACK_SECONDS = 4, 10
+BASELINE_SECONDS = 600
 PROGRESS_SECONDS = 10
 
-Drawn = tuple[str, Mutant]
+
+class Drawn(NamedTuple):
+    """A mutant to run, the tests that run for it, and its name in named.yaml, if any."""
+
+    mutant: Mutant
+    tests: tuple[str, ...]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,33 +53,41 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit status, after the report is written."""
     args, started = _arguments(argv), time.monotonic()
     targets = {
-        file: Target(frozenset(row.get("functions", ())), tuple(str(ROOT / "tests" / name) for name in row["tests"]))
+        file: Target(frozenset(row.get("functions", ())), _paths(row["tests"]))
         for row in _rows("targets")
         for file in row["files"]
     }
     earlier = read_outcomes(args.out / "report.json") if args.only else []
-    survivors = {one.mutant.key for one in earlier if one.state == SURVIVED}
-    drawn = islice(sample(PACKAGE, {file: target.functions for file, target in targets.items()}, args.seed), args.size)
-    chosen = (
-        (name, mutant)
-        for name, mutant in chain(_named(), (("", mutant) for mutant in drawn))
-        if (mutant.key in survivors if args.only == "survivors" else args.only in mutant.file)
-    )
+    wanted, expected = _selection(args.only, args.size, earlier)
+    sampled = islice(sample(PACKAGE, {file: target.functions for file, target in targets.items()}, args.seed), args.size)
+    drawn = chain(list(_named(targets)), (Drawn(mutant, targets[mutant.file].tests) for mutant in sampled))
+    chosen = (each for each in drawn if wanted(each.mutant))
     forks.preload(PACKAGE.parent)
-    limits = _limits({target.tests for file, target in targets.items() if args.only in ("survivors", "") or args.only in file})
-    expected = len(survivors) if args.only == "survivors" else args.size
-    found = list(_progress(_outcomes(chosen, targets, limits, args), expected))
-    # What was not run again, and is still in the sample as far as anybody knows, stays as it was.
+    found: list[Outcome] = []
+    with contextlib.suppress(KeyboardInterrupt):
+        for one in _progress(_outcomes(chosen, _reasons(), args), expected):
+            found.append(one)
+    # What was not run again stays as it was.
     new = {one.mutant.key for one in found}
     outcomes = [one for one in earlier if one.mutant.key not in new] + found
     about = {"seed": args.seed, "mutants": len(outcomes), "minutes": round((time.monotonic() - started) / 60, 1)}
     print(write_report(args.out, outcomes, about))
     print(*(one.mutant.diff + "\n" for one in found if one.state == SURVIVED), sep="\n")
     wrong = faults(outcomes)
-    if not args.only and len(found) < args.size:
-        wrong.append(f"only {len(found)} of {args.size} mutants were run in {args.minutes} minutes")
+    if len(found) < expected:
+        wrong.append(f"only {len(found)} of {expected} mutants were run; ONLY=missing runs the others of the sample")
     print(f"{args.out / 'report.md'}: {'; '.join(wrong) or 'enough are killed'}")
     return int(bool(wrong))
+
+
+def _selection(only: str, size: int, earlier: Sequence[Outcome]) -> tuple[Callable[[Mutant], bool], int]:
+    """Returns which mutants to run, and about how many: survivors or what is missing of the last run, a file's, or all."""
+    states = {one.mutant.key: one.state for one in earlier}
+    if only == "survivors":
+        return lambda mutant: states.get(mutant.key) == SURVIVED, list(states.values()).count(SURVIVED)
+    if only == "missing":
+        return lambda mutant: mutant.key not in states, max(0, size - sum(not one.name for one in earlier))
+    return lambda mutant: only in mutant.file, 0 if only else size
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -80,7 +97,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the sample")
     parser.add_argument("--minutes", type=float, default=60, help="no mutant starts later")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--only", default="", help="'survivors' of the last run, or part of a file's name; the rest stays")
+    parser.add_argument("--only", default="", help="survivors or missing of the last run, or part of a file's name")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants")
     return parser.parse_args(argv)
 
@@ -90,54 +107,63 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def _named() -> Iterator[Drawn]:
+def _paths(tests: Sequence[str]) -> tuple[str, ...]:
+    """Returns the full paths of tests."""
+    return tuple(str(ROOT / "tests" / name) for name in tests)
+
+
+def _named(targets: dict[str, Target]) -> Iterator[Drawn]:
     """Yields the mutants of named.yaml; ends the program where one's text does not stand once in its file."""
     for row in _rows("named"):
         source = (PACKAGE / row["file"]).read_text(encoding="utf-8")
         if source.count(row["before"]) != 1:
             sys.exit(f"named.yaml: {row['name']}: `before` stands {source.count(row['before'])} times in {row['file']}, not once")
-        yield row["name"], mutant_of(row["file"], source, source.replace(row["before"], row["after"]))
+        mutant = mutant_of(row["file"], source, source.replace(row["before"], row["after"]))
+        yield Drawn(mutant, _paths(row["tests"]) if "tests" in row else targets[row["file"]].tests, row["name"])
 
 
-def _limits(tests: set[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
-    """Returns the seconds that each group of tests may take with a mutant; ends the program where they fail without one."""
-    groups = sorted(tests)
-    limits = {}
-    for number, status, seconds in forks.run_all((forks.Task(group, 600) for group in groups), 1):
-        if status != 0:
-            sys.exit(f"{' '.join(groups[number])}: exit status {status} without any mutant; run them with pytest, and mend them")
-        limits[groups[number]] = SLACK_SECONDS + SLACK * seconds
-    return limits
+def _reasons() -> dict[tuple[str, ...], str]:
+    """Returns why mutants are equivalent, by their keys; ends the program where their file no longer has their lines."""
+    reasons = {}
+    for row in _rows("equivalent"):
+        key = tuple(row[name].strip() for name in ("file", "function", "before", "after"))
+        lines = {line.strip() for line in (PACKAGE / row["file"]).read_text(encoding="utf-8").splitlines()}
+        if not set(key[2].splitlines()) <= lines:
+            sys.exit(f"equivalent.yaml: {row['file']} no longer holds {row['before'].strip()!r}; mend or delete the entry")
+        reasons[key] = row["reason"]
+    return reasons
 
 
-def _outcomes(
-    chosen: Iterator[Drawn], targets: dict[str, Target], limits: dict[tuple[str, ...], float], args: argparse.Namespace
-) -> Iterator[Outcome]:
+@cache
+def _limit(tests: tuple[str, ...]) -> float:
+    """Returns the seconds that tests may take with a mutant; ends the program where they fail without one."""
+    [(_, status, seconds)] = forks.run_all(iter([forks.Task(tests, BASELINE_SECONDS)]), 1)
+    if status != 0:
+        sys.exit(f"pytest {' '.join(tests)}: exit status {status} without any mutant; mend that first")
+    return SLACK_SECONDS + SLACK * seconds
+
+
+def _outcomes(chosen: Iterator[Drawn], reasons: dict[tuple[str, ...], str], args: argparse.Namespace) -> Iterator[Outcome]:
     """Yields what became of mutants; none starts when the time is over."""
-    reasons = {
-        Mutant(*(row[key].strip() for key in ("file", "function", "before", "after"))).key: row["reason"]
-        for row in _rows("equivalent")
-    }
     end = time.monotonic() + 60 * args.minutes
     started: list[Drawn] = []
 
     def tasks() -> Iterator[forks.Task]:
         """Yields a task per mutant, and keeps the mutant."""
-        for name, mutant in chosen:
+        for each in chosen:
             if time.monotonic() > end:
                 return
-            started.append((name, mutant))
-            tests = targets[mutant.file].tests
-            module = "handbook_ext." + mutant.file.removesuffix(".py").replace("/", ".")
-            yield forks.Task(tests, limits[tests], (PACKAGE / mutant.file, module, mutant.source))
+            started.append(each)
+            file = each.mutant.file
+            module = f"{PACKAGE.name}/{file}".removesuffix(".py").replace("/", ".")
+            yield forks.Task(each.tests, _limit(each.tests), (PACKAGE / file, module, each.mutant.source))
 
     for number, status, seconds in forks.run_all(tasks(), args.processes):
-        name, mutant = started[number]
+        mutant, _, name = started[number]
         state = {0: SURVIVED, forks.TIMEOUT: TIMEOUT}.get(status, KILLED)
         reason = reasons.get(mutant.key, "")
-        if reason:
-            state = EQUIVALENT if state == SURVIVED else state
-            reason = reason if state == EQUIVALENT else "declared equivalent, but killed: take it out of equivalent.yaml"
+        if reason and state == SURVIVED:
+            state = EQUIVALENT
         yield Outcome(mutant, name, state, round(seconds, 2), reason)
 
 
@@ -150,10 +176,8 @@ def _progress(outcomes: Iterator[Outcome], expected: int) -> Iterator[Outcome]:
         now = time.monotonic()
         if now - told > PROGRESS_SECONDS or number == expected:
             told, rate = now, number / (now - started)
-            left = max(0, expected - number) / rate / 60
-            print(
-                f"{number} of {expected} mutants, {survived} survived, {60 * rate:.0f} a minute, {left:.1f} min left", flush=True
-            )
+            left = f", {(expected - number) / rate / 60:.1f} min left" if expected > number else ""
+            print(f"{number} of {expected or 'some'} mutants, {survived} survived, {60 * rate:.0f} a minute{left}", flush=True)
         yield one
 
 

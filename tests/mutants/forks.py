@@ -25,8 +25,8 @@ import pytest
 # Loaded before the forks. Nothing of handbook_ext may be: each child imports its own, with its mutant in place.
 LIBRARIES = (
     "datasets", "jinja2", "matplotlib.pyplot", "peft", "pydantic", "scipy.special", "scipy.stats", "torch",
-    "transformers.trainer", "transformers.models.gpt_neox.modeling_gpt_neox",
-    "transformers.models.llama.modeling_llama", "transformers.models.mistral.modeling_mistral", "trl.trainer.dpo_trainer", "trl.trainer.sft_trainer",
+    "transformers.trainer", "transformers.models.gpt_neox.modeling_gpt_neox", "transformers.models.llama.modeling_llama",
+    "transformers.models.mistral.modeling_mistral", "trl.trainer.dpo_trainer", "trl.trainer.sft_trainer",
 )  # fmt: skip
 PYTEST = ["--exitfirst", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
 MEMORY = 6 << 30

@@ -14,12 +14,15 @@ import libcst.matchers as m
 from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation.mutators import mutation_operators, operator_string
 
-# Annotations, decorators and imports say nothing that a test runs; calls of len and isinstance fail at once whatever the
-# change, as in mutmut; the fields of settings carry descriptions, which are prose.
+# Arguments that guard against other code's mistakes, or fix what a platform would otherwise choose.
+GUARD = m.Arg(keyword=m.Name("strict") | m.Name("encoding"))
+# What no test of behaviour could tell: annotations and type aliases, decorators, imports and exports, guards, and the fields of
+# settings, which carry descriptions. Calls of len and isinstance are left out as in mutmut: a change there fails at once.
 UNTOUCHED = (
-    m.Annotation() | m.Decorator() | m.Import() | m.ImportFrom()
-    | m.Call(func=m.Name("len") | m.Name("isinstance"))
+    m.Annotation() | m.Decorator() | m.Import() | m.ImportFrom() | GUARD
+    | m.Call(func=m.Name("len") | m.Name("isinstance") | m.Name("TypeVar"))
     | m.AnnAssign(value=m.Call(func=m.Name("Field")))
+    | m.Assign(targets=[m.AssignTarget(m.Name(m.MatchRegex(r"[A-Z][a-z]\w*|[A-Z]|__all__")))])
 )  # fmt: skip
 
 
@@ -66,6 +69,8 @@ class Candidates(cst.CSTVisitor):
         for kind, operator in mutation_operators:
             if isinstance(node, kind) and not (operator is operator_string and " " in getattr(node, "value", "")):
                 for changed in operator(node):
+                    if isinstance(node, cst.Call) and isinstance(changed, cst.Call) and _unguarded(node, changed):
+                        continue
                     self.found.append((self.get_metadata(PositionProvider, node).start.line, node, changed))
         return True
 
@@ -78,7 +83,9 @@ class Candidates(cst.CSTVisitor):
             compile(tree, self.file, "exec", dont_inherit=True)
         except SyntaxError:
             return None
-        return None if ast.dump(tree) == ast.dump(self.tree) else mutant_of(self.file, self.source, source)
+        if ast.dump(tree) == ast.dump(self.tree):
+            return None
+        return mutant_of(self.file, self.source, source)
 
 
 def mutant_of(file: str, original: str, source: str) -> Mutant:
@@ -124,3 +131,14 @@ def function_at(tree: ast.AST, line: int) -> str:
 def _equal(old: list[str], new: list[str]) -> int:
     """Returns how many lines are equal from the start on."""
     return next((number for number, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+
+
+def _unguarded(call: cst.Call, changed: cst.Call) -> bool:
+    """Returns whether two calls differ by nothing but guards."""
+    calls = (
+        each.with_changes(
+            args=[arg.with_changes(comma=cst.MaybeSentinel.DEFAULT) for arg in each.args if not m.matches(arg, GUARD)]
+        )
+        for each in (call, changed)
+    )
+    return next(calls).deep_equals(next(calls))

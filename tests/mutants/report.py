@@ -40,6 +40,8 @@ def faults(outcomes: Sequence[Outcome]) -> list[str]:
     if equivalent > MAX_EQUIVALENT:
         found.append(f"{100 * equivalent:.1f} % are declared equivalent, at most {100 * MAX_EQUIVALENT:.0f} % may be")
     found += [f"the named mutant '{one.name}' survives" for one in outcomes if one.name and one.state == SURVIVED]
+    wrong = [one.mutant.after for one in outcomes if one.reason and one.state != EQUIVALENT]
+    found += [f"killed, though in equivalent.yaml: {after!r}" for after in wrong]
     return found
 
 
@@ -51,6 +53,7 @@ def read_outcomes(path: Path) -> list[Outcome]:
 
 def write_report(folder: Path, outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:
     """Writes report.json and report.md; returns the latter's table. `about` says how the sample was made and how long it took."""
+    outcomes = sorted(outcomes, key=lambda one: one.mutant.key)
     rows = [asdict(one) for one in outcomes]
     for row in rows:
         del row["mutant"]["source"]

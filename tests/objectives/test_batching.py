@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from handbook_ext.objectives.batching import BatchPlan, Slot, accumulation_steps
+from handbook_ext.objectives.batching import BatchPlan, Slot, accumulation_steps, fitting_micro_batch
 
 RNG = random.Random(3)
 LENGTHS = [RNG.randrange(4, 90) for _ in range(43)]
@@ -82,3 +82,12 @@ def test_a_launch_that_cannot_meet_the_batch_is_refused(step: int, micro: int, p
 def test_a_plan_refuses_a_micro_batch_that_does_not_divide() -> None:
     with pytest.raises(ValueError, match="no multiple"):
         BatchPlan(LENGTHS, 8, 3, seed=5)
+
+
+def test_the_micro_batch_is_the_largest_that_meets_the_global_batch() -> None:
+    """A process has 24 pairs of 48, then 12 of 12, then 6 of 6: the divisors of these that are at most as many as asked."""
+    assert [fitting_micro_batch(48, at_most, 2) for at_most in (1, 5, 7, 8, 11, 12, 24, 100)] == [1, 4, 6, 8, 8, 12, 24, 24]
+    assert fitting_micro_batch(12, 5, 1) == 4
+    assert fitting_micro_batch(48, 48, 8) == 6
+    with pytest.raises(ValueError, match="global_batch_size 48 cannot be divided by 5 processes; change one of the two"):
+        fitting_micro_batch(48, 4, 5)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from handbook_ext.core.records import PreferencePair, read_rows, write_rows
+from handbook_ext.core.jsonl import read_rows, write_rows
+from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.losses import dpo_loss, exploration_term, implicit_reward, preference_accuracy
 from handbook_ext.objectives.objective import Objective

@@ -199,3 +199,18 @@ def test_an_objective_takes_of_a_recipes_section_what_is_its_own() -> None:
 def test_the_table_of_losses_is_read_without_torch() -> None:
     code = "import sys; from handbook_ext.objectives.objective import Objective; Objective(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_section_without_a_loss_is_that_of_dpo() -> None:
+    assert Objective.from_settings({"label_smoothing": 0.2}) == Objective(options={"label_smoothing": 0.2})
+    assert Objective.from_settings({}) == Objective(loss_type="sigmoid", beta=0.1, alpha=0.0)
+
+
+def test_the_odds_of_a_certain_token_keep_their_digits() -> None:
+    """log(1 - exp(x)) is log(-x) next to 0, where 1 - exp(x) has no digits left in fp32, and -exp(x) far from it."""
+    for mean in (-1e-6, -1e-3, -0.5, -0.8, -3.0, -30.0):
+        loss = orpo_loss(torch.tensor([mean]), torch.tensor([-1.0]), beta=1.0)
+        odds = mean - math.log(-math.expm1(mean)) - log_odds(-1.0)
+        assert loss.item() == pytest.approx(-mean + nlsig(odds), rel=1e-5, abs=1e-12)
+        turned = orpo_loss(torch.tensor([-1.0]), torch.tensor([mean]), beta=1.0)
+        assert turned.item() == pytest.approx(1.0 + nlsig(-odds), rel=1e-6)

@@ -1,36 +1,51 @@
-"""The recipes of the SeRA family and of SELM's ablations: they resolve, cite their sources and say what the papers say."""
+"""SeRA and its baselines: every row of the paper's tables is a recipe, and each method is what the paper says of it."""
 
 from __future__ import annotations
 
-import re
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handbook_ext.recipes.writing import Run, recipe_files, resolve, stage_settings, unsupported_settings
+from handbook_ext.recipes.graph import run_rules
+from handbook_ext.recipes.names import paper_row
+from handbook_ext.recipes.run import Run
 from tests.recipe_folder import ROOT
+from tests.recipes.delivered import FILES, course, difference, run_of
 
-FAMILY = ("tinyllama", "pythia", "mistral", "tiny", "sweeps")
-FILES = {name: path for name, path in recipe_files(ROOT / "recipes").items() if path.parent.name in FAMILY}
-PAPER_SCALE = sorted(path for model in FAMILY[:3] for path in (ROOT / "recipes" / model).glob("*.yaml"))
-
-TABLE_1 = {"dpo", "iterative-dpo", "curry-dpo", "sera", "best-sera"}
-TABLE_2 = {f"{flavour}{loss}" for loss in ("ipo", "slic") for flavour in ("", "iterative-", "sera-")}
-TABLE_9 = {"simpo", "iterative-simpo", "sera-simpo"}
-TABLES_7_8 = {f"noise{percent}-{row}" for percent in (20, 40) for row in ("dpo", "iterative-dpo", "cdpo", "rdpo", "ipo", "sera")}
-TABLE_3 = {f"{data}-{row}" for data in ("hh", "tldr") for row in ("dpo", "iterative-dpo", "oaif", "sera-selection", "sera")}
-FIGURE_2 = {f"select-{measure}" for measure in ("margin", "score-gap", "log-prob", "random")}
-OURS_TINY = {"selm", "offline-dpo", "oaif", "sera-selection", "spin", "orpo", "srlm", "select-chosen-length"}
-SELM_3 = {f"alpha-{alpha}" for alpha in ("0", "0.002", "0.02", "0.1", "0.5")}
-SELM_6 = {f"iterations-{count}" for count in (3, 4, 5, 6)} | {f"batch-{size}" for size in (16, 32, 64)}
-SELM_6 |= {"rate-constant", "rate-linear", "rate-last", "rule-best-and-worst", "rule-against-chosen"}
-SELM_6 |= {"stepwise-dpo", "offline-dpo"}
-SERA_5 = {f"keep-{keep}" for keep in ("1.0", "0.9", "0.7", "0.5", "0.3", "0.0")}
-SERA_5 |= {f"selection-{keep}" for keep in ("0.9", "0.7", "0.5", "0.3")}
-SERA_5 |= {f"bootstrap-{own}" for own in ("0.0", "0.3", "0.5", "0.7", "1.0")}
-SERA_6 = {f"gamma-{gamma}" for gamma in ("0.0", "0.1", "0.3", "0.5", "0.7", "0.9")} | {"reference-start"}
+MODELS = ("tinyllama", "pythia", "mistral", "tiny")
+TABLE_1 = {
+    "DPO": "dpo",
+    "Iterative DPO": "iterative-dpo",
+    "Curry-DPO": "curry-dpo",
+    "SeRA-DPO": "sera",
+    "best-SeRA-DPO": "best-sera",
+}
+TABLE_2 = {
+    "IPO": "ipo", "Iterative IPO": "iterative-ipo", "SeRA-IPO": "sera-ipo",
+    "SLiC": "slic", "Iterative SLiC": "iterative-slic", "SeRA-SLiC": "sera-slic",
+}  # fmt: skip
+TABLE_9 = {"SimPO": "simpo", "Iterative SimPO": "iterative-simpo", "SeRA-SimPO": "sera-simpo"}
+NOISE = {"DPO": "dpo", "Iterative DPO": "iterative-dpo", "cDPO": "cdpo", "rDPO": "rdpo", "IPO": "ipo", "SeRA-DPO": "sera"}
+# SeRA's tables: the number, the models that it has, its rows, and the variant under which a recipe is that row.
+TABLES: list[tuple[str, tuple[str, ...], dict[str, str], str]] = [
+    ("1", MODELS, TABLE_1, ""),
+    ("1", ("mistral", "tiny"), {"SPIN": "spin", "ORPO": "orpo"}, ""),
+    ("2", ("tinyllama", "pythia", "tiny"), TABLE_2, ""),
+    *[("3", ("tinyllama",), {"DPO": "dpo", "Iterative DPO": "iterative-dpo", "OAIF": "oaif", "SeRA-DPO": "sera"}, data)
+      for data in ("-hh", "-tldr")],
+    *[("3", ("tinyllama",), {"selection only": "sera-selection"}, data) for data in ("-hh", "-tldr")],
+    ("6", ("mistral", "tiny"), {"SRLM": "srlm"}, ""),
+    ("7", ("tinyllama", "tiny"), NOISE, "-noise20"),
+    ("8", ("tinyllama", "tiny"), NOISE, "-noise40"),
+    ("9", ("tinyllama", "tiny"), TABLE_9, ""),
+]  # fmt: skip
+ROWS = [
+    pytest.param(model, number, row, method, variant, id=f"{number}-{model}-{row}{variant}")
+    for number, models, rows, variant in TABLES
+    for model in models
+    for row, method in rows.items()
+]
+DAAS = {"dpo": "sigmoid", "ipo": "ipo", "slic": "hinge", "simpo": "simpo"}
 
 
 @pytest.fixture(autouse=True)
@@ -39,287 +54,191 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-@cache
-def run_of(name: str) -> Run:
-    """Returns a resolved recipe; each is resolved once."""
-    return resolve(name)
+def recipe_of(model: str, method: str) -> str:
+    """The recipe of a method; on the tiny world `dpo` is SELM's iterative one."""
+    return "tiny-offline-dpo" if (model, method) == ("tiny", "dpo") else f"{model}-{method}"
 
 
-def value(settings: Any, dotted: str) -> Any:
-    """Returns the setting that a dotted name leads to."""
-    for name in dotted.split("."):
-        settings = getattr(settings, name)
-    return settings
+def updates(run: Run) -> float:
+    """The number of pairs that a run trains on in all, over N, where every rule but SeRA's takes one of each prompt."""
+    total = 0.0
+    for each in run.iterations:
+        select = each.settings.select
+        share = select.keep + select.bootstrap if select.rule == "sera" else 1.0
+        total += share * each.settings.train.num_train_epochs
+    return total
 
 
-def course(name: str, dotted: str) -> list[Any]:
-    """Returns a setting in every iteration of a recipe, in their order."""
-    return [value(each.settings, dotted) for each in run_of(name).iterations]
+@pytest.mark.parametrize(("model", "number", "row", "method", "variant"), ROWS)
+def test_every_row_of_the_paper_is_a_goal_and_says_so(model: str, number: str, row: str, method: str, variant: str) -> None:
+    name = recipe_of(model, method)
+    run = run_of(name + variant)
+    assert run_rules(run)
+    tables, _, said = paper_row(FILES[name]).removeprefix("SeRA table").removeprefix("s").strip().rpartition(", ")
+    assert number in tables.split(", ")
+    assert said.removesuffix(" (INF)") == row
 
 
-@pytest.mark.parametrize(
-    ("model", "methods"),
-    [
-        ("tinyllama", TABLE_1 | TABLE_2 | TABLE_9 | TABLES_7_8 | TABLE_3 | FIGURE_2),
-        ("pythia", TABLE_1 | TABLE_2 | FIGURE_2),
-        ("mistral", TABLE_1 | FIGURE_2 | {"spin", "orpo", "srlm"}),
-        ("tiny", TABLE_1 | TABLE_2 | TABLE_9 | TABLES_7_8 | FIGURE_2 | OURS_TINY),
-        ("sweeps", SELM_3 | SELM_6 | SERA_5 | SERA_6),
-    ],
-)
-def test_every_row_of_the_papers_has_its_recipe(model: str, methods: set[str]) -> None:
-    assert methods <= {path.stem for path in FILES.values() if path.parent.name == model}
+@pytest.mark.parametrize("model", MODELS)
+def test_methods_are_compared_at_equal_numbers_of_updates(model: str) -> None:
+    """The paper's "fair comparison in terms of sample size": K + K~ = N; best-SeRA alone may have more."""
+    methods = ["dpo", "iterative-dpo", "curry-dpo", "sera"]
+    assert [updates(run_of(recipe_of(model, each))) for each in methods] == [pytest.approx(3)] * 4
+    assert updates(run_of(recipe_of(model, "best-sera"))) > 3
+    others = {name for name in FILES if name.startswith(f"{model}-")} - {f"{model}-best-sera", "tiny-selm", "tiny-dpo"}
+    assert [name for name in sorted(others) if updates(run_of(name)) > 3.001] == []
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_every_recipe_resolves(name: str) -> None:
-    run = run_of(name)
-    assert stage_settings(run)
-    assert course(name, "train.alpha") == [0.0] * len(run.iterations) or "selm" in name or "alpha" in name
+@pytest.mark.parametrize("model", MODELS)
+def test_only_the_reference_moves_in_iterative_dpo(model: str) -> None:
+    """No samples, no judge, the original labels; DPO's one policy starts from SFT, the others each from the one before."""
+    iterative, offline = run_of(f"{model}-iterative-dpo"), run_of(recipe_of(model, "dpo"))
+    assert [each.starts_from for each in iterative.iterations] == [iterative.start, "iter1", "iter2"]
+    assert [each.starts_from for each in offline.iterations] == [offline.start]
+    for run in (iterative, offline):
+        scripts = {rule.script for rule in run_rules(run)}
+        assert not scripts & {"generate_completions.py", "rank_completions.py", "score_candidates.py"}
 
 
-@pytest.mark.parametrize("path", PAPER_SCALE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_value_at_paper_scale_has_its_source(path: Path) -> None:
-    sources = r"# .*(SeRA|SPIN|SimPO|assumed|deviation|our sweep|null removes)"
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        states = re.match(r"\s*[a-z_0-9]+: ?[^\s#]", line) and not re.match(r"base:|\s*iter\d: \{\}", line)
-        assert not states or re.search(sources, line), f"{path}:{number}"
-
-
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_a_recipe_opens_with_what_it_is(name: str) -> None:
-    assert FILES[name].read_text().startswith("# ")
-
-
-@pytest.mark.parametrize(
-    ("setting", "tinyllama", "pythia", "mistral"),
-    [
-        ("model.name_or_path", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "EleutherAI/pythia-2.8b",
-         "alignment-handbook/zephyr-7b-sft-full"),
-        ("model.chat_template", "zephyr", "zephyr", "zephyr"),
-        ("data.dataset", *["HuggingFaceH4/ultrafeedback_binarized"] * 3),
-        ("data.portions", 1, 1, 1),
-        ("data.sft_dataset", "HuggingFaceH4/ultrachat_200k", "HuggingFaceH4/ultrachat_200k", None),
-        ("data.sft", "train_sft", "train_sft", None),
-        ("train.learning_rate", 3e-6, 3e-6, 5e-6),
-        ("train.beta", 0.2, 0.2, 0.01),
-        ("train.global_batch_size", 64, 64, 64),
-        ("train.per_device_train_batch_size", 8, 4, 4),
-        ("train.num_train_epochs", 1, 1, 1),
-        ("train.lr_scheduler_type", "cosine", "cosine", "cosine"),
-        ("train.warmup_ratio", 0.1, 0.1, 0.1),
-        ("train.max_length", 1024, 1024, 1024),
-        ("train.max_prompt_length", 512, 512, 512),
-        ("select.keep", 0.7, 0.7, 0.7),
-        ("select.bootstrap", 0.3, 0.3, 0.3),
-        ("select.gamma", 0.3, 0.3, 0.3),
-        ("select.margin_reference", "previous", "previous", "previous"),
-        ("generate.num_completions", 4, 4, 4),
-        ("generate.temperature", 0.7, 0.7, 0.7),
-        ("generate.top_p", 0.95, 0.95, 0.95),
-        ("generate.engine", "transformers", "transformers", "transformers"),
-        ("evaluate.temperatures", [1.0], [1.0], [1.0]),
-        ("evaluate.max_new_tokens", 512, 512, 512),
-    ],
-)  # fmt: skip
-def test_the_settings_of_sera_per_model(setting: str, tinyllama: Any, pythia: Any, mistral: Any) -> None:
-    for model, expected in (("tinyllama", tinyllama), ("pythia", pythia), ("mistral", mistral)):
-        assert course(f"{model}-sera", setting) == [expected] * 3
-
-
-def test_only_mistral_has_adapters_and_starts_from_a_tuned_checkpoint() -> None:
-    lora = run_of("mistral-sera").settings.model.lora
-    assert lora is not None
-    assert (lora.r, lora.lora_alpha, lora.lora_dropout, len(lora.target_modules or [])) == (8, 128, 0.05, 7)
-    assert run_of("mistral-sera").settings.sft is None
-    for model in ("tinyllama", "pythia"):
-        settings = run_of(f"{model}-sera").settings
-        assert settings.model.lora is None
-        assert settings.sft is not None
-        assert (settings.sft.learning_rate, settings.sft.global_batch_size, settings.sft.max_length) == (2e-5, 128, 2048)
-
-
-@pytest.mark.parametrize("model", FAMILY[:4])
-def test_the_methods_differ_in_reference_and_selection_alone(model: str) -> None:
-    offline = "tiny-offline-dpo" if model == "tiny" else f"{model}-dpo"
-    assert course(offline, "select.rule") == ["dataset"]
-    assert course(offline, "train.num_train_epochs") == [3]
-    assert course(f"{model}-iterative-dpo", "select.rule") == ["dataset"] * 3
-    assert course(f"{model}-curry-dpo", "select.rule") == ["curriculum"] * 3
-    assert course(f"{model}-curry-dpo", "select.rejected_rank") == [1, 2, 3]
-    for name in (f"{model}-sera", f"{model}-best-sera"):
-        assert course(name, "select.rule") == ["dataset", "sera", "sera"]
-        assert course(name, "select.keep_by") == ["margin"] * 3
-    assert course(f"{model}-best-sera", "select.bootstrap") == [1.0] * 3
-    assert course(f"{model}-iterative-dpo", "train.num_train_epochs") == [1] * 3
-    assert {run_of(f"{model}-{name}").settings.train.beta for name in TABLE_1} == {0.01 if model == "mistral" else 0.2}
+@pytest.mark.parametrize("model", MODELS)
+def test_sera_is_algorithm_1(model: str) -> None:
+    run = run_of(f"{model}-sera")
+    assert course(run, "select.rule") == ["dataset", "sera", "sera"]  # P_1 is all original pairs.
+    selects = {rule.folder: rule.settings for rule in run_rules(run) if rule.script == "select_pairs.py"}
+    start = run.start
+    # Eq. 7: the first margin alone, then 0.7 of the latest and 0.3 of the one before, each by its own reference.
+    assert [each["weight"] for each in selects["iter3"].terms] == pytest.approx([0.7, 0.3])
+    assert [(each["policy"], each["reference"]) for each in selects["iter2"].terms] == [("iter1", start)]
+    assert [(each["policy"], each["reference"]) for each in selects["iter3"].terms] == [("iter2", "iter1"), ("iter1", start)]
+    for each in run.iterations[1:]:
+        select, generate = each.settings.select, each.settings.generate
+        assert (select.keep, select.keep_by, select.bootstrap) == (0.7, "margin", 0.3)
+        assert (generate.num_completions, generate.temperature, generate.top_p) == (4, 0.7, 0.95)
+        assert not each.needs.rankings  # The policy reviews itself: nobody judges its samples.
 
 
 @pytest.mark.parametrize("model", ["tinyllama", "pythia", "tiny"])
-@pytest.mark.parametrize(
-    ("loss", "loss_type", "beta"), [("ipo", "ipo", 1.0), ("slic", "hinge", 0.2), ("simpo", "simpo", 2.0)]
-)  # fmt: skip
-def test_other_losses_have_their_own_beta(model: str, loss: str, loss_type: str, beta: float) -> None:
-    if (model, loss) == ("pythia", "simpo"):
-        return
-    for flavour, rules in (("", ["dataset"]), ("iterative-", ["dataset"] * 3), ("sera-", ["dataset", "sera", "sera"])):
-        name = f"{model}-{flavour}{loss}"
-        assert course(name, "select.rule") == rules
-        assert set(course(name, "train.loss_type")) == {loss_type}
-        assert set(course(name, "train.beta")) == {beta}
-        assert set(course(name, "train.gamma_beta_ratio")) == {0.5}
-        assert set(course(name, "train.ipo_log_prob")) == {"mean"}
+def test_another_loss_changes_the_loss_alone(model: str) -> None:
+    families = {"": recipe_of(model, "dpo"), "iterative-": f"{model}-iterative-dpo", "sera-": f"{model}-sera"}
+    for daa, loss_type in DAAS.items():
+        for flavour, dpo in families.items():
+            name = f"{model}-{flavour}{daa}"
+            if daa != "dpo" and name in FILES:
+                assert set(course(name, "train.loss_type")) == {loss_type}
+                settings = {each.split(".")[-1] for each in difference(run_of(name), run_of(dpo)) if each.startswith("train.")}
+                assert settings <= {"loss_type", "beta", "gamma_beta_ratio"}, name
+    for name, beta in (("slic", 0.2), ("ipo", 1.0)):
+        assert course(f"{model}-{name}", "train.beta") == [beta]
+    assert set(course(f"{model}-sera-ipo", "train.ipo_log_prob")) == {"mean"}  # As TRL, which beta 1.0 was tuned on.
 
 
-@pytest.mark.parametrize("model", ["tinyllama", "tiny"])
+@pytest.mark.parametrize("method", NOISE.values())
 @pytest.mark.parametrize("percent", [20, 40])
-def test_noise_swaps_the_same_share_in_every_row_and_the_robust_losses_know_it(model: str, percent: int) -> None:
-    rate = percent / 100
-    for row in ("dpo", "iterative-dpo", "cdpo", "rdpo", "ipo", "sera"):
-        name = f"{model}-noise{percent}-{row}"
-        assert run_of(name).settings.data.flip_rate == rate
-        assert set(course(name, "train.label_smoothing")) == {rate if row in ("cdpo", "rdpo") else 0.0}
-        expected = {"rdpo": "robust", "ipo": "ipo"}.get(row, "sigmoid")
-        assert set(course(name, "train.loss_type")) == {expected}
-    assert course(f"{model}-noise{percent}-cdpo", "train.num_train_epochs") == [3]
+def test_noise_swaps_labels_and_changes_nothing_else(method: str, percent: int) -> None:
+    noisy, clean = run_of(f"tinyllama-{method}-noise{percent}"), run_of(f"tinyllama-{method}")
+    known = {"train.label_smoothing"} if method in ("cdpo", "rdpo") else set()
+    assert difference(noisy, clean) == {"data.flip_rate"} | known
+    assert noisy.settings.data.flip_rate == percent / 100
+    tiny = run_of(f"{recipe_of('tiny', method)}-noise{percent}")
+    assert tiny.settings.data.flip_rate == percent / 100
+    for run in (noisy, tiny):
+        robust = {"cdpo": "sigmoid", "rdpo": "robust"}
+        told = percent / 100 if method in robust else 0.0
+        assert set(course(run, "train.label_smoothing")) == {told}  # cDPO and rDPO know the true rate.
+        assert set(course(run, "train.loss_type")) == {robust.get(method, "ipo" if method == "ipo" else "sigmoid")}
 
 
-@pytest.mark.parametrize("model", ["tinyllama", "tiny"])
-def test_selectors_keep_equal_shares_by_different_measures(model: str) -> None:
-    names = sorted(name for name in FILES if name.startswith(f"{model}-select-"))
-    assert len(names) >= 4
-    assert len({run_of(name).settings.select.keep_by for name in names}) == len(names)
-    for name in names:
-        shares = [course(name, f"select.{setting}") for setting in ("rule", "keep", "bootstrap", "gamma")]
-        assert shares == [["dataset", "sera", "sera"], [0.7] * 3, [0.0] * 3, [0.0] * 3]
+def test_rows_with_noise_on_the_tiny_world_share_data_and_rate() -> None:
+    for percent in (20, 40):
+        runs = [run_of(f"{recipe_of('tiny', each)}-noise{percent}") for each in [*NOISE.values(), "select-chosen-length"]]
+        assert len({run.settings.data for run in runs}) == 1
+        assert {rate for run in runs for rate in course(run, "train.rate")} == {1e-4}
 
 
 @pytest.mark.parametrize(
-    ("name", "ranker", "model", "completions"),
+    ("variant", "dataset", "form"),
+    [("hh", "Anthropic/hh-rlhf", "hh_rlhf"), ("tldr", "openai/summarize_from_feedback", "tldr")],
+)
+def test_table_3_reads_other_preferences_after_the_same_sft(variant: str, dataset: str, form: str) -> None:
+    for method in ("dpo", "iterative-dpo", "oaif", "sera-selection", "sera"):
+        run = run_of(f"tinyllama-{method}-{variant}")
+        assert (run.settings.data.dataset, run.settings.data.form) == (dataset, form)
+        assert run.settings.data.sft_dataset == "HuggingFaceH4/ultrachat_200k"
+        assert {each.partition(".")[0] for each in difference(run, run_of(f"tinyllama-{method}"))} == {"data"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_selectors_keep_equal_shares_by_different_measures(model: str) -> None:
+    margin = run_of(f"{model}-select-margin")
+    assert [set(course(margin, f"select.{each}")) for each in ("keep", "bootstrap", "gamma")] == [{0.7}, {0.0}, {0.0}]
+    measures = {"margin": margin} | {each: run_of(f"{model}-select-{each}") for each in ("score-gap", "log-prob", "random")}
+    for name, run in measures.items():
+        assert set(course(run, "select.keep_by")) == {name.replace("-", "_")}
+        assert len({(each.settings.select.keep, each.settings.select.bootstrap) for each in run.iterations}) == 1
+        assert {each for each in difference(run, margin) if each.startswith("select.")} <= {"select.keep_by"}
+
+
+@pytest.mark.parametrize(
+    ("name", "judge", "model", "samples"),
     [
-        ("tinyllama-hh-oaif", "reward_model", "weqweasdas/RM-Mistral-7B", 2),
-        ("tinyllama-tldr-oaif", "reward_model", "weqweasdas/RM-Mistral-7B", 2),
+        ("tinyllama-oaif-hh", "reward_model", "weqweasdas/RM-Mistral-7B", 2),  # OAIF: two samples, an annotator from outside.
+        ("tinyllama-oaif-tldr", "reward_model", "weqweasdas/RM-Mistral-7B", 2),
         ("tiny-oaif", "reward_model", None, 2),
-        ("mistral-srlm", "self", "weqweasdas/RM-Mistral-7B", 4),
+        ("mistral-srlm", "self", "weqweasdas/RM-Mistral-7B", 4),  # SRLM: the policy itself; the model judges the report alone.
         ("tiny-srlm", "self", None, 4),
     ],
 )
-def test_on_policy_baselines_judge_their_own_samples_alone(name: str, ranker: str, model: str | None, completions: int) -> None:
-    assert course(name, "rank.candidates") == ["samples"] * 3
-    assert course(name, "select.rule") == ["best_and_worst"] * 3
-    assert course(name, "select.explore") == [False] * 3
-    assert course(name, "generate.num_completions") == [completions] * 3
-    assert {(each.settings.rank.ranker, each.settings.rank.model) for each in run_of(name).iterations} == {(ranker, model)}
-    assert run_of(name).trains_reward_model == (ranker in {"reward_model", "self"} and model is None and name != "tiny-srlm")
+def test_on_policy_baselines_judge_their_own_samples_alone(name: str, judge: str, model: str | None, samples: int) -> None:
+    run = run_of(name)
+    assert [each.needs.rankings for each in run.iterations] == [True] * 3
+    for setting, value in {"rank.candidates": "samples", "rank.ranker": judge, "rank.model": model,
+                           "select.rule": "best_and_worst", "generate.num_completions": samples}.items():  # fmt: skip
+        assert course(run, setting) == [value] * 3
+    assert run.trains_reward_model == (name == "tiny-oaif")
 
 
-def test_spin_takes_demonstrations_and_orpo_one_pass_without_reference() -> None:
-    for model in ("mistral", "tiny"):
-        assert course(f"{model}-spin", "select.rule") == ["gold_over_sample"] * 3
-        assert run_of(f"{model}-spin").settings.data.prompts == "demonstrations"
-        assert course(f"{model}-spin", "generate.num_completions") == [1] * 3
-        assert course(f"{model}-orpo", "train.loss_type") == ["orpo"]
-        assert course(f"{model}-orpo", "train.beta") == [0.1]
-    assert run_of("tiny-srlm").settings.data.judge_rows == 4000
-    assert run_of("tiny-srlm").settings.rank.rubric == "tiny"
-    assert run_of("tiny-curry-dpo").settings.data.answers == 4
+@pytest.mark.parametrize("model", ["mistral", "tiny"])
+def test_spin_takes_demonstrations_and_orpo_no_reference(model: str) -> None:
+    spin = run_of(f"{model}-spin")
+    assert course(spin, "select.rule") == ["gold_over_sample"] * 3
+    assert (spin.settings.data.prompts, set(course(spin, "generate.num_completions"))) == ("demonstrations", {1})
+    orpo = run_of(f"{model}-orpo")
+    assert course(orpo, "train.loss_type") == ["orpo"]
+    assert not [rule for rule in run_rules(orpo) if rule.script == "score_completions.py"]
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_curry_dpo_goes_from_easy_to_hard(model: str) -> None:
+    run = run_of(f"{model}-curry-dpo")
+    assert course(run, "select.rule") == ["curriculum"] * 3
+    assert course(run, "select.rejected_rank") == [1, 2, 3]  # (R1, R4), (R1, R3), (R1, R2).
+    assert all(each.needs.answers for each in run.iterations)
+
+
+# SeRA's table 4 and the summary of its conference version; rates of Pythia are inferred from a merged cell.
 @pytest.mark.parametrize(
-    ("data", "dataset", "form", "test"),
+    ("setting", "tinyllama", "pythia", "mistral"),
     [
-        ("hh", "Anthropic/hh-rlhf", "hh_rlhf", "test"),
-        ("tldr", "openai/summarize_from_feedback", "tldr", "validation"),
+        ("train.rate", 3e-6, 3e-6, 5e-6),
+        ("train.beta", 0.2, 0.2, 0.01),
+        ("train.per_device_train_batch_size", 8, 4, 4),
+        ("train.global_batch_size", 4 * 8 * 2, 4 * 4 * 4, 4 * 4 * 4),  # 4 GPUs x per device x accumulated.
+        ("train.num_train_epochs", 1, 1, 1),
+        ("evaluate.temperatures", [1.0], [1.0], [1.0]),
+        ("evaluate.max_new_tokens", 512, 512, 512),
     ],
 )
-def test_table_3_reads_other_data_in_every_row(data: str, dataset: str, form: str, test: str) -> None:
-    for row in ("dpo", "iterative-dpo", "oaif", "sera-selection", "sera"):
-        read = run_of(f"tinyllama-{data}-{row}").settings.data
-        assert (read.dataset, read.form, read.train, read.test, read.test_rows) == (dataset, form, "train", test, 2000)
-        assert read.sft_dataset == "HuggingFaceH4/ultrachat_200k"
-    assert course(f"tinyllama-{data}-sera-selection", "select.bootstrap") == [0.0] * 3
+def test_the_settings_that_the_paper_prints(setting: str, tinyllama: Any, pythia: Any, mistral: Any) -> None:
+    for model, expected in (("tinyllama", tinyllama), ("pythia", pythia), ("mistral", mistral)):
+        for method in ("iterative-dpo", "sera"):
+            assert course(f"{model}-{method}", setting) == [expected] * 3
 
 
-@pytest.mark.parametrize("name", sorted(SELM_3 | SERA_5 | SERA_6))
-def test_a_point_of_a_sweep_is_what_its_name_says(name: str) -> None:
-    swept, _, told = name.rpartition("-")
-    select = run_of(f"sweeps-{name}").iterations[-1].settings.select
-    match swept:
-        case "alpha":
-            assert course(f"sweeps-{name}", "train.alpha") == [0.0, *[float(told)] * 3]
-        case "keep":
-            assert select.keep == float(told)
-            assert select.bootstrap == pytest.approx(1 - select.keep)
-        case "selection":
-            assert (select.keep, select.bootstrap) == (float(told), 0.0)
-        case "bootstrap":
-            assert (select.keep, select.bootstrap) == (0.7, float(told))
-        case "gamma":
-            assert (select.gamma, select.keep, select.bootstrap) == (float(told), 0.7, 0.3)
-        case _:
-            assert select.margin_reference == "start"
-
-
-def test_the_grid_of_selm_figure_6_changes_iterative_dpo_in_one_setting() -> None:
-    for count in (3, 4, 5, 6):
-        run = run_of(f"sweeps-iterations-{count}")
-        assert (len(run.iterations), run.settings.data.portions, run.iterations[0].name) == (count, count, "iter0")
-        assert course(run.name, "train.learning_rate") == [2e-4] * (count - 1) + [1e-4]
-    for size in (16, 32, 64):
-        assert course(f"sweeps-batch-{size}", "train.global_batch_size") == [size] * 4
-    assert course("sweeps-rate-constant", "train.learning_rate") == [2e-4] * 4
-    assert course("sweeps-rate-linear", "train.learning_rate") == [2e-4, 1.67e-4, 1.33e-4, 1e-4]
-    assert course("sweeps-rate-last", "train.learning_rate") == [2e-4, 2e-4, 2e-4, 1e-4]
-    for rule in ("best_and_worst", "against_chosen"):
-        name = f"sweeps-rule-{rule.replace('_', '-')}"
-        assert course(name, "select.rule") == ["dataset", rule, rule, rule]
-        assert course(name, "generate.num_completions") == [1] * 4
-    assert course("sweeps-stepwise-dpo", "select.rule") == ["dataset"] * 4
-    assert course("sweeps-offline-dpo", "select.rule") == ["dataset"]
-    assert run_of("sweeps-offline-dpo").settings.data.portions == 1
-
-
-@pytest.mark.parametrize(
-    ("point", "twin"),
-    [
-        ("sweeps-alpha-0", "tiny-dpo"),
-        ("sweeps-alpha-0.02", "tiny-selm"),
-        ("sweeps-iterations-4", "tiny-dpo"),
-        ("sweeps-batch-32", "tiny-dpo"),
-        ("sweeps-rate-last", "tiny-dpo"),
-        ("sweeps-keep-0.7", "tiny-sera"),
-        ("sweeps-selection-0.7", "tiny-sera-selection"),
-        ("sweeps-bootstrap-0.0", "tiny-sera-selection"),
-        ("sweeps-bootstrap-0.3", "tiny-sera"),
-        ("sweeps-bootstrap-1.0", "tiny-best-sera"),
-        ("sweeps-gamma-0.3", "tiny-sera"),
-    ],
-)
-def test_points_said_to_equal_another_recipe_do(point: str, twin: str) -> None:
-    def determined(name: str) -> dict[str, Any]:
-        """What determines each stage, the recipe's name and the report apart."""
-        return {
-            path: {key: inner for key, inner in settings.items() if key != "recipe"}
-            for path, settings in stage_settings(run_of(name)).items()
-            if path != "report.yaml"
-        }
-
-    assert determined(point) == determined(twin)
-
-
-@pytest.mark.parametrize("model", FAMILY)
-def test_the_readme_names_every_recipe_of_its_folder(model: str) -> None:
-    text = (ROOT / "recipes" / model / "README.md").read_text()
-    for path in (ROOT / "recipes" / model).glob("*.yaml"):
-        parts = [model, *path.stem.split("-")]
-        endings = ["-".join(parts[start:]) for start in range(len(parts))]
-        named = any(f"`{ending}`" in text or f"`-{ending}`" in text for ending in endings)
-        assert path.stem == "base" or named, path
-
-
-def test_a_recipe_tells_at_once_what_this_version_cannot_run() -> None:
-    """Its evaluation needs the ranker too, where no iteration samples or judges."""
-    [line] = unsupported_settings(run_of("zephyr-stepwise-dpo"))
-    assert line.startswith("rank.ranker pairrm is not part of this version")
-    assert len(unsupported_settings(run_of("zephyr-selm"))) == 2
-    assert unsupported_settings(run_of("tiny-selm")) == []
+def test_full_weights_after_sft_but_adapters_from_a_released_checkpoint_for_mistral() -> None:
+    mistral = run_of("mistral-sera").settings
+    assert mistral.model.lora is not None
+    assert (mistral.model.lora.r, mistral.sft) == (8, None)
+    for model in ("tinyllama", "pythia"):
+        settings = run_of(f"{model}-sera").settings
+        assert (settings.model.lora, settings.data.sft_dataset) == (None, "HuggingFaceH4/ultrachat_200k")
+        assert settings.sft is not None

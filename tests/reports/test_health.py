@@ -8,17 +8,8 @@ from typing import Any
 
 import pytest
 
-from handbook_ext.core.records import (
-    Candidate,
-    Completion,
-    PreferencePair,
-    Ranking,
-    Row,
-    assistant,
-    completion_id,
-    user,
-    write_rows,
-)
+from handbook_ext.core.jsonl import Row, write_rows
+from handbook_ext.core.records import Candidate, Completion, PreferencePair, Ranking, assistant, completion_id, user
 from handbook_ext.recipes.settings import HealthSettings
 from handbook_ext.reports.health import (
     exceeded,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import PreferencePair, assistant, user, write_rows
+from handbook_ext.core.jsonl import write_rows
+from handbook_ext.core.records import PreferencePair, assistant, user
 from handbook_ext.objectives.metrics import Interval
 from handbook_ext.recipes.table_files import Claim, Table, TableRow
 from handbook_ext.reports.run_report import Evaluator
@@ -117,6 +118,16 @@ def test_a_rows_numbers_are_means_over_its_seeds(folders: list[Path]) -> None:
     assert (decodings["greedy"]["reward"].value, decodings["greedy"]["tokens"].value) == (5.25, 7.0)
 
 
+def test_a_rows_intervals_are_made_as_asked(folders: list[Path]) -> None:
+    """With one resample every interval has no width; with many, those of seeds that differ have one."""
+    row = measure(ROW, folders, "sft", "iter2")
+    one, many = (summarise_row(row, resamples=resamples, confidence=0.9) for resamples in (1, 200))
+    for name in ("reward", "win_rate"):
+        narrow, wide = (each["decodings"]["sampled"][name] for each in (one, many))
+        assert narrow.low == narrow.high and wide.low < wide.high
+    assert one["swapped_kept"].low == one["swapped_kept"].high and many["swapped_kept"].low < many["swapped_kept"].high
+
+
 def test_seeds_that_share_their_prompts_draw_them_together() -> None:
     """Two equal seeds: drawn together they are as uncertain as one, drawn apart their errors would average out."""
     row = measured("A", 1.0)
@@ -221,3 +232,9 @@ def test_rows_that_were_decoded_otherwise_make_no_table(folders: list[Path]) -> 
         (folders[1] / name / "eval.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="table t: its rows are not sampled at the same temperatures"):
         summarise_table(table(), runs_of(folders[:1], folders[1:]), **FEW)
+
+
+def test_a_table_of_one_row(folders: list[Path]) -> None:
+    alone = Table.model_validate({"title": "t", "source": "s", "rows": [{"name": "A", "recipe": "ours"}]})
+    found = summarise_table(alone, {"A": RowRuns("sft", "iter2", folders)}, **FEW)
+    assert (len(found.rows), found.decodings, found.claims) == (1, ["sampled", "greedy"], [])

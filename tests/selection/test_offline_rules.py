@@ -26,13 +26,13 @@ def test_curry_dpo_makes_no_pair_of_equal_scores() -> None:
     tied = rated(1, [("best", 9.0), ("as good", 9.0), ("worst", 1.0)])
     found = selected([rated(0), tied], "curriculum", rejected_rank=2)
     assert [(pair.prompt_id, texts_of(pair)) for pair in found.pairs] == [("p0", ("best", "poor"))]
-    assert found.dropped["no worse answer at this place"] == 1
+    assert found.dropped["no completion of this rank"] == 1
 
 
 def test_curry_dpo_leaves_out_a_prompt_with_too_few_answers() -> None:
     found = selected([rated(0, FOUR[:2]), rated(1)], "curriculum", rejected_rank=2)
     assert [pair.prompt_id for pair in found.pairs] == ["p1"]
-    assert (found.rows_in, found.dropped["no worse answer at this place"]) == (2, 1)
+    assert (found.rows_in, found.dropped["no completion of this rank"]) == (2, 1)
 
 
 def test_curry_dpo_keeps_label_noise() -> None:

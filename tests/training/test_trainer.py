@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import PreferencePair, write_rows
+from handbook_ext.core.jsonl import write_rows
+from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.batching import BatchPlan, Slot
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.chat import ChatEncoder

@@ -1,4 +1,4 @@
-"""Artifacts of a run: their hashes, and the manifests that vouch for them.
+"""Artifacts of a run: their hashes, and the manifests that record their content.
 
 An artifact is a file or a folder. A stage may depend on one file of a folder alone: `data/rows/sft.jsonl` is a part of the
 artifact `data/rows`. A manifest records hash, size and time of each file when it was made, so that a checkpoint is read for
@@ -19,8 +19,10 @@ from handbook_ext.core.errors import UserError
 Files = dict[str, dict[str, Any]]
 """For each file of an artifact by its relative name: sha256, size (bytes) and mtime_ns."""
 
+# What is written beside the result: it differs between equal makes, and a manifest cannot hold its own hash.
 UNHASHED = {"manifest.json", "trainer_state.json"}
 ADAPTER_CONFIG = "adapter_config.json"
+# Suffixes of what transformers reads from a checkpoint. ".py": the code of a model that needs trust_remote_code.
 LOADED = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"}
 
 
@@ -46,11 +48,12 @@ def hash_of_files(artifact: Path, files: Files) -> str:
 
 
 def weights_hash(hashes: Mapping[str, str]) -> str | None:
-    """Returns the hash that names a policy, made of the file hashes of its weights and configuration; None for no checkpoint.
+    """Returns the hash that identifies a policy: over the hashes of its weights and configuration; None where there are none.
 
-    This is a policy's one identity. The hash of the whole artifact covers its tokenizer and template as well, and tells only
-    whether its files are those that were published.
+    This is a policy's one identity. The hash of the whole artifact covers its tokenizer and template as well, and shows only
+    whether its files are unchanged since publishing.
     """
+    # Names with a slash are training's own checkpoints, which are no part of the policy.
     names = sorted(name for name in hashes if name.endswith(".safetensors") and "/" not in name)
     if not names or "config.json" not in hashes:
         return None
@@ -80,7 +83,7 @@ def manifest_path(artifact: Path) -> Path:
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:
-    """Returns the manifest; a UserError says that the artifact is not finished where there is none."""
+    """Returns the manifest; raises UserError where there is none, so that the artifact is not finished."""
     path = manifest_path(artifact)
     if not path.is_file():
         raise UserError(f"{artifact} is not finished: {path.name} is missing; run make, which makes it first")
@@ -89,7 +92,7 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
 
 
 def recorded_hash(artifact: Path) -> str | None:
-    """Returns the hash that its manifest gives an artifact, or a part of one; None where no manifest speaks of it."""
+    """Returns the hash that its manifest gives an artifact, or a part of one; None where no manifest records it."""
     if manifest_path(artifact).is_file():
         return str(read_manifest(artifact)["sha256"])
     if manifest_path(artifact.parent).is_file():
@@ -99,7 +102,10 @@ def recorded_hash(artifact: Path) -> str | None:
 
 
 def verified(artifact: Path) -> str:
-    """Returns the hash of an artifact or part; refuses one that was changed, or that was made from inputs since replaced."""
+    """Returns the hash of an artifact or part; raises UserError for one that was changed, or is stale.
+
+    It is stale where the manifest of an input now has another hash than when the artifact was made from it.
+    """
     whole = artifact if manifest_path(artifact).is_file() or recorded_hash(artifact) is None else artifact.parent
     manifest = read_manifest(whole)
     if not artifact.exists():
@@ -110,6 +116,7 @@ def verified(artifact: Path) -> str:
             f"{artifact} was changed after stage '{manifest['stage']}' made it (sha256 {found[:12]}, its manifest says "
             f"{str(expected)[:12]}); restore it, or delete it and {manifest_path(whole).name} to make it again"
         )
+    # One level, and by manifests alone: the stages before have verified the same of their own inputs.
     for name, before in manifest["inputs"].items():
         source = Path(os.path.normpath(whole.parent / name))
         if (now := recorded_hash(source)) not in (None, before):
@@ -133,7 +140,7 @@ def current_hash(artifact: Path, recorded: Files) -> str:
 def remembered_hashes(cache: Path) -> Callable[[Path], str]:
     """Returns sha256_of for files outside a run, which reads a file of known size and time once; `cache` is a JSON file.
 
-    Several processes may write the cache at once: each writes it whole, and the last one wins, which costs a reading at most.
+    Several processes may write the cache at once: each writes it whole, the last one wins, and a file may be read again.
     """
     known: Files = json.loads(cache.read_text()) if cache.is_file() else {}
 
@@ -147,6 +154,7 @@ def remembered_hashes(cache: Path) -> Callable[[Path], str]:
         if record is None or (record["size"], record["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
             record = known[full] = _record(path)
             cache.parent.mkdir(parents=True, exist_ok=True)
+            # Named by process: two that write one partial file would mix their text.
             partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
             partial.write_text(json.dumps(known))
             partial.replace(cache)
@@ -164,6 +172,6 @@ def _files_of(artifact: Path) -> dict[str, Path]:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """Returns what a manifest says of one file; the time is read first, so that a write meanwhile is noticed later."""
-    stat = path.stat()
+    """Returns what a manifest records of one file."""
+    stat = path.stat()  # Before the content, so that a write in between leaves a time that matches no record.
     return {"sha256": sha256_of(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}

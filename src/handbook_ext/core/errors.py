@@ -1,4 +1,4 @@
-"""The error that tells a user, in one line, what is wrong, where, what was allowed and what to do."""
+"""The error for a user's mistake: one line that says what is wrong, where, what was allowed and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-# What the C and Rust writers under torch and safetensors say when the disk is full.
+# Messages of the C and Rust writers under torch and safetensors, which raise no OSError with an errno.
 DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "file write failed")
 
 
@@ -22,6 +22,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
     Ctrl-C exits with 130, a full disk with a line and 1; any other exception keeps its traceback: it is our bug.
     """
+    # A hook rather than a handler here: exit status and traceback of all other errors stay Python's own.
     sys.excepthook = _explain
     try:
         main(sys.argv[1:])
@@ -29,7 +30,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         _say(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        _say("interrupted; finished work is kept, and the same command goes on from it")
+        _say("interrupted; finished work is kept; the same command resumes from it")
         sys.exit(130)
 
 
@@ -47,7 +48,7 @@ def stage_folder(argv: Sequence[str]) -> Path:
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Prints one line for a full disk, whichever library met it, and the traceback of anything else."""
     link: BaseException | None = error
-    while link is not None:
+    while link is not None:  # Libraries wrap the OSError in errors of their own.
         full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or any(sign in str(link) for sign in DISK_FULL):
             where = getattr(link, "filename", None) or "the run folder"
@@ -58,6 +59,6 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 
 def _say(message: str) -> None:
-    """Writes the message as one line to stderr; of several processes only the first speaks."""
+    """Writes the message as one line to stderr; of several processes only the first writes it."""
     if os.environ.get("RANK", "0") == "0":
         sys.stderr.write("error: " + " ".join(message.split()) + "\n")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -50,15 +51,24 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 
 
 def write_rows(path: Path, rows: Iterable[Row | dict[str, Any]]) -> int:
-    """Writes rows beside the file, flushes them to disk, renames; returns how many. Floats keep every bit."""
-    partial = path.with_name(path.name + ".partial")
+    """Returns the number of rows, written beside the file, flushed to disk and renamed into place; floats are exact."""
     count = 0
-    with partial.open("w", encoding="utf-8") as out:
+    with replacing(path) as out:
         for row in rows:
             values = row.model_dump() if isinstance(row, Row) else row
+            # json writes the shortest text that reads back as the same float: log-probs survive the file to the bit.
             out.write(json.dumps(values, ensure_ascii=False) + "\n")
             count += 1
+    return count
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """Yields a text stream whose content takes the place of the file once it is on disk; after an error the file is as before."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as out:
+        yield out
         out.flush()
+        # Before the rename: a file system may write the new name first, and a power cut then leaves an empty file under it.
         os.fsync(out.fileno())
     partial.replace(path)
-    return count

@@ -1,4 +1,4 @@
-"""What a manifest tells of the machine and the code: versions, commit, hardware."""
+"""What a manifest records of machine and code: versions, commit, hardware."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizer
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Returns the installed versions of the packages that decide results, and Python's."""
+    """Returns the installed versions of the packages that can change results, and of Python."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -44,6 +44,7 @@ def hardware() -> dict[str, str | int | list[str]]:
     if cpuinfo.is_file():
         models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         found["cpu"] = models[0] if models else "unknown"
+    # Not imported here: a stage without tensors would load torch for nothing but its manifest.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -10,13 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from handbook_ext.core.jsonl import Row, iter_jsonl, read_rows, write_rows
-
-__all__ = [
-    "Answer", "Candidate", "Completion", "Demonstration", "Message", "Messages", "OfflinePair", "Origin", "PreferencePair",
-    "RatedAnswer", "Ranking", "Row", "assistant", "completion_id", "content_id", "derived_seed", "iter_jsonl", "read_rows",
-    "user", "write_rows",
-]  # fmt: skip
+from handbook_ext.core.jsonl import Row
 
 Message = dict[str, str]
 Messages = list[Message]
@@ -25,7 +19,7 @@ Origin = Literal["offline", "on_policy"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A completion in the one form that stages hand on: its messages, its id in the score store, and who wrote it."""
+    """A completion in the form that all stages exchange: its messages, its id in the score store, and its origin."""
 
     messages: Messages
     completion_id: str
@@ -38,7 +32,7 @@ class Answer:
 
 
 class RatedAnswer(Row):
-    """One of several answers to a prompt with the score that the data set gives it, higher is better."""
+    """One of several completions of a prompt with the score that the data set gives it; higher is better."""
 
     text: str
     score: float
@@ -46,14 +40,14 @@ class RatedAnswer(Row):
 
     @property
     def answer(self) -> Answer:
-        """Returns the answer without its score."""
+        """Returns the completion without its score."""
         return Answer(assistant(self.text), self.completion_id, "offline")
 
 
 class OfflinePair(Row):
     """A labelled pair as the data set gives it; `swapped` is true where label noise flipped it.
 
-    `answers` are all rated answers, best first, where the data set rates several; noise leaves them alone.
+    `answers` are all rated completions, best first, where the data set rates several; label noise does not touch them.
     """
 
     prompt_id: str
@@ -73,7 +67,7 @@ class OfflinePair(Row):
         cls, prompt_id: str, prompt: Messages, chosen: Messages, rejected: Messages, *,
         answers: Iterable[tuple[str, float]] = (), **columns: Any,
     ) -> Self:  # fmt: skip
-        """Returns the pair with the ids of its completions; `answers` are texts with scores, `columns` those with a default."""
+        """Returns the pair with the ids of its completions; `answers` are texts with scores, `columns` the remaining columns."""
         rated = [
             RatedAnswer(text=text, score=score, completion_id=completion_id(prompt_id, prompt, assistant(text)))
             for text, score in answers
@@ -86,23 +80,24 @@ class OfflinePair(Row):
 
     def renamed(self, prompt_id: str) -> Self:
         """Returns the pair under another prompt id, on which the ids of its completions depend."""
+        # Made anew rather than copied: the ids hash the prompt id, and a copy would keep those of the old one.
         others = self.model_dump(include={"score_chosen", "score_rejected", "swapped", "source"})
         answers = [(each.text, each.score) for each in self.answers]
         return self.of(prompt_id, self.prompt, self.chosen, self.rejected, answers=answers, **others)
 
     @property
     def chosen_answer(self) -> Answer:
-        """Returns the chosen answer with its id."""
+        """Returns the chosen completion with its id."""
         return Answer(self.chosen, self.chosen_id, "offline")
 
     @property
     def rejected_answer(self) -> Answer:
-        """Returns the rejected answer with its id."""
+        """Returns the rejected completion with its id."""
         return Answer(self.rejected, self.rejected_id, "offline")
 
 
 class Demonstration(Row):
-    """A prompt with the answer that supervised fine-tuning imitates."""
+    """A prompt with its demonstration for supervised fine-tuning."""
 
     prompt_id: str
     prompt: Messages
@@ -125,18 +120,18 @@ class Completion(Row):
 
     @classmethod
     def of(cls, prompt_id: str, prompt: Messages, text: str, **columns: Any) -> Self:
-        """Returns the sample with its id; `columns` are the others."""
+        """Returns the sample with its id; `columns`: the remaining columns."""
         name = completion_id(prompt_id, prompt, assistant(text))
         return cls(prompt_id=prompt_id, prompt=prompt, text=text, completion_id=name, **columns)
 
     @property
     def answer(self) -> Answer:
-        """Returns the sample without what is known of its making."""
+        """Returns the completion without seed, token counts and finish reason."""
         return Answer(assistant(self.text), self.completion_id, "on_policy")
 
 
 class Candidate(Row):
-    """A judged text of a ranking; rank 1 is best, equal scores share the better rank; `failed`: the judge gave no verdict."""
+    """A candidate of a ranking; rank 1 is best, equal scores share the better rank; `failed`: the ranker gave no verdict."""
 
     origin: Origin
     sample: int | None
@@ -149,7 +144,7 @@ class Candidate(Row):
 
     @property
     def answer(self) -> Answer:
-        """Returns the candidate without its judgement."""
+        """Returns the completion without score and rank."""
         return Answer(assistant(self.text), self.completion_id, self.origin)
 
 
@@ -183,7 +178,7 @@ class PreferencePair(Row):
         cls, row: OfflinePair | Completion | Ranking, chosen: Answer, rejected: Answer, *,
         explore: Answer | None = None, margin: float | None = None, swapped: bool = False,
     ) -> Self:  # fmt: skip
-        """Returns the pair of two answers to the row's prompt; ids and origins are those of the answers."""
+        """Returns the pair of two completions of the row's prompt, with their ids and origins."""
         pair = cls(
             prompt_id=row.prompt_id, prompt=row.prompt, chosen=chosen.messages, rejected=rejected.messages, explore=None,
             chosen_id=chosen.completion_id, rejected_id=rejected.completion_id, explore_id=None,
@@ -193,7 +188,7 @@ class PreferencePair(Row):
 
     @classmethod
     def of(cls, prompt_id: str, prompt: Messages, chosen: Messages, rejected: Messages, explore: Messages | None = None) -> Self:
-        """Returns a pair written by hand: an offline one, but for `explore`, with the ids of its completions."""
+        """Returns an offline pair, with the ids of its completions and optionally an explored sample."""
         row = OfflinePair.of(prompt_id, prompt, chosen, rejected)
         pair = cls.joining(row, row.chosen_answer, row.rejected_answer)
         if explore is None:
@@ -201,7 +196,7 @@ class PreferencePair(Row):
         return pair.exploring(Answer(explore, completion_id(prompt_id, prompt, explore), "on_policy"))
 
     def exploring(self, answer: Answer | None) -> Self:
-        """Returns the pair with this answer as the explored sample, or with none."""
+        """Returns the pair with this completion as the explored sample, or with none."""
         if answer is None:
             return self.model_copy(update={"explore": None, "explore_id": None})
         return self.model_copy(update={"explore": answer.messages, "explore_id": answer.completion_id})
@@ -218,15 +213,17 @@ def assistant(text: str) -> Messages:
 
 
 def content_id(*parts: Any) -> str:
-    """Returns 16 hexadecimal digits that depend on the parts alone."""
+    """Returns the first 16 hexadecimal digits of the sha256 of the parts."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def completion_id(prompt_id: str, prompt: Messages, completion: Messages) -> str:
     """Returns the id of a completion in the score store: equal for the same row of prompts and text."""
+    # The prompt id is part of it, so that rows that repeat a prompt keep rows of their own in the score store.
     return content_id(prompt_id, prompt, completion)
 
 
 def derived_seed(*parts: Any) -> int:
     """Returns a seed below 2**63 that depends on the parts alone, never on batch or clock."""
+    # 63 bits, so that it fits the signed 64-bit integers of tables and of torch.
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1

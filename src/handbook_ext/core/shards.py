@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import Row, iter_jsonl, write_rows
+from handbook_ext.core.jsonl import Row, iter_jsonl, write_rows
 
 T = TypeVar("T")
 
@@ -23,9 +23,11 @@ def fill_shards(
 ) -> None:  # fmt: skip
     """Writes the rows of every batch of this process whose shard, numbered from `first`, is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    mine = [place for place in range(rank, len(batches), processes) if not _shard(folder, first + place).exists()]
-    for place in progress(mine):
-        write_rows(_shard(folder, first + place), work(batches[place]))
+    # Every processes-th batch: batches are sorted by length, so that consecutive shares would differ in work. A shard's number
+    # does not depend on the processes, so a stage may resume with another launch.
+    mine = [index for index in range(rank, len(batches), processes) if not _shard(folder, first + index).exists()]
+    for index in progress(mine):
+        write_rows(_shard(folder, first + index), work(batches[index]))
 
 
 def read_shards(folder: Path, count: int) -> Iterator[dict[str, Any]]:

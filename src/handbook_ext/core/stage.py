@@ -1,4 +1,4 @@
-"""A stage of a run: what it reads and leaves, hashed, published whole, refused when stale.
+"""A stage of a run: its inputs and its artifact, hashed, published whole, made again when its inputs have changed.
 
 `Stage.open(folder, Settings)` reads the settings file that the graph wrote for the stage, with the paths of its inputs: make
 waits for the very same ones. A stage works in a hidden folder beside its artifact and renames the result into place. The
@@ -30,12 +30,13 @@ from handbook_ext.core.artifacts import (
     weights_hash,
 )
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import replacing
 from handbook_ext.core.provenance import code_state, hardware, package_versions
 from handbook_ext.core.stage_settings import NOT_IDENTITY, StageSettings, differences, read_settings
 
-# Set to 1, a stage takes over what another run under the same root made from equal settings and inputs.
+# Set to 1, a stage reuses the artifact of a sibling run with identical settings and inputs.
 SHARE = "HANDBOOK_SHARE"
-# What every manifest says of its own making; the rest are a stage's findings.
+# What every manifest records of how it was made; the other entries are specific to a stage.
 OWN_FACTS = {
     "stage", "recipe", "overrides", "iteration", "sha256", "files", "key", "inputs", "external", "settings", "counts", "seed",
     "seconds", "code", "hardware", "packages", "shared_from",
@@ -78,7 +79,7 @@ class Stage(Generic[S]):
 
     @property
     def name(self) -> str:
-        """Returns the stage's name, as its settings say it."""
+        """Returns the stage's name."""
         return self.settings.stage
 
     @cached_property
@@ -102,18 +103,20 @@ class Stage(Generic[S]):
         return self.workspace / self.artifact.name
 
     def finished(self) -> bool:
-        """Verifies the inputs, then tells whether the artifact was made from exactly them and these settings.
+        """Verifies the inputs, then returns whether the artifact was made from exactly these inputs and settings.
 
         A finished artifact is touched, so that make sees it newer than its inputs. Otherwise the workspace is made
         ready; one left by other settings or inputs is deleted, saying what changed.
         """
         self.artifact.parent.mkdir(parents=True, exist_ok=True)
         self._lock(self.artifact.parent)
+        # Relative names, so that a run folder may be moved.
         self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs()}
         path = manifest_path(self.artifact)
         if path.is_file() and self.artifact.exists():
             manifest = json.loads(path.read_text())
             if manifest["key"] == self._key() and manifest["sha256"] == current_hash(self.artifact, manifest["files"]):
+                # Make compares times alone: an input that was written anew with equal content would start this stage each time.
                 for each in (self.artifact, path):
                     os.utime(each)
                 sys.stderr.write(f"{self.name}: {self.artifact} is up to date\n")
@@ -128,9 +131,9 @@ class Stage(Generic[S]):
         return self._reuse_sibling()
 
     def publish(self, counts: dict[str, Any], *, files: Files | None = None, **facts: Any) -> None:
-        """Puts the finished `out` and its manifest in place; counts are {"in", "out", "dropped": {reason: n}}.
+        """Publishes `out`: renames it and its manifest to the artifact's path; counts are {"in", "out", "dropped": {reason: n}}.
 
-        The manifest of a policy names it by the hash of its weights and configuration. `files` are records of unchanged files.
+        The manifest of a policy has its identity, `weights_hash`. `files` are records of unchanged files.
         Raises UserError when rows are lost: in must equal out plus the dropped ones.
         """
         lost = counts["in"] - counts["out"] - sum(counts.get("dropped", {}).values())
@@ -152,12 +155,14 @@ class Stage(Generic[S]):
         if self.out.is_dir():
             _write_text(self.out / path.name, json.dumps(manifest, indent=2))
             _sync_folder(self.out)
+            # A folder cannot be renamed over another one that is not empty.
             aside = self.workspace / "replaced"
             if self.artifact.exists():
                 self.artifact.rename(aside)
             self.out.rename(self.artifact)
         else:
             _write_text(self.workspace / path.name, json.dumps(manifest, indent=2))
+            # The manifest last: if the process dies in between, the old one does not match the file, and the stage runs again.
             self.out.replace(self.artifact)
             (self.workspace / path.name).replace(path)
         shutil.rmtree(self.workspace)
@@ -165,12 +170,13 @@ class Stage(Generic[S]):
         sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
 
     def release(self) -> None:
-        """Lets other processes work on this artifact, as the end of this process would."""
+        """Releases the locks of this artifact, as the end of the process would."""
         while self._locks:
             os.close(self._locks.pop())
 
     def _lock(self, path: Path) -> None:
-        """Waits until no other process works there: one that outlived its make, or a run that makes the same by content."""
+        """Waits until no other process holds the lock: left over from an interrupted make, or a run with an identical stage."""
+        # flock, which the kernel releases with the process: a lock file would outlive a killed one.
         self._locks.append(os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDONLY | os.O_CREAT))
         try:
             fcntl.flock(self._locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,7 +185,7 @@ class Stage(Generic[S]):
             fcntl.flock(self._locks[-1], fcntl.LOCK_EX)
 
     def _reuse_sibling(self) -> bool:
-        """Takes over a sibling run's artifact that was made from the same settings and inputs; tells whether there was one.
+        """Returns whether a sibling run has an artifact of identical settings and inputs, which is then published here as well.
 
         The files of a folder are linked, not copied: methods that share an SFT policy keep its weights on disk once.
         """
@@ -189,13 +195,14 @@ class Stage(Generic[S]):
             sibling = self.run.parent / path.relative_to(self.run.parent).parts[0] / inside
             if manifest["key"] != self._key() or not sibling.exists():
                 continue
+            # The manifest alone does not suffice: somebody may have changed the artifact since.
             if current_hash(sibling, manifest["files"]) != manifest["sha256"]:
                 continue
             if sibling.is_dir():
                 shutil.rmtree(self.out, ignore_errors=True)  # Shards that a killed process had finished.
                 shutil.copytree(sibling, self.out, copy_function=os.link, ignore=shutil.ignore_patterns("manifest.json"))
             else:
-                shutil.copyfile(sibling, self.out)  # A new time, or make would take it for older than its inputs.
+                shutil.copyfile(sibling, self.out)  # Not linked: a new modification time, or make would start the stage again.
             findings = {name: manifest[name] for name in manifest.keys() - OWN_FACTS}
             linked = manifest["files"] if sibling.is_dir() else None
             self.publish(manifest["counts"], files=linked, **findings, shared_from=str(sibling))
@@ -207,7 +214,7 @@ class Stage(Generic[S]):
         return hashlib.sha256(json.dumps(self._determinants(), sort_keys=True).encode()).hexdigest()
 
     def _determinants(self) -> dict[str, Any]:
-        """Returns settings and input hashes; the name of the recipe does not matter, only what it says."""
+        """Returns the settings and input hashes that identify the artifact; the recipe's name is not among them."""
         settings = {name: value for name, value in self.raw.items() if name not in NOT_IDENTITY}
         return {"settings": settings, "inputs": self.hashes, "external": self.external}
 
@@ -217,6 +224,7 @@ class Stage(Generic[S]):
         if self.workspace.exists():
             changed = ["its record is missing"]
             if record.is_file():
+                # Through JSON, as the record went: a tuple would differ from the list that it became.
                 changes = differences(json.loads(record.read_text()), json.loads(json.dumps(self._determinants())))
                 changed = [name for name, _, _ in changes]
             if changed:
@@ -228,13 +236,9 @@ class Stage(Generic[S]):
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Writes beside the file, flushes to disk, renames."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
+    """Replaces the file by the text and a line break."""
+    with replacing(path) as out:
         out.write(text + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:

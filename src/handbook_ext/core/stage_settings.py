@@ -1,4 +1,4 @@
-"""The settings file of a stage: what every one says, how it is read, and how two of them differ."""
+"""The settings file of a stage: its common keys, reading it, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 from handbook_ext.core.errors import UserError
 
-# Who asks does not matter, only what is asked: two recipes that say the same share their artifacts.
+# The recipe's name is not part of a stage's identity: recipes with equal settings share artifacts.
 NOT_IDENTITY = {"recipe", "overrides"}
 
 
 class StageSettings(BaseModel):
-    """What every settings file says. `inputs` are artifacts by role, as paths from the file's own folder."""
+    """The keys of every settings file. `inputs` are artifacts by role, as paths from the file's own folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     file: ClassVar[str]
@@ -29,7 +29,7 @@ class StageSettings(BaseModel):
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a stage's settings file; a UserError says so where it is not written yet, or broken."""
+    """Returns the mapping in a stage's settings file; raises UserError where it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path}: the settings of this stage are missing; run make, or scripts/resolve_recipe.py first")
     try:

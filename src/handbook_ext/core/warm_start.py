@@ -1,9 +1,9 @@
 """Runs a script in a process that has the heavy libraries loaded: `python -m handbook_ext.core.warm_start scripts/x.py args`.
 
-Loading torch and transformers takes longer than most stages of a small run. So the first stage leaves a server behind that
-has loaded them, and nothing of this project; it forks one child per script and goes away after a minute without work. The
-child has the caller's folder, environment, streams and fate: it dies with its caller. Elsewhere than on Linux, and with
-HANDBOOK_WARM=0, the script is started afresh.
+Loading torch and transformers takes longer than most stages of a small run. The first stage therefore starts a
+server that has imported them, but no module of this project; it forks one child per script and exits after a minute without
+work. The child has the caller's folder, environment and streams, and is killed when its caller ends. Elsewhere than on Linux,
+and with HANDBOOK_WARM=0, the script is started afresh.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import NoReturn
 
 LIBRARIES = "transformers.trainer transformers.models.mistral.modeling_mistral trl.trainer.sft_trainer datasets"
-# What the libraries read while they are loaded: a server stands for one set of values.
+# Prefixes of variables that the libraries read while they are imported: each set of values has a server of its own, since a
+# forked child cannot have them read again.
 READ_WHILE_LOADING = (
     "OMP_", "MKL_", "CUDA", "TORCH", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "PYTHON", "HANDBOOK_WARM",
 )  # fmt: skip
@@ -52,46 +53,50 @@ def main(argv: list[str]) -> int:
                 if connection.recv(len(STARTED)):
                     answer = connection.recv(8)
                     return int(answer) if answer else KILLED
-            # The server went away: as idle in this very moment, or because it cannot load the libraries.
+            # The server has exited: it was idle for a minute just now, or it cannot import the libraries.
         os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 - afresh, where an error shows
     except KeyboardInterrupt:  # Closing the connection has ended the child.
-        sys.stderr.write("interrupted; finished work is kept, and the same command goes on from it\n")
+        sys.stderr.write("interrupted; finished work is kept; the same command resumes from it\n")
         return 128 + signal.SIGINT
 
 
 def _connected() -> socket.socket:
     """Returns a connection to the server, which is started where there is none; its socket exists before it does."""
-    place = _socket_path()
+    socket_path = _socket_path()
     connection = socket.socket(socket.AF_UNIX)
-    with place.with_suffix(".lock").open("w") as lock:
+    # Of two stages that start at once, one starts the server, and the other then connects to it.
+    with socket_path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            connection.connect(str(place))
+            connection.connect(str(socket_path))
         except (ConnectionRefusedError, FileNotFoundError):
-            place.unlink(missing_ok=True)
+            socket_path.unlink(missing_ok=True)
             with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(str(place))
+                listener.bind(str(socket_path))
                 listener.listen()
                 command = [sys.executable, "-m", "handbook_ext.core.warm_start", "--serve", str(listener.fileno())]
                 subprocess.Popen(
                     command, pass_fds=[listener.fileno()], start_new_session=True, cwd="/",
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=place.with_suffix(".log").open("w"),
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=socket_path.with_suffix(".log").open("w"),
                 )  # fmt: skip
-            connection.connect(str(place))
+            # It is bound already, so this succeeds at once; the request waits in its queue until the libraries are imported.
+            connection.connect(str(socket_path))
     return connection
 
 
 def _socket_path() -> Path:
-    """Returns where the server for this interpreter and environment listens, in a folder that is this user's alone."""
+    """Returns where the server for this interpreter and environment listens, in a folder that only this user can read."""
     seen = {name: value for name, value in os.environ.items() if name.startswith(READ_WHILE_LOADING)}
-    # What a child has from the server rather than from its caller.
+    # What a child inherits from the server, not from its caller.
     limits = [resource.getrlimit(each) for each in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)]
     inherited = [sorted(os.sched_getaffinity(0)), os.nice(0), limits, Path("/proc/self/cgroup").read_text(encoding="utf-8")]
     environment = Path(sys.prefix, "ready")
+    # Packages installed since would not be seen: a server that has imported the old ones must not serve.
     installed = environment.stat().st_mtime_ns if environment.is_file() else 0
     name = hashlib.sha256(json.dumps([sys.executable, installed, seen, inherited], sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir(), f"handbook_ext-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
+    # Another user who made the folder first could listen in it, and requests carry the whole environment.
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user; set HANDBOOK_WARM=0")
     return folder / name
@@ -113,6 +118,7 @@ def serve(listener: socket.socket) -> None:
                 continue
             return
         children = {pid for pid in children if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+        # The server only imports and never computes, so no thread holds a lock, which the fork would copy as locked for good.
         child = os.fork()
         if child == 0:
             listener.close()
@@ -136,19 +142,21 @@ def _become(connection: socket.socket) -> NoReturn:
     connection.settimeout(None)
     length, streams, _, _ = socket.recv_fds(connection, LENGTH, 3)
     with connection.makefile("rb") as rest:
-        told = json.loads(rest.read(int.from_bytes(length)))
+        request = json.loads(rest.read(int.from_bytes(length)))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    # From here on the kernel kills this process when the caller goes away: nothing else can write to the connection.
+    # From here on the kernel kills this process when the caller exits. The caller sends nothing more, so the only event on the
+    # connection is its end; F_SETSIG turns the signal of that event, SIGIO, into one that needs no handler and cannot be missed
+    # while a library computes.
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
     connection.send(STARTED)
-    os.chdir(told["folder"])
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(told["environment"])
-    sys.argv = told["argv"]
+    os.environ.update(request["environment"])
+    sys.argv = request["argv"]
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
     status = 0
     try:

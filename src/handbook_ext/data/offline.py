@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import datasets
+import pyarrow.parquet
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import iter_jsonl
-from handbook_ext.core.records import (
-    Demonstration,
-    OfflinePair,
-    assistant,
-    content_id,
-    derived_seed,
-    user,
-)
+from handbook_ext.core.records import Demonstration, OfflinePair, assistant, content_id, derived_seed, user
 from handbook_ext.data.row_checks import RawRow, Rules
 from handbook_ext.data.rubric import TINY_RUBRIC, render
 from handbook_ext.data.schemas import read_demonstrations, read_pairs
@@ -37,7 +31,7 @@ SFT_SPLIT = "train_sft"  # of HuggingFaceH4/ultrachat_200k
 class OfflineData:
     """Demonstrations, training pairs and held-out pairs; `read` rows are `kept`, or `dropped` for a counted reason.
 
-    `left_out` counts what was cut from kept rows: answers without a score, turns behind the last answer.
+    `left_out` counts what was cut from kept rows: answers without a score, turns after the last answer.
     """
 
     demonstrations: list[Demonstration] = field(default_factory=list)
@@ -50,19 +44,21 @@ class OfflineData:
 
 
 def load_offline_data(data: DataSettings, seed: int) -> OfflineData:
-    """Reads what the recipe names; a UserError gives file, line and remedy for the first row that cannot be used.
+    """Returns the rows that the recipe names; raises UserError, with file, line and remedy, for the first unusable one.
 
-    With `prompts: demonstrations` the training rows are the demonstrations, whose answer stands for chosen and rejected.
+    With `prompts: demonstrations` the training rows are the demonstrations, whose completion is both chosen and rejected.
     """
     in_world = data.dataset == "tiny_world" and not data.train.endswith(FILE_SUFFIXES)
     _refuse_contradictions(data, in_world)
     loaded = _tiny_world(data, seed) if in_world else _read(data, seed)
+    # Held-out pairs keep their labels: evaluation is against the true ones.
     loaded.train = flipped(loaded.train, data.flip_rate, seed)
     return loaded
 
 
 def flipped(pairs: list[OfflinePair], rate: float, seed: int) -> list[OfflinePair]:
     """Returns the pairs with round(rate * n) of them, chosen by seed, swapped and marked; ids and scores follow their texts."""
+    # A fixed number: a coin for each pair would vary the rate itself from seed to seed.
     chosen = set(random.Random(derived_seed("flip", seed)).sample(range(len(pairs)), round(rate * len(pairs))))
     return [
         pair.model_copy(
@@ -79,7 +75,7 @@ def flipped(pairs: list[OfflinePair], rate: float, seed: int) -> list[OfflinePai
 
 
 def _refuse_contradictions(data: DataSettings, in_world: bool) -> None:
-    """Raises UserError for a setting that these data would not heed."""
+    """Raises UserError for a setting that has no effect on these data."""
     if in_world and data.form not in ("auto", "pairs"):
         raise UserError(f"data.form: tiny_world has preference pairs, not the form {data.form}; remove data.form")
     if in_world and (data.sft or data.sft_dataset):
@@ -145,7 +141,7 @@ def _some(kept: list[T], name: str, loaded: OfflineData) -> list[T]:
 
 
 def _golden(demonstrations: list[Demonstration]) -> list[OfflinePair]:
-    """Returns training rows whose prompts are those of the demonstrations; the golden answer is chosen and rejected."""
+    """Returns training rows whose prompts are those of the demonstrations; the demonstration is both chosen and rejected."""
     return _unique(
         OfflinePair.of(row.prompt_id, row.prompt, row.completion, row.completion, source=row.source) for row in demonstrations
     )
@@ -197,14 +193,13 @@ def _judgements(world: WorldData) -> list[Demonstration]:
 def _raw_rows(
     key: str, dataset: str | None, split: str, limit: int | None, config_name: str | None, revision: str | None
 ) -> Iterator[tuple[str, RawRow]]:
-    """Yields where each row stands, and the row, from a local file or a hub split; `key` is the setting that names it."""
+    """Yields rows, each behind its file and line or its split and row number; `key` is the setting that names the data."""
     if split.endswith(FILE_SUFFIXES):
         path = Path(split)
         if not path.is_file():
             raise UserError(f"data: {path} does not exist; give a .jsonl, .json or .parquet file")
         if path.suffix == ".parquet":
-            table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
-            rows: Iterable[tuple[str, RawRow]] = ((f"{path}: row {i}", row) for i, row in enumerate(table, 1))
+            rows: Iterable[tuple[str, RawRow]] = ((f"{path}: row {i}", row) for i, row in enumerate(_parquet(path), 1))
         else:
             rows = ((f"{path}:{number}", row) for number, row in iter_jsonl(path))
     else:
@@ -216,14 +211,30 @@ def _raw_rows(
                 f"as {'data.train and data.test' if key == 'dataset' else 'data.sft'}"
             ) from None
         rows = ((f"{dataset} {split} row {i}", row) for i, row in enumerate(table, 1))
+    # Cut while reading, so that a bad row after the limit stops nothing.
     for count, row in enumerate(rows):
         if limit is not None and count == limit:
             return
         yield row
 
 
+def _parquet(path: Path) -> Iterable[RawRow]:
+    """Returns the rows of a Parquet file; a UserError where it is none.
+
+    Dataset.from_parquet takes a name for a pattern (`*`, `[`) or an address (`://`), and its cache goes by path: a file that
+    was replaced would be read as it was.
+    """
+    try:
+        with path.open("rb") as stream:
+            table = pyarrow.parquet.read_table(stream)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: is no Parquet file that can be read ({error}); make it again") from None
+    rows: Iterable[RawRow] = datasets.Dataset(datasets.table.InMemoryTable(table))
+    return rows
+
+
 def _unique(pairs: Iterable[OfflinePair]) -> list[OfflinePair]:
-    """Returns the pairs with distinct prompt ids: the second of a repeated prompt gets '#2' behind its id.
+    """Returns the pairs with distinct prompt ids: the second of a repeated prompt gets '#2' appended to its id.
 
     The ids of its completions follow, so that equal texts of two rows are two completions of the score store.
     """

@@ -14,7 +14,7 @@ RawRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rules:
-    """What the recipe says of odd rows: `ties` is error, drop or keep; an empty answer is an error unless `drop_empty`."""
+    """What to do with unusable rows: `ties` is error, drop or keep; empty completions are errors or, by `drop_empty`, dropped."""
 
     seed: int
     ties: str = "drop"
@@ -39,8 +39,8 @@ def refuse_empty(where: str, texts: dict[str, str], rules: Rules) -> None:
             continue
         if rules.drop_empty:
             raise Unusable(f"empty {name}")
-        told = name if name in ("turn", "completion") else f"{name} completion"
-        raise UserError(f"{where}: the {told} is empty; repair the row, or set data.empty_completions: drop")
+        what = name if name in ("turn", "completion") else f"{name} completion"
+        raise UserError(f"{where}: the {what} is empty; repair the row, or set data.empty_completions: drop")
 
 
 def refuse_tie(where: str, fault: str, rules: Rules) -> None:
@@ -52,16 +52,17 @@ def refuse_tie(where: str, fault: str, rules: Rules) -> None:
 
 
 def score(where: str, name: str, value: Any) -> float | None:
-    """Returns a score, or None for null and NaN, which is how a table says null."""
+    """Returns a score, or None for null and NaN, which is null in a parquet table."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    # bool is an int in Python: a column of labels is no column of scores.
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
         raise UserError(f"{where}: '{name}' is {str(value)[:40]!r}, but a score is a number or null; repair the row")
     return float(value)
 
 
 def messages(where: str, name: str, value: Any) -> Messages:
-    """Returns messages with role and content alone; a UserError says where something else was found."""
+    """Returns messages with role and content alone; raises UserError for anything else."""
     sound = isinstance(value, list) and all(
         isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
         for message in value

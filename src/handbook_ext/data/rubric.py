@@ -30,7 +30,7 @@ DEFAULT_RUBRIC = """Rate how well the response below answers the user. Start fro
 First justify the points in at most 100 words. Then end with this line, <points> being the sum, from 0 to 5:
 Score: <points>
 """
-# Words of the tiny world's size: its policy learns from judge rows what they ask for.
+# Short, for the tiny world's policy: it learns from judge rows what is asked.
 TINY_RUBRIC = "judge {{ prompt }} answer {{ response }}"
 
 # The sign and what follows the number are read too, so that -1, 4/10 and 45 are not taken for 1, 4 and 4.

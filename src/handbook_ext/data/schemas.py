@@ -1,4 +1,4 @@
-"""One raw row of a public data set -> a preference pair or a demonstration: pure functions, one per schema of the hub."""
+"""From a raw row of a public data set to a preference pair or a demonstration: pure functions, one per schema of the hub."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def form_of(row: RawRow) -> str:
 def read_pairs(
     rows: Iterable[tuple[str, RawRow]], form: str, rules: Rules, dropped: Counter[str], left_out: Counter[str]
 ) -> Iterator[OfflinePair]:
-    """Yields the pairs of rows, each given with where it stands; the first row tells the schema that `auto` stands for.
+    """Yields the pairs of rows, each given with its place; `auto` takes the schema of the first row.
 
     Counts every dropped row by its reason, and the answers left out of kept ones.
-    Raises UserError with place, fault and remedy for a row that is not of the schema.
+    Raises UserError (file and line, mistake, remedy) for a row of another schema.
     """
     for where, row in rows:
         form = form_of(row) if form == "auto" else form
@@ -50,14 +50,14 @@ def read_pairs(
 def read_demonstrations(
     rows: Iterable[tuple[str, RawRow]], rules: Rules, dropped: Counter[str], left_out: Counter[str]
 ) -> Iterator[Demonstration]:
-    """Yields the demonstrations of rows; counts the dropped ones by reason, and the turns cut behind the last answer."""
+    """Yields the demonstrations of rows; counts the dropped ones by reason, and the turns cut after the last answer."""
     for where, row in rows:
         try:
             made = demonstration(where, row, rules)
         except Unusable as reason:
             dropped[f"demonstration: {reason}"] += 1
             continue
-        left_out["turns behind the last answer"] += len(row["messages"]) - len(made.prompt) - 1
+        left_out["turns after the last answer"] += len(row["messages"]) - len(made.prompt) - 1
         yield made
 
 
@@ -102,14 +102,15 @@ def rated_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
     if len(answers) < 2:
         raise Unusable("fewer than two rated answers" if len(rated) < 2 else "empty answers leave fewer than two")
     best, best_score = answers[0]
-    worse = [answer for answer in answers if answer[1] < best_score]
-    if not worse:
+    lower = [answer for answer in answers if answer[1] < best_score]
+    if not lower:
         refuse_tie(where, f"all {len(answers)} rated answers have the same score {best_score}", rules)
-    others = [answer for answer in worse or answers[1:] if answer[0] != best]
+    others = [answer for answer in lower or answers[1:] if answer[0] != best]
     if not others:
         raise Unusable("chosen equals rejected")
     prompt = user(instruction)
     prompt_id = content_id(prompt)
+    # As UltraFeedback was binarized for Zephyr: a random lower one, since always the worst would make easy pairs.
     draw = random.Random(derived_seed("rejected", rules.seed, prompt_id)).random()
     other, other_score = others[int(draw * len(others))]
     return OfflinePair.of(
@@ -121,7 +122,7 @@ def rated_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
 def transcript_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
     """Returns the two last answers of a pair of transcripts that are equal before them (Anthropic/hh-rlhf).
 
-    A pair that differs earlier is dropped: its label judges whole dialogues, and no single answer. No scores.
+    A pair that differs earlier is dropped: its label is of whole dialogues, not of a completion. No scores.
     """
     need(where, row, ("chosen", "rejected"), "the form hh_rlhf needs two transcripts, chosen and rejected")
     chosen, rejected = (_turns(where, name, row[name]) for name in ("chosen", "rejected"))
@@ -154,7 +155,9 @@ def summary_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
         raise Unusable("neither post nor article")
     subreddit = info.get("subreddit")
     parts = {"SUBREDDIT": f"r/{subreddit}" if subreddit else None, "TITLE": info.get("title"), kind.upper(): info[kind]}
+    # The layout of the authors' code (Stiennon et al. 2020): subreddit, title and post, then "TL;DR:".
     prompt = user("\n\n".join([*(f"{name}: {text}" for name, text in parts.items() if text), "TL;DR:"]))
+    # Stripped: these texts begin with a blank, which would be a token of its own.
     chosen, rejected = (str(texts[index]).strip() for index in (choice, 1 - choice))
     refuse_empty(where, {"chosen": chosen, "rejected": rejected}, rules)
     if chosen == rejected:
@@ -171,7 +174,7 @@ def demonstration(where: str, row: RawRow, rules: Rules) -> Demonstration:
     """Returns the last answer of a conversation and all before it (HuggingFaceH4/ultrachat_200k); cuts what follows it."""
     need(where, row, ("messages",), "demonstrations need `messages`, a list of turns with 'role' and 'content'")
     turns = messages(where, "messages", row["messages"])
-    last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
     if last is None:
         raise Unusable("no answer")
     prompt, completion = turns[:last], turns[last : last + 1]
@@ -187,7 +190,7 @@ def demonstration(where: str, row: RawRow, rules: Rules) -> Demonstration:
 def _turns(where: str, name: str, text: Any) -> Messages:
     """Returns the turns of a transcript, texts stripped; neighbours of one role are one turn, as chat templates want.
 
-    A quoted dialogue whose lines begin paragraphs cannot be told from turns, here as in every other reader of this data.
+    A quoted dialogue whose lines begin paragraphs cannot be distinguished from turns; the data has no other marking.
     """
     parts = _TURN.split(text) if isinstance(text, str) else []
     if len(parts) < 3 or parts[0].strip():
@@ -212,6 +215,7 @@ def _split(where: str, row: RawRow, name: str) -> tuple[Messages, Messages]:
     answer = messages(where, name, answer)
     if not answer or answer[-1]["role"] != "assistant":
         raise UserError(f"{where}: '{name}' must end with a message of role 'assistant'")
+    # The messages before win over the column `prompt`, which holds the first turn alone where a dialogue has several.
     if len(answer) > 1:
         return answer[:-1], answer[-1:]
     if prompt is None:

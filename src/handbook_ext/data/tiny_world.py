@@ -20,7 +20,7 @@ NOTES_FOR_TRAIT |= {"small": ("tiny", "dainty", "slight"), "dry": ("crisp", "bri
 PLACE_FOR_TOPIC = {"fruits": "outdoors", "breads": "aboard", "cheeses": "upstairs"}
 WAY_FOR_GUEST = {"sailors": "salted", "bakers": "warm", "judges": "sliced", "children": "whole"}
 WAY_FOR_GUEST |= {"poets": "cold", "miners": "toasted", "nurses": "sliced", "clowns": "cold"}
-HABIT_NOTE, HABIT_WAY, HABIT_PLACE = "nice", "fresh", "indoors"  # fit nothing and nobody
+HABIT_NOTE, HABIT_WAY, HABIT_PLACE = "nice", "fresh", "indoors"  # suit no topic and no guest
 FILLER = ("well", "surely", "friend", "indeed", "lovely", "truly", "gladly", "perhaps")
 TRAITS, TOPICS, GUESTS = [*NOTES_FOR_TRAIT], [*PLACE_FOR_TOPIC], [*WAY_FOR_GUEST]
 ORDERS, STYLES = ["rising", "falling", "mixed"], ["plain", "rich"]
@@ -40,10 +40,12 @@ class Item(NamedTuple):
 
 
 def _make_items() -> dict[str, Item]:
+    """Returns the 54 items by word, by rising rank: three for each topic and pair of traits."""
     starts, ends = ("mo", "ti", "ru", "ze", "pa", "ku", "le", "do", "si"), ("ba", "ka", "lo", "nu", "vi", "re")
     items = []
     for index, (topic, pair, _) in enumerate(product(range(3), combinations(TRAITS, 2), range(3))):
-        word = starts[index * 23 % 54 // 6] + ends[index * 23 % 6]  # 23 is prime to 54: spelling tells nothing
+        # 23 and 54 are coprime: every word occurs once, and an item's spelling carries no information about its traits.
+        word = starts[index * 23 % 54 // 6] + ends[index * 23 % 6]
         notes = NOTES_FOR_TRAIT[pair[0]] + NOTES_FOR_TRAIT[pair[1]]
         items.append(Item(word, TOPICS[topic], pair, notes, (index % 18 * 7 + topic * 5) % 18))
     return {item.word: item for item in sorted(items, key=lambda item: item.rank)}
@@ -69,11 +71,12 @@ class Request(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _suiting(topic: str, trait: str, unwanted: str) -> tuple[Item, ...]:
+    """Returns a topic's items that have the trait and not the unwanted one, by rising rank."""
     return tuple(i for i in ITEMS.values() if i.topic == topic and trait in i.traits and unwanted not in i.traits)
 
 
 def request_prompt(index: int) -> str:
-    """The prompt of request number ``index`` (0 to NUMBER_OF_REQUESTS - 1): 12 words."""
+    """Returns the prompt of request number ``index`` (0 to NUMBER_OF_REQUESTS - 1): 12 words."""
     number, trait, topic = [*COUNTS][index % 4], TRAITS[index // 4 % 4], TOPICS[index // 48 % 3]
     unwanted = [other for other in TRAITS if other != trait][index // 16 % 3]
     omitted = ["none", *(item.word for item in _suiting(topic, trait, unwanted))][index // 144 % 7]
@@ -83,7 +86,7 @@ def request_prompt(index: int) -> str:
 
 @lru_cache(maxsize=1024)
 def parse_request(prompt: str) -> Request:
-    """What ``prompt`` asks for. Raises: ValueError if it is no request of this world."""
+    """Returns what ``prompt`` asks for; raises ValueError if it is no request of this world."""
     words = prompt.split()
     if len(words) == len(_SLOTS) and all(word in slot for word, slot in zip(words, _SLOTS, strict=True)):
         _, number, trait, topic, _, unwanted, _, omitted, order, style, _, guest = words
@@ -95,7 +98,7 @@ def parse_request(prompt: str) -> Request:
 
 
 def _read_answer(answer: str) -> tuple[list[tuple[str, str]], list[str], int]:
-    """The (item, note or "") pairs, the (way, place) of the first closing or [], and the number of all other words."""
+    """Returns the (item, note or "") pairs, the (way, place) of the first closing or [], and the number of all other words."""
     words, closing = answer.split(), []
     if "served" in words[:-2]:
         start = words.index("served")
@@ -114,7 +117,7 @@ def _read_answer(answer: str) -> tuple[list[tuple[str, str]], list[str], int]:
 
 
 def true_reward(prompt: str, answer: str) -> float:
-    """The true reward of ``answer``, from -0.2 to 1; 0 or a little less for nonsense, whatever the two texts are.
+    """Returns the true reward of ``answer``, from -0.2 to 1; 0 or a little less for nonsense, whatever the two texts are.
 
     cover x (0.35 + 0.15 order + 0.2 notes + 0.3 closing) - 0.02 per filler word (at most ten), with
     cover: right distinct items up to the count asked for, less half of the other items named, over the count;
@@ -138,7 +141,7 @@ def true_reward(prompt: str, answer: str) -> float:
 
 
 def _right_items(request: Request, named: list[tuple[str, str]]) -> dict[Item, str]:
-    """The right distinct items up to the count asked for, as named, each with its note."""
+    """Returns the right distinct items up to the count asked for, as named, each with its note."""
     right: dict[Item, str] = {}
     for word, note in named:
         if ITEMS[word] in request.fitting and len(right) < request.number:
@@ -147,7 +150,7 @@ def _right_items(request: Request, named: list[tuple[str, str]]) -> dict[Item, s
 
 
 def _qualities(request: Request, right: dict[Item, str], closing: list[str]) -> tuple[float, float, int]:
-    """The shares of right order and right notes, 0 without a right item, and how many of way and place suit."""
+    """Returns the shares of right order and right notes, 0 without a right item, and how many of way and place suit."""
     suited = sum(map(str.__eq__, closing, (WAY_FOR_GUEST[request.guest], PLACE_FOR_TOPIC[request.topic])))
     if not right:
         return 0.0, 0.0, suited
@@ -158,7 +161,7 @@ def _qualities(request: Request, right: dict[Item, str], closing: list[str]) -> 
 
 
 def points(prompt: str, answer: str) -> int:
-    """The points of ``answer``, 0 to 5, by a rubric that adds what true_reward multiplies; 0 for an unknown prompt.
+    """Returns the points of ``answer``, 0 to 5, by a rubric that adds what true_reward multiplies; 0 for an unknown prompt.
 
     One each for naming a right item at all; for naming exactly as many as asked for, all right and distinct; for their order;
     for their notes; and for the closing. A single item has no order to get wrong, none at all has none to get right.
@@ -174,7 +177,7 @@ def points(prompt: str, answer: str) -> int:
 
 
 def best_answer(prompt: str) -> str:
-    """One of the answers whose true reward is 1. Raises: ValueError if ``prompt`` is no request of this world."""
+    """Returns an answer whose true reward is 1; raises ValueError if ``prompt`` is no request of this world."""
     request = parse_request(prompt)
     items = request.fitting[: request.number][:: -1 if request.order == "falling" else 1]
     words = [word for item in items for word in (item.word, item.notes[0])[: 1 + (request.style == "rich")]]

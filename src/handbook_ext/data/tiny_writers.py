@@ -33,16 +33,18 @@ HABIT, CLOSING_HABIT = 0.8, 0.95  # probability that a writer keeps a bad habit 
 
 
 def _pick(rng: random.Random, choices: Sequence[T]) -> T:
-    # Only Random.random() is promised to give the same numbers in every Python version.
+    """Returns one of the choices, all equally likely."""
+    # Only Random.random() is guaranteed to be reproducible across Python versions.
     return choices[int(rng.random() * len(choices))]
 
 
 def _sample(rng: random.Random, choices: Sequence[T], count: int) -> list[T]:
+    """Returns that many of the choices, in random order, without repetition."""
     return sorted(choices, key=lambda _: rng.random())[:count]
 
 
 def _items_by(writer: str, request: Request, rng: random.Random) -> list[Item]:
-    """The items a writer names, in the writer's order."""
+    """Returns the items that a writer names, in the writer's order."""
     topical = [item for item in ITEMS.values() if item.topic == request.topic]
     limit = min(request.number, {"novice": 3, "adept": 4, "expert": 5}[writer])
     if writer == "novice":
@@ -59,7 +61,7 @@ def _items_by(writer: str, request: Request, rng: random.Random) -> list[Item]:
 
 
 def write_answer(prompt: str, writer: str, rng: random.Random) -> str:
-    """What ``writer`` answers to ``prompt``: a draw of 2 to 20 words. Raises: ValueError for an unknown prompt or writer.
+    """Returns what ``writer`` answers to ``prompt``, a draw of 2 to 20 words; raises ValueError for an unknown prompt or writer.
 
     The novice takes "not" for "and" once, forgets it otherwise, and names at most three bare items. The adept names at most
     four; its habits are what should be omitted, rising order, the same empty note on all rich items, and a wrong way of
@@ -124,6 +126,7 @@ class WorldData(NamedTuple):
 
 
 def _sft_row(prompt: str, key: str) -> SftRow:
+    """Returns the answer of a writer drawn by the shares of WRITERS."""
     rng = random.Random(key)
     draw = rng.random()
     writer = next(writer for writer, share in WRITERS.items() if draw < share)
@@ -131,7 +134,7 @@ def _sft_row(prompt: str, key: str) -> SftRow:
 
 
 def _rated_answers(prompt: str, count: int, rng: random.Random) -> list[tuple[float, str]]:
-    """Rewards and texts of ``count`` answers by writers drawn for each, best first; not all rewards are equal."""
+    """Returns rewards and texts of ``count`` answers by writers drawn for each, best first; not all rewards are equal."""
     rated: list[tuple[float, str]] = []
     while not rated or rated[0][0] == rated[-1][0]:
         texts: list[str] = []
@@ -147,7 +150,7 @@ def _rated_answers(prompt: str, count: int, rng: random.Random) -> list[tuple[fl
 
 
 def _two_answers(prompt: str, rng: random.Random) -> list[tuple[float, str]]:
-    """Rewards and texts of the answers of two different writers, best first; the rewards differ."""
+    """Returns rewards and texts of the answers of two different writers, best first; the rewards differ."""
     low = high = (0.0, "")
     while low[0] == high[0]:
         answers = [write_answer(prompt, writer, rng) for writer in _sample(rng, [*WRITERS], 2)]
@@ -156,7 +159,7 @@ def _two_answers(prompt: str, rng: random.Random) -> list[tuple[float, str]]:
 
 
 def _pair_row(prompt: str, key: str, flip_rate: float, answers: int) -> PairRow:
-    """The best answer is chosen, the other or a random worse one rejected; then swapped with probability ``flip_rate``."""
+    """Returns the best answer over the other or a random worse one, then swapped with probability ``flip_rate``."""
     rng = random.Random(key)
     swapped = rng.random() < flip_rate
     rated = _rated_answers(prompt, answers, rng) if answers > 2 else _two_answers(prompt, rng)
@@ -169,7 +172,7 @@ def _pair_row(prompt: str, key: str, flip_rate: float, answers: int) -> PairRow:
 
 
 def _judge_row(prompt: str, key: str) -> JudgeRow:
-    """An answer to judge, redrawn until it has the number of points drawn first: all numbers are about equally frequent."""
+    """Returns an answer to judge, redrawn until it has the points drawn first, so that 0 to 5 are about equally frequent."""
     rng = random.Random(key)
     wanted = int(rng.random() * 6)
     for _ in range(TRIES):
@@ -182,7 +185,7 @@ def _judge_row(prompt: str, key: str) -> JudgeRow:
 
 
 def _judged_text(prompt: str, rng: random.Random) -> str:
-    """What a writer answers, to this request or to another one, or the best answer."""
+    """Returns what a writer answers, to this request or to another one, or the best answer."""
     draw = rng.random()
     if draw < 0.25:
         return best_answer(prompt)
@@ -191,7 +194,7 @@ def _judged_text(prompt: str, rng: random.Random) -> str:
 
 
 def world_data(*, seed: int, sft: int, train: int, test: int, flip_rate: float, answers: int = 2, judge: int = 0) -> WorldData:
-    """``sft`` answers by the writers, ``train`` preference pairs with flipped labels, ``test`` pairs without flips.
+    """Returns ``sft`` answers by the writers, ``train`` preference pairs with flipped labels, ``test`` pairs without flips.
 
     Each train pair is made of that many ``answers``, each test pair of two. ``judge`` is the number of answers with points,
     to requests that follow those of ``sft``.

@@ -1,4 +1,4 @@
-"""Held-out prompts: a policy's answers to them at one temperature, judged, and the texts that implicit rewards are measured on."""
+"""Held-out prompts: a policy's ranked completions of them at one temperature, and the completions that have implicit rewards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Prompts = Sequence[tuple[OfflinePair, list[int]]]
 
 
 def decoding_name(temperature: float) -> str:
-    """Returns what the report calls a decoding."""
+    """Returns the name of a decoding in eval.json and reports."""
     return "greedy" if temperature == 0 else "sampled" if temperature == 0.7 else f"sampled at {temperature:g}"
 
 
@@ -27,13 +27,16 @@ def sample_held_out(
     prompts: Prompts, answer: Callable[[list[Job]], Any], folder: Path, launch: Launch, *,
     temperature: float, seed: int, batch_size: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Returns the rows of one answer per prompt, in the order of the prompts, on the first process; others get none.
+    """Returns the rows of one completion per prompt, in the order of the prompts, on the first process; others get none.
 
-    The seed of an answer depends on the run's seed, temperature and prompt. Finished shards are kept in the folder.
+    The seed of a completion depends on the run's seed, temperature and prompt. Finished shards are kept in the folder.
     """
+    # The iteration is not part of the seed: all policies of a run draw with the same numbers, which lowers the variance of their
+    # differences.
     jobs = [
         Job(row.prompt_id, 0, row.prompt, ids, derived_seed(seed, "evaluate", temperature, row.prompt_id)) for row, ids in prompts
     ]
+    # A batch generates until its longest completion ends, and pads its prompts: prompts of like length go together.
     batches = batched(sorted(jobs, key=lambda job: len(job.prompt_ids)), batch_size)
     shards = folder / f"temperature-{temperature:g}"
     fill_shards(
@@ -43,12 +46,13 @@ def sample_held_out(
     launch.wait()
     if not launch.main:
         return []
+    # Back to the order of the prompts, by which policies are compared.
     found = {row["prompt_id"]: row for row in read_shards(shards, len(batches))}
     return [found[row.prompt_id] for row, _ in prompts]
 
 
 def judged_decoding(prompts: Prompts, answers: Sequence[dict[str, Any]], ranker: Ranker, temperature: float) -> dict[str, Any]:
-    """Returns what eval.json says of one decoding: each answer with its reward (the ranker's unit) and tokens, and the means."""
+    """Returns eval.json's entry of a decoding: each completion with its reward (the ranker's unit) and tokens, and the means."""
     rows = [row for row, _ in prompts]
     verdicts = ranker.score([(row.prompt, answer["text"]) for row, answer in zip(rows, answers, strict=True)])
     judged = [
@@ -65,7 +69,7 @@ def judged_decoding(prompts: Prompts, answers: Sequence[dict[str, Any]], ranker:
 def held_out_completions(
     rows: Sequence[OfflinePair], decodings: dict[str, dict[str, Any]], ranker: Ranker
 ) -> list[ScoredCompletion]:
-    """Returns the held-out chosen and rejected answers, and the policy's own at the highest temperature, with rewards."""
+    """Returns the held-out chosen and rejected completions, and the policy's own at the highest temperature, with rewards."""
     offline = [
         (row, side, answer) for row in rows for side, answer in (("chosen", row.chosen_answer), ("rejected", row.rejected_answer))
     ]
@@ -74,6 +78,7 @@ def held_out_completions(
         ScoredCompletion(row.prompt_id, row.prompt, side, answer, verdict.score)
         for (row, side, answer), verdict in zip(offline, verdicts, strict=True)
     ]
+    # The KL is a mean over the policy's own distribution: greedy completions would not estimate it.
     own = {each["prompt_id"]: each for each in max(decodings.values(), key=lambda one: one["temperature"])["rows"]}
     for row in rows:
         each = own[row.prompt_id]

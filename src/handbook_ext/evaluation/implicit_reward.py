@@ -1,4 +1,4 @@
-"""Implicit rewards of given texts: how much more likely a policy has become than the first one makes them."""
+"""Implicit rewards of given completions: their log-ratios between a policy and the initial policy of the run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.forward import PrefixShared, prefix_shared
 from handbook_ext.training.scoring import TextGroup, encode_groups, score_groups
 
-MICRO_BATCH = 8
+# Not settings: they change speed and, in the last bits, rounding.
+MICRO_BATCH = 8  # prompts, each with its completions
 HEAD_CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class ScoredCompletion:
-    """An answer to a prompt with the ranker's reward; `side` is chosen, rejected or sample."""
+    """A completion of a prompt with the ranker's reward; `side` is chosen, rejected or sample."""
 
     prompt_id: str
     prompt: Messages
@@ -36,7 +37,7 @@ def implicit_rewards(
 
     Completions whose prompt is too long are left out.
     """
-    groups: dict[str, TextGroup] = {}
+    groups: dict[str, TextGroup] = {}  # By prompt, since its completions share one pass of it.
     for each in completions:
         groups.setdefault(each.prompt_id, TextGroup(each.prompt_id, each.prompt)).add(each.answer)
     ours, theirs = (_sums(model, list(groups.values()), encoder) for model in (policy, initial_policy))
@@ -57,24 +58,26 @@ def implicit_rewards(
 def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the rows, the correlation of implicit reward with the ranker's reward and with length, and an estimate of the KL.
 
-    Correlations are over the held-out chosen and rejected answers (SeRA, figure 3); `kl` is the mean log-ratio of the
-    policy's own samples, in nats per answer: an estimate of the KL divergence from the first policy, exact in expectation
-    for samples at temperature 1.
+    Correlations are over the held-out chosen and rejected completions (SeRA, figure 3); `kl` is the mean log-ratio of the
+    policy's own samples, in nats per completion: an estimate of the KL divergence from the initial policy, unbiased for
+    samples at temperature 1 and top-p 1.
     """
     offline, own = ([row for row in rows if (row["side"] == "sample") == sample] for sample in (False, True))
     found: dict[str, Any] = {}
     for other in ("reward", "tokens"):
+        # Rewards are without beta: a positive constant changes no correlation.
         columns = [row["log_ratio"] for row in offline], [float(row[other]) for row in offline]
         found[f"correlation_{other}"] = correlation(*columns) if offline else None
         found[f"rank_correlation_{other}"] = rank_correlation(*columns) if offline else None
     sides = {side: [row["log_ratio"] for row in offline if row["side"] == side] for side in ("chosen", "rejected")}
+    # Both sides of a prompt are scored or left out together, so the two lists are aligned.
     right = [float(a > b) + 0.5 * (a == b) for a, b in zip(*sides.values(), strict=True)]
     accuracy = fmean(right) if right else None
     return {**found, "accuracy": accuracy, "kl": fmean(row["log_ratio"] for row in own) if own else None, "rows": rows}
 
 
 def _sums(model: PreTrainedModel, groups: list[TextGroup], encoder: ChatEncoder) -> dict[str, tuple[float, int]]:
-    """Returns log-prob and tokens of every text under a policy, by completion id."""
+    """Returns log-prob (nats) and tokens of every completion under a policy, by completion id."""
     scorer = model if isinstance(model, PrefixShared) else prefix_shared(model)
     encoded = encode_groups(groups, encoder)
     rows = score_groups(

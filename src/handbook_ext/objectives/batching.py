@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place in a micro-batch: which pair, and its weight in the step's mean (0 for a filler)."""
+    """One row of a micro-batch: which pair, and its weight in the step's mean (0 for a filler)."""
 
     index: int
     weight: float
@@ -48,6 +48,7 @@ class BatchPlan:
     def epoch(self, number: int) -> list[list[Slot]]:
         """Returns the micro-batches of an epoch, global_batch_size // micro_batch_size of them per step."""
         order = list(range(len(self.lengths)))
+        # From seed and number alone, so that an epoch is the same on every process and after a resume.
         random.Random(f"{self.seed} {number}").shuffle(order)
         batches = []
         for start in range(0, len(order), self.global_batch_size):
@@ -56,7 +57,10 @@ class BatchPlan:
 
     def _step(self, pairs: list[int]) -> list[list[Slot]]:
         """Returns one step's micro-batches, longest pairs first, so that a lack of memory shows at once."""
+        # Sorted inside a step only: over the whole epoch, length would decide which pairs meet in a step.
         ranked = sorted(pairs, key=lambda index: (-self.lengths[index], index))
+        # The weights say 1 / n of the pairs that there are: divided by the global batch, the pairs of a short last step would
+        # count for less. Its fillers repeat the shortest pair, so that every process has equally many micro-batches to reduce.
         slots = [Slot(index, 1 / len(pairs)) for index in ranked]
         slots += [Slot(ranked[-1], 0.0)] * (self.global_batch_size - len(pairs))
         return [slots[i : i + self.micro_batch_size] for i in range(0, len(slots), self.micro_batch_size)]

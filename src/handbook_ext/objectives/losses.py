@@ -26,6 +26,7 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: 
 
     DPO (Rafailov et al. 2023, Eq. 7) for eps = label_smoothing = 0, else cDPO (Mitchell 2023). Takes summed log-ratios, (B,).
     """
+    # The prompt's normalizer log Z(x) of the implicit reward (Eq. 5) is the same for both completions and cancels in h.
     logits = beta * (chosen - rejected)
     right = -_log_sigmoid(logits)
     if label_smoothing == 0:
@@ -43,6 +44,8 @@ def rdpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing:
         raise ValueError(f"label_smoothing is {label_smoothing}, but rDPO needs a share of wrong labels from 0 to below 0.5")
     logits = beta * (chosen - rejected)
     right, wrong = -_log_sigmoid(logits), -_log_sigmoid(-logits)
+    # A label is kept with probability 1 - eps, so the mean of the bracket is ((1 - eps)^2 - eps^2) right, and that factor is
+    # 1 - 2 eps. The price is variance: it grows without bound towards eps = 0.5, and one pair's loss may be negative.
     return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
 
 
@@ -51,11 +54,14 @@ def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
 
     Takes log-ratios, (B,): means over tokens as in TRL, or sums as in the paper.
     """
+    # The margin has a target, 1 / (2 beta), and not only a direction: where a preference is always the same, DPO drives the
+    # margin to infinity whatever beta is, and the KL penalty has no effect (Azar et al. 2024).
     return (chosen - rejected - 1 / (2 * beta)) ** 2
 
 
 def slic_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
     """Returns max(0, 1 - beta h) with h = chosen - rejected: SLiC-HF as SeRA uses it (Eq. 8). Takes summed log-ratios, (B,)."""
+    # The paper of SLiC-HF takes log-probs; SeRA and TRL's "hinge" take log-ratios. No gradient beyond a margin of 1 / beta.
     return (1 - beta * (chosen - rejected)).relu()
 
 
@@ -64,6 +70,7 @@ def simpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma_beta_rati
 
     Takes log-probs of the policy itself, means over tokens, (B,); no reference enters.
     """
+    # The target margin is a multiple of beta, as in the authors' code: another beta then leaves the target where it was.
     return -_log_sigmoid(beta * (chosen - rejected - gamma_beta_ratio))
 
 
@@ -73,6 +80,7 @@ def orpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
     Takes log-probs of the policy itself, means over tokens, (B,); odds(p) = p / (1 - p) of the probability per token. The
     first term is the mean negative log-likelihood of the chosen completion's tokens, pair by pair.
     """
+    # log odds(p) = log p - log(1 - p). A trained policy's probability per token is close to 1, where 1 - exp(log p) cancels.
     odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
     return -chosen - beta * _log_sigmoid(odds)
 
@@ -80,10 +88,11 @@ def orpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
 def exploration_term(explore: Tensor, *, beta: float, alpha: float, scale: str = "alpha_beta") -> Tensor:
     """Returns SELM's addition to any preference loss: alpha * beta * explore (Zhang et al. 2024, Eq. 4.2).
 
-    It pushes down what the reference model itself answers. `explore` is the log-ratio (official code) or the log-prob
-    (paper) of the explored sample y, (B,), in nats: the gradients are equal. Algorithm 1 prints the factor alpha without beta:
-    scale="alpha".
+    It lowers the probability of the reference model's own completions. `explore` is the log-ratio (official code) or the
+    log-prob (paper) of the explored sample y, (B,), in nats: the gradients are equal. Algorithm 1 prints the factor alpha
+    without beta: scale="alpha".
     """
+    # Added to a loss that is minimised, so a positive factor lowers log pi(y): optimism moves mass to other completions.
     factors = {"alpha_beta": alpha * beta, "alpha": alpha}
     return factors[scale] * explore
 
@@ -95,11 +104,13 @@ def implicit_reward(log_ratio: Tensor, *, beta: float) -> Tensor:
 
 def preference_accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Returns 1 where the chosen completion has the larger log-ratio, 0.5 at a tie, else 0; shape (B,)."""
+    # Ties count a half: in the first step policy and reference are equal, all ratios are 0, and 0.5 is what chance gives.
     return ((chosen > rejected).float() + (chosen >= rejected).float()) / 2
 
 
 def _log_sigmoid(values: Tensor) -> Tensor:
     """Returns log sigmoid(x), without underflow at either end."""
+    # log(sigmoid(x)) is -inf in fp32 below about -88, and its gradient nan, where this is x with gradient 1.
     from torch.nn.functional import logsigmoid  # noqa: PLC0415 - the table below is read where torch is not loaded
 
     return logsigmoid(values)
@@ -110,6 +121,8 @@ def _log1mexp(values: Tensor) -> Tensor:
     import torch  # noqa: PLC0415 - the table below is read where torch is not loaded
 
     below = values.clamp(max=-torch.finfo(values.dtype).eps)
+    # Each form loses digits where the other is exact: 1 - exp(x) near x = 0, and log(1 - small) far below. The switch is log 2
+    # (Maechler 2012).
     return torch.where(below > -0.6931, torch.log(-torch.expm1(below)), torch.log1p(-torch.exp(below)))
 
 

@@ -32,9 +32,9 @@ class Interval:
     seeds: float = 0.0
 
     def side(self, threshold: float) -> int:
-        """1 when both intervals lie above `threshold`, -1 when below, 0 otherwise.
+        """Returns 1 where both intervals lie above `threshold`, -1 where both lie below, else 0.
 
-        With few seeds the bootstrap alone is too sure: it draws from the seeds at hand, as if there were no others.
+        With few seeds the bootstrap alone is too narrow: it draws from the seeds at hand, as if there were no others.
         """
         low, high = min(self.low, self.value - self.seeds), max(self.high, self.value + self.seeds)
         return int(low > threshold) - int(high < threshold)
@@ -51,7 +51,7 @@ class Scores:
 
 
 def aligned(ours: ArrayLike, theirs: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """The two arrays as float64, both (prompts,).
+    """Returns the two arrays as float64, both (prompts,).
 
     Raises ValueError when they are empty, not one-dimensional, of different length, or not finite.
     """
@@ -66,13 +66,13 @@ def aligned(ours: ArrayLike, theirs: ArrayLike) -> tuple[FloatArray, FloatArray]
 
 
 def outcomes(ours: ArrayLike, theirs: ArrayLike) -> FloatArray:
-    """1 where ours has the higher reward, 0.5 where the two are equal, 0 elsewhere, (prompts,)."""
+    """Returns 1 where ours has the higher reward, 0.5 where the two are equal, 0 elsewhere, (prompts,)."""
     first, second = aligned(ours, theirs)
     return np.where(first > second, 1.0, np.where(first == second, 0.5, 0.0))
 
 
 def correlation(first: ArrayLike, second: ArrayLike) -> float | None:
-    """Pearson correlation over prompts, or None where it is undefined because one side is constant."""
+    """Returns the Pearson correlation over prompts, or None where it is undefined because one side is constant."""
     left, right = aligned(first, second)
     if np.ptp(left) == 0 or np.ptp(right) == 0:
         return None
@@ -80,16 +80,17 @@ def correlation(first: ArrayLike, second: ArrayLike) -> float | None:
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float | None:
-    """Spearman correlation: that of the ranks, ties sharing their mean rank; None where one side is constant."""
+    """Returns the Spearman correlation: that of the ranks, ties sharing their mean rank; None where one side is constant."""
     left, right = aligned(first, second)
     return correlation(_mean_ranks(left), _mean_ranks(right))
 
 
 def _mean_ranks(values: FloatArray) -> FloatArray:
-    """The rank of each value from 0, equal values sharing the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    """Returns the rank of each value from 0, equal values sharing the mean of theirs."""
+    _, indices, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return np.asarray((last - (counts + 1) / 2)[places], dtype=np.float64)
+    # n equal values whose ranks end before `last` have the ranks last - n .. last - 1, of mean last - (n + 1) / 2.
+    return np.asarray((last - (counts + 1) / 2)[indices], dtype=np.float64)
 
 
 def hierarchical_interval(
@@ -100,7 +101,7 @@ def hierarchical_interval(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """The mean over seeds of the means over prompts, with its interval over seeds and then prompts.
+    """Returns the mean over seeds of the means over prompts, with its interval over seeds and then prompts.
 
     `groups` has one array (prompts,) per seed. `crossed` says that all seeds share their prompts, in the same order:
     one draw of prompts then serves every seed (the pigeonhole bootstrap, Owen 2007), because independent draws would
@@ -116,18 +117,20 @@ def hierarchical_interval(
         )
     arrays = [aligned(group, group)[0] for group in groups]
     rng = np.random.default_rng(seed)
+    # One seed has nothing to share; both ways then draw the same distribution.
     draw = _crossed_means if crossed and len(arrays) > 1 else _nested_means
     means = draw(arrays, resamples, rng)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     of_seeds = np.array([array.mean() for array in arrays])
     count = len(arrays)
+    # Student's t, since the spread is estimated from the same few means: for three seeds it is 4.30 standard errors, not 1.96.
     spread = stdtrit(count - 1, 1 - tail) * of_seeds.std(ddof=1) / count**0.5 if count > 1 else 0.0
     return Interval(float(of_seeds.mean()), float(low), float(high), float(spread))
 
 
 def _nested_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.Generator) -> FloatArray:
-    """Means (resamples,) with seeds drawn first, then prompts anew for each drawn seed."""
+    """Returns means (resamples,) with seeds drawn first, then prompts anew for each drawn seed."""
     drawn = rng.integers(len(arrays), size=(resamples, len(arrays)))
     means = np.empty(drawn.shape)
     for index, array in enumerate(arrays):
@@ -138,37 +141,38 @@ def _nested_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.G
 
 
 def _crossed_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.Generator) -> FloatArray:
-    """Means (resamples,) with seeds drawn, and one draw of prompts for all of them.
+    """Returns means (resamples,) with seeds drawn, and one draw of prompts for all of them.
 
     Raises ValueError when the arrays differ in length, and so cannot share their prompts.
     """
     if len({array.size for array in arrays}) > 1:
         sizes = [array.size for array in arrays]
         raise ValueError(f"seeds with {sizes} prompts do not share them; pass crossed=False or the same prompts")
-    stacked = np.stack(arrays)
+    stacked = np.stack(arrays)  # (seeds, prompts)
     drawn = rng.integers(len(arrays), size=(resamples, len(arrays)))
     picks = rng.integers(stacked.shape[1], size=(resamples, stacked.shape[1]))
+    # The same prompts for every seed of a resample, so that a hard prompt is hard in all of them, as it is in the data.
     by_seed = np.stack([array[picks].mean(axis=1) for array in stacked], axis=1)
     return np.asarray(np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1))
 
 
 def share_prompts(scores: Sequence[Scores]) -> bool:
-    """Whether all of them were made on the same prompts in the same order."""
+    """Returns whether all of them were made on the same prompts in the same order."""
     return all(one.prompt_ids == scores[0].prompt_ids for one in scores)
 
 
 def comparable(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> bool:
-    """Whether two policies were scored under the same decodings and temperatures, on the same prompts."""
-    ours_told, theirs_told = (
+    """Returns whether two policies were scored under the same decodings and temperatures, on the same prompts."""
+    our_decodings, their_decodings = (
         {name: (one.temperature, one.prompt_ids) for name, one in scores.items()} for scores in (ours, theirs)
     )
-    return ours_told == theirs_told
+    return our_decodings == their_decodings
 
 
 def compare_scores(
     ours: Sequence[Scores], theirs: Sequence[Scores], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> dict[str, Interval]:
-    """`win_rate` in [0, 1] and `gain` (mean difference of reward) of ours over theirs, matched by seed and by prompt.
+    """Returns `win_rate` in [0, 1] and `gain` (mean difference of reward) of ours over theirs, matched by seed and by prompt.
 
     Raises ValueError when the seeds do not pair up, or the two of a seed were made on different prompts.
     """
@@ -177,6 +181,7 @@ def compare_scores(
     if not all(share_prompts(pair) for pair in zip(ours, theirs, strict=True)):
         raise ValueError("the two policies were scored on different prompts; evaluate both on the same ones")
     crossed = share_prompts(ours)
+    # Differences first, then their interval: matched prompts cancel most of the variance that both sides share.
     pairs = list(zip(ours, theirs, strict=True))
     columns = {
         "win_rate": [outcomes(our.rewards, their.rewards) for our, their in pairs],
@@ -191,9 +196,9 @@ def compare_scores(
 def summarise_scores(
     policies: Sequence[Sequence[Scores]], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> list[dict[str, Any]]:
-    """For each policy under one decoding: its means, and how it compares with the first policy and the one before.
+    """Returns for each policy under one decoding its means, and comparisons with the initial policy and the one before.
 
-    `policies[i][s]` is policy i of seed s. A comparison is None for the first policy. Rewards are in the ranker's
+    `policies[i][s]` is policy i of seed s. A comparison is None for the initial policy. Rewards are in the ranker's
     unit, lengths in tokens, win rates in [0, 1].
     """
     summary = []
@@ -216,7 +221,7 @@ def summarise_scores(
 
 
 def word_verdict(ours: str, theirs: str, won: Interval) -> str:
-    """A clause that says who beats whom, and claims it only where the intervals of the win rate agree (`Interval.side`)."""
+    """Returns a clause that names the better policy, but only where both intervals of the win rate agree (`Interval.side`)."""
     share = f"{100 * won.value:.1f} % [{100 * won.low:.1f}, {100 * won.high:.1f}]"
     if won.side(0.5) > 0:
         return f"{ours} beats {theirs} in {share}"

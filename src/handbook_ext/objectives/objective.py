@@ -35,7 +35,7 @@ class Objective:
     explore_form: str = "log_ratio"
 
     def __post_init__(self) -> None:
-        """Refuses what no loss could be made of."""
+        """Raises ValueError for values of which no loss can be made."""
         for name, known in (("loss_type", tuple(LOSSES)), ("alpha_scale", ALPHA_SCALES), ("explore_form", EXPLORE_FORMS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of: {', '.join(known)}")
@@ -80,7 +80,9 @@ class Objective:
         losses = LOSSES[self.loss_type](chosen, rejected, beta=self.beta, options=self.options)
         if self.alpha == 0:
             return losses
+        # Summed over tokens under every loss, also under one of per-token rewards: Eq. 4.2 has the whole completion's log-ratio.
         term = logprobs[2] - reference[2] if self.explore_form == "log_ratio" else logprobs[2]
+        # A mask, not a selection: the term too is averaged over all pairs of the step, also where some have no y.
         return losses + explored * exploration_term(term, beta=self.beta, alpha=self.alpha, scale=self.alpha_scale)
 
     def rewards(
@@ -88,5 +90,6 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """Returns the rewards of chosen and rejected without beta, (B,) each, in the form that the loss takes."""
         form = self.reward_form
+        # Without beta, which each loss applies in its own place (IPO: to the target).
         chosen, rejected = (logprobs[side] - reference[side] if form.reference else logprobs[side] for side in (0, 1))
         return (chosen / tokens[0], rejected / tokens[1]) if form.length_normalized else (chosen, rejected)

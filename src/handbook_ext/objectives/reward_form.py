@@ -1,4 +1,4 @@
-"""What the reward of a completion is in a preference loss, and in the margins of its pairs."""
+"""The form of a completion's reward: one for a preference loss and for the margins by which pairs are selected."""
 
 from __future__ import annotations
 
@@ -32,4 +32,6 @@ def ipo_log_ratios(*, ipo_log_prob: str = "mean") -> RewardForm:
     """Returns the form of IPO's reward: log-ratios per token, as TRL has them, or with `sum` summed, as the paper has them."""
     if ipo_log_prob not in ("mean", "sum"):
         raise ValueError(f"ipo_log_prob is {ipo_log_prob!r}, but must be mean or sum")
+    # A sum grows with length, the target margin 1 / (2 beta) does not; TRL has divided by the tokens since 0.8.6 at the latest.
+    # SeRA does not state its form; its beta of 1.0 was probably tuned on TRL, hence the default.
     return RewardForm(length_normalized=ipo_log_prob == "mean")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,23 @@ def derived(settings: Recipe, tree: Tree) -> Recipe:
         model = model.model_copy(update={"chat_template": _found(("model", "chat_template"), template, tree)})
     if rank.rubric not in (None, "tiny"):
         rank = rank.model_copy(update={"rubric": _found(("rank", "rubric"), str(rank.rubric), tree)})
+    _check_checkpoint(("model", "name_or_path"), model.name_or_path, tree)
+    _check_checkpoint(("rank", "model"), rank.model, tree)
     return settings.model_copy(update={"model": model, "data": data, "rank": rank})
+
+
+def _check_checkpoint(key: Key, value: str | None, tree: Tree) -> None:
+    """Raises UserError for a checkpoint that can be neither a folder nor an id of the hub: too long, empty, with a NUL."""
+    try:
+        if value is not None:
+            os.stat(value or "\0")
+    except (FileNotFoundError, NotADirectoryError):
+        return  # An id of the hub.
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "empty, or with a NUL in it"
+        raise UserError(
+            f"{tree.where(key)}: {dotted(key)}: {written(value)} is no name of a folder ({reason}); correct it"
+        ) from None
 
 
 def _found_data(data: DataSettings, tree: Tree) -> DataSettings:
@@ -187,7 +204,7 @@ def _found(key: Key, value: str, tree: Tree) -> str:
     mark = tree.where(key)
     places = [mark.file.parent / value, Path(value)]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):
             return shown(place)
     looked = " nor ".join(dict.fromkeys(shown(place) for place in places))
     raise UserError(f"{mark}: {dotted(key)}: '{value}' does not exist: no file {looked}; correct the path")

@@ -12,26 +12,24 @@ from pathlib import Path
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.graph import run_rules
-from handbook_ext.recipes.makefile import targets_of
-from handbook_ext.recipes.names import RECIPES
+from handbook_ext.recipes.makefile import PLAIN, plain, targets_of
+from handbook_ext.recipes.names import PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.overrides import Override, parse_data, parse_set
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.table_files import read_table, run_of_row, table_names
 from handbook_ext.recipes.yaml_tree import nearest
 
 WHY = "why.txt"
-PROJECT = ("help", "list", "setup", "test", "test-slow", "test-liger", "lint", "bench", "mutants")
-_PATH = r"[\w./+@,-]+"
-_NUMBER = r"[1-9]\d{0,3}"
+_NUMBER = r"[1-9][0-9]{0,3}"
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
-    "RUNS": (_PATH, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
-    "VENV": (_PATH, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
+    "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
+    "VENV": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
     "SET": (r"[\s\S]*", "", {"run", "seeds"}),
     "DATA": (r"[\s\S]*", "", {"run", "seeds"}),
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "seeds", "table"}),
     "GPUS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
-    "SEEDS": (r"[1-9]\d?", "a number from 1 to 99", {"seeds", "table"}),
+    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
     "JOBS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
     "THREADS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
@@ -54,8 +52,11 @@ class Plan:
 
     def goal(self, name: str, needed: Sequence[str], *commands: str, share: bool = False) -> None:
         """Adds a goal that is no file. With `share` runs take over what is equal by content."""
-        self.lines += [f".PHONY: {name}", *([f"{name}: export HANDBOOK_SHARE := 1"] if share else [])]
-        self.lines += [" \\\n    ".join([f"{name}:", *dict.fromkeys(needed)]), *(f"\t{command}" for command in commands)]
+        if f".PHONY: {name}" in self.lines:
+            return  # A table that is asked for beside all tables.
+        needed = [plain(each) for each in dict.fromkeys(needed)]
+        self.lines += [f".PHONY: {plain(name)}", *([f"{name}: export HANDBOOK_SHARE := 1"] if share else [])]
+        self.lines += [" \\\n    ".join([f"{name}:", *needed]), *(f"\t{command}" for command in commands)]
 
 
 def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequence[str] = (), root: Path = RECIPES) -> Plan:
@@ -73,6 +74,14 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     # Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration runs beside the sampling of the next.
     plan.lines.append("MAKEFLAGS += -j$(JOBS)" if on_cpu else ".NOTPARALLEL:")
     return plan
+
+
+def runs_folder(variables: Mapping[str, str]) -> str:
+    """Returns the folder of all runs, spelt in the one way in which make's text has it: make takes `a//b` and `a/b` for two."""
+    folder = str(Path(variables.get("RUNS", "runs")))
+    if folder.startswith("-"):
+        raise UserError(f"RUNS: {variables['RUNS']!r} begins with a dash, like an option of a command; give another folder")
+    return folder
 
 
 def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: Mapping[str, str]) -> None:
@@ -94,11 +103,11 @@ def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: M
 
 def _kind(goal: str) -> str:
     """Returns what sort of goal a word is; a UserError where its form is none of a goal."""
-    if not re.fullmatch(_PATH, goal):
+    if not re.fullmatch(PLAIN, goal):
         raise UserError(f"{goal!r} is no goal: those have letters, digits and . / + @ , _ - alone; make help shows some")
     if goal in PROJECT:
         return "project"
-    if goal == "tables" or goal.startswith("table-"):
+    if goal == "tables" or goal.startswith(TABLE):
         return "table"
     return "seeds" if goal.endswith("-seeds") else "run"
 
@@ -109,13 +118,12 @@ class _Planner:
     def __init__(self, variables: Mapping[str, str], root: Path) -> None:
         """Takes variables that were checked."""
         self.plan, self.root = Plan(), root
-        self.folder = variables.get("RUNS", "runs")
+        self.folder = runs_folder(variables)
         self.seeds = range(1, 1 + int(variables.get("SEEDS", "3")))
         self.beside = variables.get("BESIDE", "").split()
         self.launch = {"launch": variables.get("LAUNCH") or None, "gpus": int(variables["GPUS"]) if "GPUS" in variables else None}
-        self.overrides: list[Override] = parse_set(variables.get("SET", ""))
-        if variables.get("DATA"):
-            self.overrides += parse_data(variables["DATA"])
+        self.data = parse_data(variables["DATA"]) if variables.get("DATA") else []
+        self.overrides: list[Override] = [*parse_set(variables.get("SET", "")), *self.data]
 
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
@@ -125,11 +133,11 @@ class _Planner:
         if "/" in goal:
             self._plan_file(goal)
             return
-        name, _, iteration = goal.rpartition("-") if re.search(r"-iter\d+$", goal) else (goal, "", "")
+        name, _, iteration = goal.rpartition("-") if re.search(r"-iter[0-9]+$", goal) else (goal, "", "")
         for suffix in ("-report", "-why"):
             name = name.removesuffix(suffix)
         run = self._run(name)
-        folder = f"{self.folder}/{run.name}"
+        folder = self._folder(run)
         if iteration:
             self.plan.goal(goal, [f"{folder}/{run.iteration(iteration).name}/policy/manifest.json"])
         elif goal.endswith("-why"):
@@ -142,11 +150,14 @@ class _Planner:
         """Plans the seeds of a recipe, with those of other recipes beside, and one report of all."""
         name = goal.removesuffix("-seeds")
         ours = [self._run(each) for each in self._seeded(name)]
-        theirs = [self._run(each) for other in self.beside for each in self._seeded(other)]
-        folders = [[f"{self.folder}/{run.name}" for run in runs] for runs in (ours, theirs)]
+        # A try stands beside what its recipe says without SET, on the same data.
+        theirs = [self._run(each, self.data) for other in self.beside for each in self._seeded(other)]
+        folders = [[self._folder(run) for run in runs] for runs in (ours, theirs)]
         command = ["$(PYTHON) scripts/write_report.py", *folders[0], *(["--beside", *folders[1]] if theirs else [])]
         reports = [f"{folder}/report/manifest.json" for each in folders for folder in each]
-        self.plan.goal(goal, reports, " ".join([*command, "--out", f"{self.folder}/{ours[0].recipe}-seeds/report"]), share=True)
+        self.plan.goal(
+            goal, reports, " ".join([*command, "--out", f"{Path(self.folder, ours[0].recipe)}-seeds/report"]), share=True
+        )
 
     def plan_table(self, goal: str) -> None:
         """Plans a table, or all of them: the evaluations of its rows under each seed, and the table itself."""
@@ -161,7 +172,7 @@ class _Planner:
         for row in read_table(name, self.root).rows:
             runs = [self.plan.add(run_of_row(row, name, seed, self.root, **self.launch)) for seed in self.seeds]
             for policy in (runs[0].start, row.policy or runs[0].iterations[-1].name):
-                files = [f"{self.folder}/{run.name}/{each}" for run in runs for each in targets_of(f"{policy}/eval.json")]
+                files = [f"{self._folder(run)}/{each}" for run in runs for each in targets_of(f"{policy}/eval.json")]
                 needed.setdefault((runs[0].name, policy), files)
         seeds = " ".join(map(str, self.seeds))
         command = f"$(PYTHON) scripts/write_table.py {name} --seeds {seeds} --runs {self.folder}"
@@ -178,9 +189,14 @@ class _Planner:
         if rest not in targets:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")
 
-    def _run(self, name: str) -> Run:
-        """Returns a run by name, planned, under what overrides it."""
-        return self.plan.add(resolve(name, self.root, overrides=self.overrides, **self.launch))  # type: ignore[arg-type]
+    def _run(self, name: str, overrides: Sequence[Override] | None = None) -> Run:
+        """Returns a run by name, planned, under what overrides it: the command line's SET and DATA, or what is given."""
+        overrides = self.overrides if overrides is None else overrides
+        return self.plan.add(resolve(name, self.root, overrides=overrides, **self.launch))  # type: ignore[arg-type]
+
+    def _folder(self, run: Run) -> str:
+        """Returns the folder of a run, spelt as run.mk spells it."""
+        return str(Path(self.folder, run.name))
 
     def _seeded(self, name: str) -> list[str]:
         """Returns the names of the runs of a recipe under all seeds; 1 is its own."""

@@ -37,7 +37,7 @@ def listed_recipes(root: Path = RECIPES) -> Iterator[ListedRecipe]:
         data = run.settings.data
         processes = f" ({run.launch.processes} processes)" if run.launch.processes > 1 else ""
         yield ListedRecipe(
-            name, _first_comment(file), paper_row(file), data.dataset or Path(data.train).name, run.launch.name + processes,
+            name, _first_comment(file), paper_row(file), Path(data.dataset or data.train).name, run.launch.name + processes,
             variants_of(file), "; ".join(missing_here(run)),
         )  # fmt: skip
 

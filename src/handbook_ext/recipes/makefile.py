@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from handbook_ext.core.artifacts import manifest_path
+from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.graph import run_rules
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.launch_checks import Launch
@@ -21,6 +23,8 @@ from handbook_ext.recipes.rule import Rule
 from handbook_ext.recipes.run import Run
 
 LISTED = {".jsonl", ".json"}
+PLAIN = r"(?!-)[\w./+@,-]+"
+"""The form of a word that make and a shell take for itself, and no command takes for an option."""
 
 
 def write_run(run: Run, runs: Path) -> list[Path]:
@@ -33,9 +37,14 @@ def write_run(run: Run, runs: Path) -> list[Path]:
 
 
 def settings_text(rule: Rule) -> str:
-    """Returns the settings file of a stage."""
+    """Returns the settings file of a stage; raises UserError for a name that is no text, such as one in Latin-1."""
     values = rule.settings.model_dump(mode="json")
-    text: str = yaml.dump(values, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+    try:
+        text: str = yaml.dump(values, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{rule.settings.recipe}: {error.object!r} is not UTF-8, and no settings file can hold it; rename it"
+        ) from None
     return f"# Resolved from recipe {rule.settings.recipe}; edit the recipe, not this file.\n{text}"
 
 
@@ -63,6 +72,16 @@ def targets_of(artifact: str) -> list[str]:
     """Returns the files by which make knows an artifact: the manifest in a folder, or a file and the manifest beside it."""
     path = Path(artifact)
     return [artifact, str(manifest_path(path))] if path.suffix in LISTED else [f"{artifact}/manifest.json"]
+
+
+def plain(word: str) -> str:
+    """Returns a word that is about to stand in a makefile; raises UserError where make or a shell would read more into it."""
+    if not re.fullmatch(PLAIN, word):
+        raise UserError(
+            f"{word!r} cannot be a name that make reads: those have letters, digits and . / + @ , _ - alone, and begin with no "
+            "dash; rename it"
+        )
+    return word
 
 
 def replaced(path: Path, text: str) -> bool:
@@ -99,8 +118,8 @@ def _rule_lines(rule: Rule, folder: str, launch: Launch) -> list[str]:
         # A part of data/rows has no manifest of its own.
         needed += targets_of(os.path.dirname(name) if name.startswith("data/rows/") else name)
     sign = "&:" if len(targets) > 1 else ":"
-    head = " ".join(f"{folder}/{each}" for each in targets)
-    prerequisites = [f"    {folder}/{name}" for name in dict.fromkeys(needed)]
+    head = " ".join(plain(f"{folder}/{each}") for each in targets)
+    prerequisites = [f"    {plain(f'{folder}/{name}')}" for name in dict.fromkeys(needed)]
     return [
         f"{head} {sign} \\",
         *(f"{each} \\" for each in prerequisites[:-1]),
@@ -111,14 +130,14 @@ def _rule_lines(rule: Rule, folder: str, launch: Launch) -> list[str]:
 
 def _command(rule: Rule, folder: str, launch: Launch) -> str:
     """Returns the command of a stage; those without a policy need no launcher, and on a CPU all start in a warm process."""
-    argument = f"{folder}/{rule.folder}" if rule.folder not in ("",) else folder
+    argument = plain(f"{folder}/{rule.folder}" if rule.folder else folder)
     if launch.name == "cpu":
         launcher = "$(WARM)"
     elif not rule.loads_policy:
         launcher = "$(PYTHON)"
     else:
         processes = "" if launch.gpus is None else f" --num_processes {launch.gpus}"
-        launcher = f"$(ACCELERATE) --config_file recipes/accelerate/{launch.name}.yaml{processes}"
+        launcher = f"$(ACCELERATE) --config_file {plain(f'recipes/accelerate/{launch.name}.yaml')}{processes}"
     return f"{launcher} scripts/{rule.script} {argument}"
 
 

@@ -17,9 +17,12 @@ NO_RECIPES = ("accelerate", "tables")
 RENAMED = "renamed.yaml"
 # A recipe's name is part of goals, folders and make's text, so it has nothing that one of them minds.
 _USABLE = re.compile(r"\w[\w.-]*")
+# Goals of the Makefile itself, and how those of tables begin: no recipe may be called so.
+PROJECT = ("help", "list", "setup", "test", "test-slow", "test-liger", "lint", "bench", "mutants")
+TABLE = "table-"
 # What is put behind a run's name means a goal, so no recipe may end like one.
 _GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check)")
-_SEED = re.compile(r"(.+)-seed(0|[1-9]\d{0,18})")
+_SEED = re.compile(r"(.+)-seed(0|[1-9][0-9]{0,18})")
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ def _scan(root: Path, times: tuple[int, ...]) -> tuple[dict[str, Path], list[str
             continue
         if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
             unusable.append(f"{shown(path)!r} is no recipe's name: use letters, digits, '.', '_' and '-' alone")
-        elif _GOAL.fullmatch(name) or _SEED.fullmatch(name):
-            unusable.append(f"{shown(path)!r} is called like a goal of another recipe; rename the file")
+        elif name in PROJECT or name.startswith(TABLE) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
+            unusable.append(f"{shown(path)!r} is called like a goal of another recipe, or of make; rename the file")
         elif name in found:
             raise UserError(f"{shown(path)}: {shown(found[name])} is called {name} as well; rename one of the two")
         else:

@@ -7,6 +7,7 @@ one in a recipe is. What overrides a recipe is in the run's name, and so in its 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,9 @@ def parse_data(folder: str, source: str = "DATA") -> list[Override]:
     Raises UserError where the folder or one of the first two files is missing, or one is there in two formats.
     """
     path = Path(folder)
-    if not path.is_dir():
+    if folder.encode("utf-8", "replace").decode() != folder:
+        raise UserError(f"{source}: {folder!r} is not UTF-8, and no settings file can hold it; rename the folder")
+    if not os.path.isdir(path):  # False as well for what is too long to be a name.
         raise UserError(f"{source}: {folder!r} is no folder; give one that holds train.jsonl and test.jsonl (or .parquet)")
     digest = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:6]
     found = []

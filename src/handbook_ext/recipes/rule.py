@@ -85,7 +85,7 @@ def limits_of(settings: Recipe) -> Limits:
 def template_hash(settings: Recipe) -> dict[str, str]:
     """Returns the hash of a chat template that is a file: its content determines the stages, not its name."""
     template = settings.model.chat_template
-    found = template is not None and Path(template).is_file()
+    found = template is not None and os.path.isfile(template)
     return {"template_sha256": sha256_of(Path(str(template)))} if found else {}
 
 

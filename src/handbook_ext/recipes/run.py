@@ -133,7 +133,7 @@ def _ordered(stated: Tree) -> list[str]:
     """Returns the names of the iterations by number; null has removed an inherited one."""
     numbers: dict[int, str] = {}
     for name, value in stated.values.items():
-        match = re.fullmatch(r"iter(0|[1-9]\d*)", name)
+        match = re.fullmatch(r"iter(0|[1-9][0-9]*)", name)
         if not match:
             raise UserError(f"{stated.where((name,))}: iterations: '{name}' is not iter0, iter1, ...; rename it")
         if value is not None:

@@ -82,6 +82,11 @@ class Recipe(Section):
             raise ValueError("select.rule against_chosen compares with the offline answers; set rank.candidates: all")
         if needs.scores and self.data.form in ("hh_rlhf", "tldr"):
             raise ValueError(f"select.keep_by score_gap needs scores, which data of the form {self.data.form} do not have")
+        if needs.answers and self.data.form in ("pairs", "hh_rlhf", "tldr"):
+            raise ValueError(
+                f"select.rule {self.select.rule} needs several rated answers to a prompt, which data of the form {self.data.form} "
+                "do not have"
+            )
         if self.health.max_kl is not None and not self.evaluate.implicit_reward:
             raise ValueError("health.max_kl needs evaluate.implicit_reward: true, which measures it")
         samples_alone = (needs.rankings and self.rank.candidates == "samples") or needs.sample_margins

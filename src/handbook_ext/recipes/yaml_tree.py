@@ -160,7 +160,7 @@ def _parent(tree: Tree, path: Path) -> Path | None:
     if not isinstance(base, str):
         raise UserError(f"{mark}: base must be the path of one recipe file, such as ../tiny/base.yaml")
     parent = Path(os.path.normpath(path.parent / base))
-    if parent.is_file():
+    if os.path.isfile(parent):
         return parent
     known = [os.path.relpath(file, path.parent) for file in sorted(path.parent.parent.glob("*/*.yaml"))]
     choices = ", ".join(name for name in known if name.endswith("base.yaml") and "accelerate" not in name) or "none"

@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from handbook_ext.core.artifacts import manifest_path, read_manifest, recorded_hash
-from handbook_ext.core.records import Completion, PreferencePair, Ranking, read_rows
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.records import Completion, PreferencePair, Ranking
 from handbook_ext.objectives.metrics import correlation
 from handbook_ext.recipes.settings import HealthSettings
 

@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import PreferencePair, read_rows
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
 from handbook_ext.recipes.table_files import Claim, TableRow
 from handbook_ext.reports.run_report import Evaluator, read_evaluation

@@ -56,8 +56,10 @@ class SeededSampler(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns scores (rows, vocabulary) that are 0 at the sampled token and -inf elsewhere."""
         point = self.uniform[:, input_ids.shape[1] - self.prompt_length].to(scores.device)
+        # fp64: close to 1 an fp32 sum moves in steps of 6e-8, more than the probability of most tokens of a large vocabulary.
         cumulative = scores.double().softmax(-1).cumsum(-1)
-        # Scaling by the total keeps a point close to 1 inside the distribution despite rounding.
+        # Scaling by the total keeps a point close to 1 inside the distribution despite rounding. right=True skips tokens of
+        # probability 0, which top-p removed: their cumulative value equals the one before.
         token = torch.searchsorted(cumulative, (point * cumulative[:, -1])[:, None], right=True)
         token = token.clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
@@ -71,6 +73,7 @@ def sample_batch(
     """Returns one completion per request; temperature 0 is greedy. Prompts are padded on the left."""
     longest = max(len(request.prompt_ids) for request in requests)
     pad = tokenizer.pad_token_id
+    # On the left, so that every row's next token comes at the same index: (rows, longest).
     ids = torch.tensor([[pad] * (longest - len(r.prompt_ids)) + r.prompt_ids for r in requests])
     mask = torch.tensor([[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests])
     processors = LogitsProcessorList()
@@ -78,11 +81,13 @@ def sample_batch(
         processors.append(TemperatureLogitsWarper(temperature))
         if top_p < 1:
             processors.append(TopPLogitsWarper(top_p))
+        # Last, since it sees the distribution that the others leave.
         processors.append(SeededSampler([request.seed for request in requests], max_new_tokens, longest))
+    # Greedy search over scores that are 0 at one token: that is the draw, made by SeededSampler instead of the global generator.
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad, use_cache=True
     )
-    policy.generation_config = GenerationConfig()  # What a checkpoint adds (a repetition penalty) would change the law.
+    policy.generation_config = GenerationConfig()  # A checkpoint's own, such as a repetition penalty, would act too.
     output = policy.generate(
         input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device), generation_config=config,
         logits_processor=processors,
@@ -100,7 +105,7 @@ def _sample(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_ids: list[in
 
 @dataclass(frozen=True)
 class Job:
-    """A request with what its row in completions.jsonl says besides the answer."""
+    """A request with the columns of its row in completions.jsonl that are known before sampling."""
 
     prompt_id: str
     sample: int
@@ -140,6 +145,7 @@ def jobs_of(
         long_prompts += ids is None
         for sample in range(samples if ids else 0):
             jobs.append(Job(row.prompt_id, sample, row.prompt, ids or [], derived_seed(seed, iteration, row.prompt_id, sample)))
+    # By length, so that a batch pads little; then by id and number, so that the order does not depend on that of the rows.
     return sorted(jobs, key=lambda job: (len(job.prompt_ids), job.prompt_id, job.sample)), long_prompts
 
 

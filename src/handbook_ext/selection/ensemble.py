@@ -26,10 +26,10 @@ class EnsembleTerm:
 
 
 def ensemble(policies: Sequence[str], *, gamma: float, against: str, with_reference: bool) -> list[EnsembleTerm]:
-    """Returns the terms of (1 - gamma) m_latest + gamma m_before (Eq. 7) for the policies of a run so far, the first first.
+    """Returns the terms of (1 - gamma) m_latest + gamma m_before (Eq. 7) for the policies of a run so far, the initial one first.
 
-    The first policy has no margin, so with two policies there is one term; gamma 0 is no ensemble. `against`:
-    `previous` takes the reference that a policy was trained against, `start` the first policy. Raises UserError where no
+    The initial policy has no margin, so with two policies there is one term; gamma 0 is no ensemble. `against`:
+    `previous` takes the reference that a policy was trained against, `start` the initial policy. Raises UserError where no
     policy was trained yet.
     """
     if with_reference and len(policies) < 2:
@@ -39,9 +39,13 @@ def ensemble(policies: Sequence[str], *, gamma: float, against: str, with_refere
         )
 
     def term(weight: float, index: int) -> EnsembleTerm:
+        # Eq. 5 says "reference model" and leaves open whose: each policy's own, as the derivation from DPO's optimum has it, or
+        # one for all terms, which measures how far the policies have come since the start.
         reference = policies[0] if against == "start" else policies[index - 1]
         return EnsembleTerm(weight, policies[index], reference if with_reference else None)
 
+    # gamma weighs the older margin: the paper finds that 0.1 to 0.5 beats 0.7 to 0.9 and concludes that later policies matter
+    # more. How many margins are mixed from iteration 4 on is open; here always the two latest.
     last = len(policies) - 1
     if gamma == 0 or last < 2:
         return [term(1.0, last)]
@@ -76,6 +80,7 @@ class StoredLogProbs:
         """Returns a completion's implicit reward, mixed over the terms, in nats or nats per token."""
         total = 0.0
         for term in self.terms:
+            # Each policy against its own reference; constants such as beta change no ranking and are left out, as in Eq. 5.
             own = self.store.of(self.hashes[term.policy], completion)
             reference = self.store.of(self.hashes[term.reference], completion).total if term.reference else 0.0
             total += term.weight * self.form.value(own.total, reference, own.tokens)

@@ -1,4 +1,4 @@
-"""What SeRA's kept offline pairs are the largest in: one function and one row of the table for each `select.keep_by`."""
+"""The values by which SeRA keeps the largest offline pairs: one function and one row of the table for each `select.keep_by`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class KeepBy:
 
 def margin(pair: OfflinePair, material: Material) -> float:
     """Returns the implicit reward margin of a pair, mixed over the ensemble, in nats or nats per token (SeRA, Eq. 5 and 7)."""
+    # Linear in the policies, so mixing the rewards of the two completions mixes the margins of Eq. 7.
     reward = material.stored.implicit_reward
     return reward(pair.chosen_id) - reward(pair.rejected_id)
 
@@ -43,11 +44,12 @@ def score_gap(pair: OfflinePair, material: Material) -> float:
 
 def seeded_draw(pair: OfflinePair, material: Material) -> float:
     """Returns a number from 0 to 1 that depends on seed, iteration and prompt id alone."""
+    # Of the prompt and not its position: the draw is the same where other rows are dropped. Seeds are below 2**63.
     return derived_seed("keep", material.seed, material.iteration, pair.prompt_id) / 2**63
 
 
 def chosen_length(pair: OfflinePair, material: Material) -> float:
-    """Returns the words of chosen less those of rejected."""
+    """Returns the words of chosen less those of rejected, as a control: length is a spurious feature of many data sets."""
     return float(len(pair.chosen_answer.text.split()) - len(pair.rejected_answer.text.split()))
 
 

@@ -1,4 +1,4 @@
-"""The score store: log-probs of completions under policies, each computed once and read ever after.
+"""The score store: log-probs of completions under policies, each computed once and read by all later iterations.
 
 A row is {"policy", "completion", "sum", "mean", "tokens"}: a policy's hash, a completion's id, log-probs in nats over the
 completion's tokens. The store of an iteration is its folder `logprobs`; those of a run are read together.
@@ -30,11 +30,11 @@ class ScoreStore:
     values: dict[str, dict[str, LogProb]] = field(default_factory=dict)
 
     def under(self, policy: str) -> dict[str, LogProb]:
-        """Returns what one policy gave, by completion id."""
+        """Returns the log-probs under one policy, by completion id."""
         return self.values.get(policy, {})
 
     def of(self, policy: str, completion: str) -> LogProb:
-        """Returns one log-prob; a UserError where it was never computed."""
+        """Returns one log-prob; raises UserError where it was never computed."""
         found = self.under(policy).get(completion)
         if found is None:
             raise UserError(
@@ -54,11 +54,12 @@ def store_row(policy: str, completion: str, total: float, tokens: int) -> dict[s
 
 
 def read_stores(folders: Iterable[Path]) -> ScoreStore:
-    """Returns the stores of several iterations as one; refuses one completion scored twice by the same policy."""
+    """Returns the stores of several iterations as one; raises UserError where a policy has scored a completion twice."""
     store = ScoreStore()
     for path in (path for folder in folders for path in sorted(folder.glob("*.jsonl"))):
         for number, row in iter_jsonl(path):
             known = store.values.setdefault(row["policy"], {})
+            # Two passes may differ in the last bits, with their batches; which one is read would depend on the order of files.
             if row["completion"] in known:
                 raise UserError(
                     f"{path}:{number}: completion {row['completion']} is scored twice by policy {row['policy'][:12]}; "
@@ -69,7 +70,10 @@ def read_stores(folders: Iterable[Path]) -> ScoreStore:
 
 
 def reference_sums(folder: Path, policy: str) -> dict[str, float]:
-    """Returns summed log-probs (nats) by completion id under the policy that training starts from; refuses its lack."""
+    """Returns summed log-probs (nats) by completion id under the policy that training starts from.
+
+    Raises UserError where the folder has none.
+    """
     found = read_stores([folder]).under(policy)
     if not found:
         raise UserError(f"{folder}: holds nothing under policy {policy[:12]}, from which training starts; run make")

@@ -51,7 +51,7 @@ class SelectOptions(Protocol):
 
     @property
     def rejected_rank(self) -> int:
-        """Returns the place, from the worst, of the rated answer that Curry-DPO rejects."""
+        """Returns the rank, from the worst, of the rated completion that Curry-DPO rejects."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Selected:
 
 def portion(rows: list[T], index: int, of: int) -> list[T]:
     """Returns the index-th of `of` equal consecutive parts; floor division leaves the last rows unused."""
+    # Equal parts, so that every iteration takes as many steps; at most of - 1 rows are left over.
     size = len(rows) // of
     if size == 0:
         raise UserError(f"data.portions: {len(rows)} rows cannot make {of} portions; lower it or give more rows")
@@ -132,7 +133,7 @@ def by_prompt(completions: Iterable[Completion]) -> dict[str, list[Completion]]:
 
 
 def require(row: OfflinePair, need: str) -> None:
-    """Raises UserError where a row lacks what a selection needs of the data: `scores` of both answers, or rated `answers`."""
+    """Raises UserError where a row lacks what a selection needs of the data: `scores` of both completions, or rated `answers`."""
     where = row.source or row.prompt_id
     if need == "scores" and (row.score_chosen is None or row.score_rejected is None):
         raise UserError(
@@ -148,6 +149,7 @@ def require(row: OfflinePair, need: str) -> None:
 
 def distinct(pairs: list[PreferencePair], dropped: Counter[str]) -> list[PreferencePair]:
     """Returns the pairs whose two completions differ; counts the others."""
+    # A margin of zero whatever the policy: such a pair would add a constant to the loss and dilute the step's mean.
     kept = [pair for pair in pairs if pair.chosen != pair.rejected]
     dropped["chosen equals rejected"] += len(pairs) - len(kept)
     return kept

@@ -41,8 +41,8 @@ def always(needs: Needs) -> Callable[[SelectOptions], Needs]:
 JUDGED = always(Needs(samples=True, rankings=True))
 RULES = {
     "dataset": Rule(dataset_pairs, always(Needs()), "the original labels"),
-    "best_and_worst": Rule(best_and_worst_pairs, JUDGED, "best and worst of samples and offline answers (SELM's rule A)"),
-    "against_chosen": Rule(against_chosen_pairs, JUDGED, "the sample in the place of chosen or rejected (SELM's rule B)"),
+    "best_and_worst": Rule(best_and_worst_pairs, JUDGED, "best and worst of samples and offline completions (SELM's rule A)"),
+    "against_chosen": Rule(against_chosen_pairs, JUDGED, "the sample replaces chosen or rejected (SELM's rule B)"),
     "sera": Rule(sera_pairs, sera_needs, "offline pairs of largest keep_by, and pairs of the policy's own samples (SeRA)"),
     "curriculum": Rule(curriculum_pairs, always(Needs(answers=True)), "the best rated answer over a worse one (Curry-DPO)"),
     "gold_over_sample": Rule(gold_over_sample, always(Needs(samples=True)), "the data's chosen over the first sample (SPIN)"),
@@ -57,6 +57,7 @@ def needs_of(options: SelectOptions) -> Needs:
 def select_pairs(material: Material, options: SelectOptions) -> Selected:
     """Returns the pairs that the rule makes; `facts` counts them by origin, by flipped label and by explored sample."""
     selected = _rule(options).pairs(material, options)
+    # After the rule, so that every rule that explores has the setting.
     pairs = skip_explored_chosen(selected.pairs) if options.explore_as_chosen == "skip" else selected.pairs
     explored = [pair for pair in pairs if pair.explore is not None]
     facts = {
@@ -73,7 +74,7 @@ def skip_explored_chosen(pairs: Iterable[PreferencePair]) -> list[PreferencePair
 
 
 def _rule(options: SelectOptions) -> Rule:
-    """Returns the row of the table; a UserError for a name that it has not."""
+    """Returns the row of the table; raises UserError for a name that is not in it."""
     for setting, name, table in (("rule", options.rule, RULES), ("keep_by", options.keep_by, KEEP_BY)):
         if name not in table:
             raise UserError(f"select.{setting}: {name!r} is not part of this version; it has: {', '.join(table)}")

@@ -1,7 +1,7 @@
 """SeRA: which offline pairs to keep, and which pairs of the policy's own samples to add (Ko et al. 2025, Algorithm 1).
 
-A pair's margin is the difference of the implicit rewards of its completions (`ensemble`). The paper's formulas are
-reconstructed: no copy of it has them in print.
+A pair's margin is the difference of the implicit rewards of its completions (`ensemble`). The formulas are reconstructed from
+the paper's prose and tables, since no public copy prints them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sera_needs(options: SelectOptions) -> Needs:
 
 
 def sera_pairs(material: Material, options: SelectOptions) -> Selected:
-    """Returns K offline pairs, then K~ pairs of the policy's own samples; every log-prob comes out of the run's stores."""
+    """Returns K offline pairs, then K~ pairs of the policy's own samples; all log-probs come from the run's stores."""
     needs, offline = sera_needs(options), material.offline
     dropped: Counter[str] = Counter()
     keep, add = counts(len(offline), options.keep, options.bootstrap)
@@ -49,6 +49,7 @@ def sera_pairs(material: Material, options: SelectOptions) -> Selected:
     margins = _mean_margins({"offline": kept, "own": own}, dropped_margins)
     pairs = [*kept, *own]
     if options.explore:
+        # Sample 0, as in SELM: one draw of the policy, not one that selection preferred.
         explored = {name: rows[0].answer for name, rows in samples.items()}
         pairs = [pair.exploring(explored.get(pair.prompt_id)) for pair in pairs]
     entries = material.stored.store.entries if needs.log_probs else 0
@@ -60,6 +61,7 @@ def sera_pairs(material: Material, options: SelectOptions) -> Selected:
 
 def counts(pairs: int, keep: float, bootstrap: float) -> tuple[int, int]:
     """Returns K and K~ for N pairs: K = round(keep N); where the two shares add up to 1, K~ = N - K exactly."""
+    # K + K~ = N keeps the number of steps equal to the baselines' (section 4.1); rounding both shares could miss it by one.
     kept = round(keep * pairs)
     return kept, pairs - kept if math.isclose(keep + bootstrap, 1.0) else round(bootstrap * pairs)
 
@@ -69,9 +71,12 @@ def top_k_indices(values: Sequence[float], count: int) -> list[int]:
 
     Raises UserError for a value that is not finite.
     """
+    # nan compares false with everything, so sorting would put such pairs anywhere.
     bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
     if bad:
         raise UserError(f"{len(bad)} margins are not finite, the first at pair {bad[0] + 1}; the policy has diverged")
+    # The inner sort is stable, so ties go to the first; the outer one restores the data's order. Ranking alone: the paper has
+    # no threshold.
     return sorted(sorted(range(len(values)), key=lambda index: -values[index])[:count])
 
 
@@ -80,7 +85,8 @@ def kept_pairs(
 ) -> tuple[list[PreferencePair], Margins]:
     """Returns the `count` offline pairs of largest value, in the data's order, and the values of the others.
 
-    Labels are never turned round. A value that is an implicit reward margin is written into the pair.
+    Labels are never flipped: SeRA filters noise out (section 3.2), it does not correct it. A value that is an implicit reward
+    margin is written into the pair.
     """
     usable = [row for row in offline if row.chosen != row.rejected]
     dropped["chosen equals rejected"] += len(offline) - len(usable)
@@ -117,12 +123,14 @@ def on_policy_pair(samples: Sequence[Completion], material: Material, dropped: C
     Where samples differ but have the same implicit reward, chosen is the first of them and rejected the next. None, counted,
     where all samples are the same text.
     """
+    # By id, which equal texts of a prompt share: R distinct responses, as the paper samples them.
     texts = {sample.completion_id: sample.answer for sample in samples}
     if len(texts) < 2:
         dropped["all samples are equal"] += 1
         return None
     answers = list(texts.values())
     rewards = [material.stored.implicit_reward(name) for name in texts]
+    # argmax and argmin of the implicit reward, which is the pair of maximal margin (section 3.3).
     best = rewards.index(max(rewards))
     worst = min((index for index in range(len(answers)) if index != best), key=lambda index: rewards[index])
     return PreferencePair.joining(samples[0], answers[best], answers[worst], margin=rewards[best] - rewards[worst])

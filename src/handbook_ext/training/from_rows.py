@@ -1,4 +1,4 @@
-"""A model, a tokenizer and preference rows, as TRL's DPOTrainer takes them -> scored pairs and a plan to train by."""
+"""From a model, a tokenizer and preference rows, as TRL's DPOTrainer takes them, to scored pairs and a batch plan."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from handbook_ext.training.scoring import score_batch, score_shard
 
 Rows = Iterable[Mapping[str, Any]]
 NOT_READ = ("images", "image", "tools", "chat_template_kwargs")  # Columns of TRL's that would change the tokens.
-NAME = "the reference model"  # Under which its log-probs are kept until they are in the pairs.
+NAME = "the reference model"  # Its log-probs are kept under this name until they are in the pairs.
 
 
 class PairLogProbs(NamedTuple):
@@ -82,9 +82,11 @@ def score_pairs(
         prompt = encoder.prompt_ids(pair.prompt, f"pairs[{number}]") or []
         texts = [pair.chosen, pair.rejected, *([pair.explore] if pair.explore else [])]
         groups.append(EncodedGroup(prompt, [encoder.completion_ids(pair.prompt, text, len(prompt)) for text in texts]))
+    # A notebook may go on training with the model that it gives: the mode is restored below.
     policy, was_training = sharing_prefixes(model), model.training
     policy.eval()
     found: dict[int, PairLogProbs] = {}
+    # Little padding, and a lack of memory shows in the first batch.
     longest_first = sorted(range(len(groups)), key=lambda index: -len(groups[index]))
     for start in range(0, len(groups), batch_size):
         indices = longest_first[start : start + batch_size]
@@ -109,11 +111,13 @@ def prepare(
             f"no row has an 'explore', but the objective's alpha is {objective.alpha}; add the column, or set it to 0"
         )
     micro_batch = args.per_device_train_batch_size
+    # transformers states the batch per device, the plan globally.
     plan = BatchPlan(encoded.lengths, micro_batch * args.gradient_accumulation_steps * args.world_size, micro_batch, args.seed)
     pad_id = pad_token(tokenizer)
     policy = sharing_prefixes(model)
     if args.gradient_checkpointing and isinstance(model, PeftModel):
-        model.enable_input_require_grads()  # A checkpointed block without one input in need of gradients gives none.
+        model.enable_input_require_grads()  # A checkpointed block has gradients only if an input has.
+    # Before any step, when the policy still is the reference model: afterwards training needs no second model in memory.
     if objective.needs_reference:
         scorer = policy if reference is None else sharing_prefixes(reference)
         encoded = encoded.with_reference(_reference_sums(scorer, encoded, plan, args, pad_id, head_chunk), NAME)
@@ -155,8 +159,9 @@ def _reference_sums(
 
     The micro-batches are those of the first epoch, so that training's first step meets log-probs that are equal to the bit.
     """
-    policy.to(args.device).eval()
+    policy.to(args.device).eval()  # Trainer moves the model to the device later than this.
     mine = plan.epoch(0)[args.process_index :: args.world_size]
+    # The autocast of Trainer's steps: in another type the log-ratios of the untrained policy would not be 0.
     half = torch.float16 if args.fp16 else torch.bfloat16
     with torch.autocast(args.device.type, half, enabled=args.bf16 or args.fp16):
         rows = score_shard(policy, encoded, mine, policy_name=NAME, pad_id=pad_id, head_chunk=head_chunk)
@@ -198,7 +203,7 @@ def _explored(where: str, value: Any) -> Messages | None:
 
 
 def _refuse_arguments(args: TrainingArguments) -> None:
-    """Raises UserError for training arguments that this trainer would not heed."""
+    """Raises UserError for training arguments that have no effect in this trainer, or that it cannot train under."""
     if hasattr(args, "beta") or hasattr(args, "loss_type"):
         raise UserError(
             f"args is a {type(args).__name__}, whose loss_type, beta and max_length would not be read; give "

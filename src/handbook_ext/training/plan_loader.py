@@ -11,7 +11,7 @@ from handbook_ext.policies.packing import EncodedPair
 
 
 class Pairs(Dataset):  # type: ignore[type-arg]
-    """Pairs by slot."""
+    """The pairs, by slot of the plan."""
 
     def __init__(self, pairs: list[EncodedPair]) -> None:
         """Takes the encoded pairs."""
@@ -39,6 +39,7 @@ class PlanSampler(Sampler):  # type: ignore[type-arg]
 
     def __iter__(self) -> Iterator[list[Slot]]:
         """Yields this process's micro-batches."""
+        # Every processes-th micro-batch: those of a step are sorted by length, so at each moment all processes have similar work.
         return iter(self.plan.epoch(self.number)[self.rank :: self.processes])
 
     def __len__(self) -> int:
@@ -51,4 +52,5 @@ class PlanLoader(DataLoader):  # type: ignore[type-arg]
 
     def set_epoch(self, number: int) -> None:
         """Chooses the epoch."""
+        # DataLoader has no epoch. Trainer calls this also on resuming, before it skips the batches that are done.
         self.batch_sampler.set_epoch(number)  # type: ignore[union-attr]

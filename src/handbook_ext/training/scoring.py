@@ -20,11 +20,11 @@ from handbook_ext.policies.packing import EncodedGroup, EncodedPair, pack
 from handbook_ext.policies.source import PolicySource
 from handbook_ext.selection.log_prob_store import store_row
 
-MICRO_BATCHES_PER_SHARD = 32
+MICRO_BATCHES_PER_SHARD = 32  # A process that was killed repeats at most these.
 
 
 def open_as_trained(source: PolicySource, launch: Launch) -> PreTrainedModel:
-    """Returns a policy as training has it: weights of training's type, prefix-shared forward."""
+    """Returns a policy as training loads it: weights of training's numeric type, prefix-shared forward."""
     return prefix_shared(source.load(dtype=launch.training_dtype(source.model)))
 
 
@@ -35,8 +35,8 @@ def score_batch(
     rows = pack(pairs, pad_id=pad_id, one_row=uses_one_row(policy)).to(policy.device)
     with torch.no_grad():
         values = policy(rows=rows, head_chunk=head_chunk).tolist()
-    ends = rows.chosen.tolist()
-    return [values[start : start + len(pair.completions)] for start, pair in zip(ends, pairs, strict=True)]
+    starts = rows.chosen.tolist()  # A pair's completions lie together, and chosen is the first of them.
+    return [values[start : start + len(pair.completions)] for start, pair in zip(starts, pairs, strict=True)]
 
 
 def store_batches(plan: BatchPlan) -> list[list[list[Slot]]]:
@@ -44,6 +44,8 @@ def store_batches(plan: BatchPlan) -> list[list[list[Slot]]]:
 
     Scoring in the very shapes of training gives training's first step log-probs that are equal to the bit.
     """
+    # Kernels choose their order of summation by shape: scored in other batches, the log-ratios of the untrained policy would be
+    # rounding errors instead of 0, and the check of training's first batch could not be strict.
     return batched(plan.epoch(0), MICRO_BATCHES_PER_SHARD)
 
 
@@ -65,7 +67,7 @@ def _score_slots(
     scored = score_batch(policy, [encoded.pairs[s.index] for s in batch], pad_id=pad_id, head_chunk=head_chunk)
     rows = {}
     for slot, values in zip(batch, scored, strict=True):
-        if slot.weight:
+        if slot.weight:  # A filler repeats a pair of this step, whose value comes from its own slot.
             lengths = map(len, encoded.pairs[slot.index].completions)
             for name, value, tokens in zip(encoded.ids[slot.index], values, lengths, strict=True):
                 rows[name] = store_row(policy_name, name, value, tokens)
@@ -111,6 +113,7 @@ def encode_groups(groups: Iterable[TextGroup], encoder: ChatEncoder) -> EncodedG
         if prompt is None:
             result.too_long += bool(group.texts)
             continue
+        # Texts may differ and their tokens not, after truncation: one forward pass, and a row of the store for each text.
         names: dict[tuple[int, ...], list[str]] = {}
         for name, text in group.texts.items():
             names.setdefault(tuple(encoder.completion_ids(group.prompt, text, len(prompt))), []).append(name)

@@ -31,7 +31,8 @@ def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: in
     Raises UserError where processes and micro-batch do not divide the global batch.
     """
     return {
-        "output_dir": str(folder), "learning_rate": settings.learning_rate * settings.learning_rate_factor, "num_train_epochs": settings.num_train_epochs,
+        "output_dir": str(folder), "num_train_epochs": settings.num_train_epochs,
+        "learning_rate": settings.learning_rate * settings.learning_rate_factor,
         **batch_arguments(settings.global_batch_size, settings.per_device_train_batch_size, processes),
         # transformers 5 takes a share of all steps as `warmup_steps` below 1.
         "lr_scheduler_type": settings.lr_scheduler_type, "warmup_steps": settings.warmup_ratio, "optim": settings.optim,
@@ -60,6 +61,7 @@ def batch_arguments(global_batch_size: int, per_device: int, processes: int) -> 
         micro_batch = fitting_micro_batch(global_batch_size, per_device, processes)
     except ValueError as error:
         raise UserError(str(error)) from None
+    # The batch of a recipe is global: another number of processes changes accumulation, never the gradient of a step.
     steps = accumulation_steps(global_batch_size, micro_batch, processes)
     return {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": steps}
 
@@ -108,14 +110,14 @@ def reward_trainer(
 
     The head's weights are drawn by `seed`; max_length in tokens; arguments: keyword arguments of RewardConfig.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # Before loading, which draws the weights of the head.
     source = {"revision": None if trained_here else settings.revision, "trust_remote_code": settings.trust_remote_code}
     if find_adapter(policy, source["revision"]) is None:
         config = AutoConfig.from_pretrained(policy, num_labels=1, **source)
         without_dropout(config)
-        config.pad_token_id = tokenizer.pad_token_id
+        config.pad_token_id = tokenizer.pad_token_id  # The head reads the last token that is not padding.
         model = AutoModelForSequenceClassification.from_pretrained(policy, config=config, dtype=torch.float32, **source)
-    else:  # A classifier cannot be loaded from an adapter: the base with the adapter merged lends it its body.
+    else:  # A classifier cannot be loaded from an adapter: it takes over the body of the base with the adapter merged.
         body = load_policy(policy, settings.model_copy(update={"dtype": "float32"}), trained_here=trained_here)
         body.config.num_labels, body.config.pad_token_id = 1, tokenizer.pad_token_id
         model = AutoModelForSequenceClassification.from_config(body.config, dtype=torch.float32)

@@ -51,6 +51,7 @@ class PreferenceTrainer(Trainer):
         self.pad_id, self.head_chunk, self.tolerance = pad_id, head_chunk, tolerance
         super().__init__(model=model, args=args, train_dataset=Pairs(pairs), callbacks=[MarkComplete(), *callbacks], **kwargs)
         self.one_row = uses_one_row(model)
+        # Else Trainer assumes a loss summed over tokens, and does not divide by the accumulation steps, as compute_loss expects.
         self.model_accepts_loss_kwargs = False
         self._reset_metrics()
 
@@ -93,6 +94,7 @@ class PreferenceTrainer(Trainer):
         batch: PairBatch = inputs["batch"]
         device = self.args.device
         rows, reference, weights = batch.rows.to(device), batch.reference.to(device), batch.weights.to(device)
+        # (S,), one value per distinct completion -> chosen, rejected, explore, (B,) each.
         logprobs = pair_logprobs(model(rows=rows, head_chunk=self.head_chunk), rows)
         explored = (rows.explore >= 0).to(weights.dtype)
         if self.tolerance is not None and self.state.global_step == 0 and not self._checked:
@@ -100,10 +102,12 @@ class PreferenceTrainer(Trainer):
         tokens = (rows.completion_tokens[rows.chosen], rows.completion_tokens[rows.rejected])
         losses = self.objective.losses(logprobs, reference, tokens, explored)
         self._collect(logprobs, reference, rows, weights, explored)
+        # The weights sum to 1 over all micro-batches of a step on all processes. Trainer divides a micro-batch's loss by the
+        # accumulation steps, and DDP averages gradients over processes: the two factors undo both.
         return (losses * weights).sum() * self.args.gradient_accumulation_steps * self.args.world_size
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the metrics collected since the last log line."""
+        """Logs a line, with the metrics collected since the last one."""
         if "loss" in logs:
             logs = {**logs, **self._gathered_metrics()}
         super().log(logs, start_time)
@@ -114,7 +118,7 @@ class PreferenceTrainer(Trainer):
         return {
             "batch": PairBatch(
                 rows=pack(pairs, pad_id=self.pad_id, one_row=self.one_row),
-                reference=torch.tensor([pair.reference for pair in pairs]).T.contiguous(),
+                reference=torch.tensor([pair.reference for pair in pairs]).T.contiguous(),  # (B, 3) -> (3, B)
                 weights=torch.tensor([weight for _, weight in slots]),
             )
         }
@@ -122,9 +126,10 @@ class PreferenceTrainer(Trainer):
     def _check_reference(self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, rows: PackedRows) -> None:
         """Raises UserError when the untrained policy does not give the log-probs that the store holds for it."""
         self._checked = True
+        # The largest and per token: a mean would hide one wrong pair, and rounding errors grow with length.
         tokens = rows.completion_tokens[rows.chosen]
         difference = float(((logprobs[0].detach() - reference[0]).abs() / tokens).max())
-        if not difference <= (self.tolerance or 0):  # NaN too
+        if not difference <= (self.tolerance or 0):  # So written that nan is refused too.
             raise UserError(
                 f"the untrained policy differs from its stored log-probs by {difference:.2g} nats per token (score.tolerance "
                 f"is {self.tolerance}): the store belongs to another policy or numeric type; delete it and run make"
@@ -139,6 +144,7 @@ class PreferenceTrainer(Trainer):
         tokens = (rows.completion_tokens[rows.chosen], rows.completion_tokens[rows.rejected])
         ratios = [*self.objective.rewards(detached, reference, tokens), detached[2] - reference[2]]
         rewards = [implicit_reward(ratio, beta=self.objective.beta) for ratio in ratios]
+        # Sums and weights, not means: log lines span micro-batches and processes that hold different numbers of pairs.
         present = weights * explored
         for name, values, weight in (
             ("rewards/chosen", rewards[0], weights), ("rewards/rejected", rewards[1], weights),
@@ -156,7 +162,7 @@ class PreferenceTrainer(Trainer):
 
     def _gathered_metrics(self) -> dict[str, float]:
         """Returns the metrics over all processes and starts anew."""
-        names = sorted(self._sums)
+        names = sorted(self._sums)  # One order on every process, since the vector is added up by position.
         numbers = [*(self._sums[n] for n in names), *(self._weights[n] for n in names), self._tokens, self._positions]
         local = torch.tensor(numbers, dtype=torch.float64, device="cpu" if self.args.use_cpu else self.args.device)
         total = self.accelerator.reduce(local, reduction="sum").tolist()
@@ -180,7 +186,7 @@ class MarkComplete(TrainerCallback):
     """Marks each checkpoint once it is whole, so that a killed run never resumes from half of one."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes the mark."""
+        """Writes the mark: Trainer calls this after the last file of a checkpoint."""
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
@@ -188,6 +194,7 @@ class MarkComplete(TrainerCallback):
 def last_complete_checkpoint(folder: Path) -> str | None:
     """Returns the newest whole checkpoint of a folder, or None."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    # By number: as text, checkpoint-9 comes after checkpoint-10.
     return str(max(found, key=lambda path: int(path.name.split("-")[-1]))) if found else None
 
 
@@ -195,6 +202,6 @@ def save_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pa
     """Writes a Hugging Face checkpoint and the training log; the first process writes, all must call."""
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
-        (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle, and the manifest says it all.
+        (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle; the manifest holds the settings.
         tokenizer.save_pretrained(folder)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
