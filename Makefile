@@ -17,7 +17,12 @@ override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
 override VARIABLES   := RUNS VENV SET DATA LAUNCH GPUS SEEDS BESIDE JOBS THREADS ONLY
 override GOALS       := $(value MAKECMDGOALS)
-override quoted       = '$(subst ','\'',$1)'
+override define newline
+
+
+endef
+# Make would drop a newline on its way to the shell: bash has $'\n' for it.
+override quoted       = '$(subst $(newline),'$$'\n'',$(subst ','\'',$1))'
 .DEFAULT_GOAL := help
 RUNS    ?= runs
 SEEDS   ?= 3

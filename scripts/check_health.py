@@ -4,7 +4,7 @@ import json
 
 from handbook_ext.core.errors import UserError, run_main, stage_folder
 from handbook_ext.core.stage import Stage
-from handbook_ext.recipes.stage_files import HealthStage
+from handbook_ext.graph.stages import HealthStage
 from handbook_ext.reports.health import exceeded, read_health
 
 

@@ -11,11 +11,11 @@ from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage import Stage
 from handbook_ext.evaluation.decoding import decoding_name, held_out_completions, judged_decoding, sample_held_out
 from handbook_ext.evaluation.implicit_reward import implicit_rewards, summarised
+from handbook_ext.graph.stages import EvaluateStage
 from handbook_ext.judging.rankers import external_ranker_hashes, open_ranker, ranker_id
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
-from handbook_ext.recipes.stage_files import EvaluateStage
 from handbook_ext.sampling.generation import generate_batch, open_policy
 
 

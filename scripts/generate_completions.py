@@ -7,11 +7,11 @@ from handbook_ext.core.jsonl import read_rows, write_rows
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import GenerateStage
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
 from handbook_ext.recipes.settings import ENGINES_HERE
-from handbook_ext.recipes.stage_files import GenerateStage
 from handbook_ext.sampling.generation import generate_batch, jobs_of, open_policy
 from handbook_ext.selection.rules import portion
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.recipes.goals import VARIABLES, WHY, plan_goals, runs_folder
+from handbook_ext.graph.goals import VARIABLES, WHY, plan_goals, runs_folder
+from handbook_ext.graph.makefile import replaced, write_run
+from handbook_ext.graph.why import why_text
 from handbook_ext.recipes.listing import unsupported_settings
-from handbook_ext.recipes.makefile import replaced, write_run
-from handbook_ext.recipes.why import why_text
 
 
 def main(argv: list[str]) -> None:

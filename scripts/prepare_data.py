@@ -8,7 +8,7 @@ from handbook_ext.core.jsonl import write_rows
 from handbook_ext.core.records import content_id
 from handbook_ext.core.stage import Stage
 from handbook_ext.data.offline import load_offline_data
-from handbook_ext.recipes.stage_files import DataStage
+from handbook_ext.graph.stages import DataStage
 from handbook_ext.selection.rules import require
 
 

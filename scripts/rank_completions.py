@@ -7,11 +7,11 @@ from handbook_ext.core.jsonl import read_rows, write_rows
 from handbook_ext.core.records import Completion, OfflinePair, Ranking
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import RankStage
 from handbook_ext.judging.rankers import Ranker, candidates_of, external_ranker_hashes, open_ranker, ranking
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, policy_of
 from handbook_ext.recipes.settings import RankSettings
-from handbook_ext.recipes.stage_files import RankStage
 
 PROMPTS_PER_SHARD = 64
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from handbook_ext.core.errors import UserError, run_main
+from handbook_ext.graph.makefile import write_run
 from handbook_ext.recipes.listing import ListedRecipe, listed_recipes, shown_settings, unsupported_settings
-from handbook_ext.recipes.makefile import write_run
 from handbook_ext.recipes.names import recipe_files, unusable_files
 from handbook_ext.recipes.overrides import parse_data, parse_set
 from handbook_ext.recipes.run import resolve

@@ -10,10 +10,10 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Completion, OfflinePair
 from handbook_ext.core.shards import batched, fill_shards
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import BatchSizes, ScoreCandidatesStage
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, named_policy, policy_of
-from handbook_ext.recipes.stage_files import BatchSizes, ScoreCandidatesStage
 from handbook_ext.selection.log_prob_store import read_stores
 from handbook_ext.selection.rules import portion
 from handbook_ext.training.scoring import (

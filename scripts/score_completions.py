@@ -7,12 +7,12 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.core.shards import fill_shards
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import ScorePairsStage
 from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
-from handbook_ext.recipes.stage_files import ScorePairsStage
 from handbook_ext.training.scoring import open_as_trained, score_shard, store_batches
 
 

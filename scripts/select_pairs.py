@@ -4,8 +4,8 @@ from handbook_ext.core.errors import UserError, run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows, write_rows
 from handbook_ext.core.records import Completion, OfflinePair, Ranking
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import SelectStage
 from handbook_ext.objectives.reward_form import RewardForm
-from handbook_ext.recipes.stage_files import SelectStage
 from handbook_ext.selection.ensemble import EnsembleTerm, StoredLogProbs, read_log_probs
 from handbook_ext.selection.rules import Material, by_prompt, needs_of, portion, select_pairs
 

@@ -11,6 +11,7 @@ from handbook_ext.core.errors import UserError, run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import TrainStage
 from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.adapters import ADAPTER, adapted, save_adapted
@@ -18,7 +19,6 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
-from handbook_ext.recipes.stage_files import TrainStage
 from handbook_ext.reports.health import read_health, summary_line
 from handbook_ext.selection.log_prob_store import reference_sums
 from handbook_ext.training.scoring import open_as_trained

@@ -7,9 +7,9 @@ from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import RankerStage
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
-from handbook_ext.recipes.stage_files import RankerStage
 from handbook_ext.training.supervised import fit_arguments, reward_trainer
 from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
 

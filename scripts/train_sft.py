@@ -8,12 +8,12 @@ from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Demonstration
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import SFTStage
 from handbook_ext.policies.adapters import save_adapted
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.models import build_policy, train_tokenizer
 from handbook_ext.policies.source import policy_of
-from handbook_ext.recipes.stage_files import SFTStage
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
 from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
 

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from handbook_ext.core.artifacts import manifest_path
 from handbook_ext.core.errors import run_main
 from handbook_ext.core.stage import Stage
-from handbook_ext.recipes.stage_files import ReportStage
+from handbook_ext.graph.stages import ReportStage
 from handbook_ext.reports.pages import headline, render_report
 from handbook_ext.reports.run_report import group_seeds, read_run, summarise
 

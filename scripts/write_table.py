@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.stage import Stage
-from handbook_ext.recipes.stage_files import TableStage
+from handbook_ext.graph.stages import TableStage
 from handbook_ext.recipes.table_files import read_table, run_of_row
 from handbook_ext.reports.pages import render_table
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs

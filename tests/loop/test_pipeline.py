@@ -127,7 +127,7 @@ def test_killed_training_goes_on_from_its_checkpoint(copy: Workspace) -> None:
     workspace = copy.folder / "runs/mine-micro/iter1/.policy.partial"
     status, _ = copy.execute(command, kill_when=(workspace / "checkpoints/checkpoint-2/complete").exists)
     assert status == -9
-    copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 2e-3}}, "))
+    copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 3e-3}}, "))
     (command,) = copy.commands("mine-micro-iter1")
     status, said = copy.execute(command)
     assert status == 0

@@ -184,6 +184,11 @@ def test_a_table_runs_its_recipes_shares_what_is_equal_and_repeats_nothing(
     alike = [len(first & second) / len(first | second) for first, second in (kept[:2], kept[2:])]
     assert told["overlap_between_iterations"]["IPO"] == pytest.approx(sum(alike) / 2) != 1
     assert "| iter1 and iter2 |" in page
+    # Each row is the last policy of its run, or the one that it names, over both seeds.
+    for row, run, policy in zip(told["rows"], ("micro", "micro", "ipo"), ("sft", "iter2", "iter2"), strict=True):
+        files = [workspace.folder / f"runs/mine-{run}{seed}/{policy}/eval.json" for seed in ("", "-seed2")]
+        means = [json.loads(path.read_text())["decodings"]["sampled"]["mean_reward"] for path in files]
+        assert row["decodings"]["sampled"]["reward"]["value"] == pytest.approx(sum(means) / 2)
     assert "IPO beats DPO. The tiny world **" in page
     assert (workspace.folder / "runs/table-mine/report/reward_differences.png").is_file()
     evaluated = json.loads((workspace.folder / "runs/mine-ipo/sft/eval.manifest.json").read_text())

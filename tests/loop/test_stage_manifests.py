@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.loop.plain import Json, manifest, rows, sha256
-from tests.workspace import Workspace
+from tests.workspace import SELM, Workspace
 
 TRAIN, TEST = "data/rows/train.jsonl", "data/rows/test.jsonl"
 # What the artifacts of the two runs are made from, as paths in the run's folder.
@@ -107,6 +108,28 @@ def test_only_the_scoring_of_candidates_reads_policies_that_are_no_input_and_it_
         assert {row["policy"] for row in rows(run / iteration / "logprobs")} == set(stated.values())
     for artifact in SELM_INPUTS:
         assert manifest(run_of(selm) / artifact)["external"] == {}
+
+
+def test_a_policy_that_judges_itself_is_the_one_that_made_the_samples(
+    selm: Workspace, copy_of: Callable[[Workspace, str], Workspace]
+) -> None:
+    """So small a policy gives no points: every judgement failed, and is counted."""
+    judge = "rank: {ranker: self, candidates: samples, rubric: tiny, max_new_tokens: 2, batch_size: 64}\n"
+    workspace = copy_of(selm, SELM + judge)
+    ranking = next(each for each in workspace.commands("mine-micro-iter1") if "rank_completions" in each)
+    status, said = workspace.execute(ranking)
+    assert status == 0, said
+    run = run_of(workspace)
+    check_inputs(run, "iter1/rankings.jsonl", ["iter1/completions.jsonl", TRAIN, "iter0/policy"])
+    ranked = rows(run / "iter1/rankings.jsonl")
+    assert [[each["text"] for each in row["candidates"]] for row in ranked] == samples_of(run)
+    assert manifest(run / "iter1/rankings.jsonl")["failed"] == sum(each["failed"] for row in ranked for each in row["candidates"])
+
+
+def samples_of(run: Path) -> list[list[str]]:
+    """The texts of the samples, three to a prompt."""
+    texts = [row["text"] for row in rows(run / "iter1/completions.jsonl")]
+    return [texts[start : start + 3] for start in range(0, len(texts), 3)]
 
 
 def evaluation(folder: Path) -> Json:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -164,6 +166,13 @@ def test_train_takes_a_step_per_batch_of_its_pairs_at_the_lowered_rate(run: Path
     # Half of 2e-3 at the peak: the factor of the recipe is 0.5. One step of warm-up, then half a cosine.
     rates = [0.0, *(1e-3 * (1 + math.cos(math.pi * step / (steps - 1))) / 2 for step in range(steps - 1))]
     assert [row["learning_rate"] for row in log] == pytest.approx(rates)
+    # The first batch is the first eight of the pairs, shuffled by seed and epoch, under the weights that training starts from.
+    start = PlainPolicy(run / {"iter0": "sft", "iter1": "iter0"}[iteration] / "policy")
+    pairs = [row for row in rows(run / iteration / "pairs.jsonl") if len(start.prompt_ids(question(row))) <= LONGEST_PROMPT]
+    random.Random("1 0").shuffle(pairs)
+    for name in ("chosen", "rejected"):
+        mean = fmean(start.sums((question(row), side(row, name)) for row in pairs[:8]))
+        assert log[0][f"logps/{name}"] == pytest.approx(mean, abs=1e-3)
     assert about["notes"].get("explored", 0) == (about["counts"]["out"] if iteration == "iter1" else 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.loop.plain import Json, id_of, logged_steps, manifest, question, rows, sha256, side
+from tests.loop.plain import Json, id_of, logged_steps, manifest, question, request_seed, rows, sha256, side
 from tests.workspace import MICRO, SELM, Workspace, changed
 
 Copy = Callable[[Workspace, str], Workspace]
@@ -56,7 +57,8 @@ def test_data_writes_the_usable_rows_of_the_files_and_counts_the_others(tmp_path
     assert sorted(about["counts"]["dropped"].values()) == [1, 1]
     assert about["rows"] == {"sft": 4, "train": 9, "test": 4}
     assert about["swapped"] == [row["prompt_id"] for row in train if row["swapped"]]
-    assert len(about["swapped"]) == round(0.34 * 9)
+    flipped = random.Random(request_seed("flip", 1)).sample(range(9), round(0.34 * 9))
+    assert about["swapped"] == [train[index]["prompt_id"] for index in sorted(flipped)]
     assert about["unused"] == 1  # Two parts of four.
     assert about["held_out_prompts_in_train"] == 1 and "note: 1 held-out prompts are also training prompts" in said
     assert "data: 2 of 15 rows were dropped" in said

@@ -157,19 +157,33 @@ def test_a_random_selection_depends_on_seed_iteration_and_prompt_alone(sera: Wor
     assert {row["prompt_id"] for row in rows(run / f"{iteration}/pairs.jsonl")} == best(drawn, KEPT)
 
 
-def test_candidates_of_the_second_part_are_scored_under_the_policy_of_the_first_iteration(selm: Workspace, copy_of: Copy) -> None:
-    rule = "iterations: {iter1: {select: {rule: sera, keep_by: log_prob, bootstrap: 0, keep: 0.5}, train: {alpha: 0}}, "
+@pytest.mark.parametrize(("keep_by", "scorers"), [("log_prob", ["iter0"]), ("margin", ["iter0", "sft"])])
+def test_candidates_of_the_second_part_are_scored_under_each_policy_that_the_selection_compares(
+    selm: Workspace, copy_of: Copy, keep_by: str, scorers: list[str]
+) -> None:
+    """Neither has met the second part before, though both have scores of the first in the store."""
+    rule = f"iterations: {{iter1: {{select: {{rule: sera, keep_by: {keep_by}, bootstrap: 0, keep: 0.5}}, train: {{alpha: 0}}}}, "
     workspace = copy_of(selm, SELM.replace("iterations: {", rule))
     for each in workspace.commands("mine-micro-iter1")[:2]:
         assert workspace.execute(each)[0] == 0
     run = workspace.folder / "runs/mine-micro"
-    policy = PlainPolicy(run / "iter0/policy")
+    policies = {name: PlainPolicy(run / name / "policy") for name in scorers}
     part: list[Json] = rows(run / "data/rows/train.jsonl")[PART : 2 * PART]
-    short = [row for row in part if len(policy.prompt_ids(question(row))) <= LONGEST_PROMPT]
+    short = [row for row in part if len(policies["iter0"].prompt_ids(question(row))) <= LONGEST_PROMPT]
     texts = {row[f"{name}_id"]: (question(row), side(row, name)) for row in short for name in ("chosen", "rejected")}
-    expected = dict(zip(texts, policy.sums(texts.values()), strict=True))
-    assert {row["completion"]: row["sum"] for row in rows(run / "iter1/logprobs")} == pytest.approx(expected, abs=1e-4)
-    values = {row["prompt_id"]: expected[row["chosen_id"]] - expected[row["rejected_id"]] for row in short}
+    expected = {
+        (manifest(run / name / "policy")["policy"], each): value
+        for name, policy in policies.items()
+        for each, value in zip(texts, policy.sums(texts.values()), strict=True)
+    }
+    stored = {(row["policy"], row["completion"]): row["sum"] for row in rows(run / "iter1/logprobs")}
+    assert stored == pytest.approx(expected, abs=1e-4)
+    signs = dict(zip((manifest(run / name / "policy")["policy"] for name in scorers), (1, -1), strict=False))
+
+    def reward(name: str) -> float:
+        return sum(sign * expected[policy, name] for policy, sign in signs.items())
+
+    values = {row["prompt_id"]: reward(row["chosen_id"]) - reward(row["rejected_id"]) for row in short}
     assert {row["prompt_id"] for row in rows(run / "iter1/pairs.jsonl")} == best(values, PART // 2)
     left_out = len(part) - len(short)
     assert manifest(run / "iter1/logprobs")["counts"]["dropped"] == {"prompt too long": left_out}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import time
@@ -27,7 +28,7 @@ from tests.mutants.report import EQUIVALENT, KILLED, SURVIVED, TIMEOUT, Outcome,
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "handbook_ext"
-# A mutant may take so many times as long as the tests do without one, and so many seconds more.
+# A mutant may take so many times as much CPU time as the tests do without one, and so many seconds more.
 SLACK, SLACK_SECONDS = 4, 10
 BASELINE_SECONDS = 600
 PROGRESS_SECONDS = 10
@@ -135,12 +136,12 @@ def _reasons() -> dict[tuple[str, ...], str]:
 
 
 @cache
-def _limit(tests: tuple[str, ...]) -> float:
-    """Returns the seconds that tests may take with a mutant; ends the program where they fail without one."""
+def _limit(tests: tuple[str, ...]) -> int:
+    """Returns the CPU seconds that tests may take with a mutant; ends the program where they fail without one."""
     [(_, status, seconds)] = forks.run_all(iter([forks.Task(tests, BASELINE_SECONDS)]), 1)
     if status != 0:
         sys.exit(f"pytest {' '.join(tests)}: exit status {status} without any mutant; mend that first")
-    return SLACK_SECONDS + SLACK * seconds
+    return SLACK_SECONDS + math.ceil(SLACK * seconds)
 
 
 def _outcomes(chosen: Iterator[Drawn], reasons: dict[tuple[str, ...], str], args: argparse.Namespace) -> Iterator[Outcome]:

@@ -30,7 +30,9 @@ LIBRARIES = (
 )  # fmt: skip
 PYTEST = ["--exitfirst", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
 MEMORY = 6 << 30
-TIMEOUT = -signal.SIGKILL
+TIMEOUT = -signal.SIGXCPU
+# Limits are in CPU seconds, so that a busy machine kills no mutant; one that waits in vain may take so many times as long.
+WAITING = 10
 
 
 class MutantLoader(SourceFileLoader):
@@ -61,20 +63,19 @@ class MutantFinder:
 
 @dataclass
 class Job:
-    """A child at work: its number among the jobs, its own folder for temporary files, and when it started and must end."""
+    """A child at work: its number among the tasks, its own folder for temporary files, and when it must end."""
 
     number: int
     folder: Path
-    started: float
     deadline: float
 
 
 @dataclass(frozen=True)
 class Task:
-    """Tests to run, and the module to replace, if any: its file, its full name and its source."""
+    """Tests to run, the CPU seconds that they may take, and the module to replace, if any: its file, full name and source."""
 
     tests: tuple[str, ...]
-    limit: float
+    limit: int
     module: tuple[Path, str, str] | None = None
 
 
@@ -88,15 +89,15 @@ def preload(source: Path) -> None:
 
 
 def run_all(tasks: Iterator[Task], processes: int) -> Iterator[tuple[int, int, float]]:
-    """Yields (number, exit status, seconds) of tasks as they end; the status is TIMEOUT where one exceeded its limit."""
+    """Yields (number, exit status, CPU seconds) of tasks as they end; the status is TIMEOUT where one exceeded its limit."""
     running: dict[int, Job] = {}
     numbered = enumerate(tasks)
     try:
         while True:
             while len(running) < processes and (following := next(numbered, None)) is not None:
-                job = Job(following[0], Path(tempfile.mkdtemp(prefix="mutant-")), time.monotonic(), 0.0)
-                job.deadline = job.started + following[1].limit
-                running[_fork(following[1], job.folder)] = job
+                number, task = following
+                job = Job(number, Path(tempfile.mkdtemp(prefix="mutant-")), time.monotonic() + WAITING * task.limit)
+                running[_fork(task, job.folder)] = job
             if not running:
                 return
             time.sleep(0.005)
@@ -104,11 +105,11 @@ def run_all(tasks: Iterator[Task], processes: int) -> Iterator[tuple[int, int, f
                 late = time.monotonic() > job.deadline
                 if late:
                     os.killpg(pid, signal.SIGKILL)
-                ended, status = os.waitpid(pid, 0 if late else os.WNOHANG)
+                ended, status, usage = os.wait4(pid, 0 if late else os.WNOHANG)
                 if ended:
                     _clean(pid, running.pop(pid))
                     code = TIMEOUT if late else os.waitstatus_to_exitcode(status)
-                    yield job.number, code, time.monotonic() - job.started
+                    yield job.number, code, usage.ru_utime + usage.ru_stime
     finally:
         for pid, job in running.items():
             os.killpg(pid, signal.SIGKILL)
@@ -142,6 +143,8 @@ def _child(task: Task, folder: Path) -> NoReturn:
         os.dup2(log, 2)
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (task.limit, task.limit + 1))
         _private_progress_locks()
         os.chdir(folder)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)

@@ -14,39 +14,33 @@ from tests.mutants import forks
 from tests.mutants.mutations import Candidates, Mutant, mutant_of, sample
 from tests.mutants.report import Outcome, faults, read_outcomes, write_report
 
-SOURCE = '''"""A module."""
-
-from pathlib import Path
-
-Numbers = dict[str, int]
-
-
-class Shop:
-    """A shop."""
-
-    name: str = "corner"
-
-    @property
-    def prices(self) -> Numbers:
-        """Returns prices."""
-        return dict(zip(("tea",), (2,), strict=True))
-
-
-def total(count: int, price: int) -> int:
-    """Returns the price of all."""
+SOURCE = """
+def total(count, price):
     if count < 0:
         raise ValueError("a count is not negative")
     return count * price
 
-
-def countdown(start: int) -> int:
-    """Returns 0, at last."""
+def countdown(start):
     while start > 0:
         start -= 1
     return start
-'''
+"""
+SHOP = """
+from pathlib import Path
+
+Numbers = dict[str, int]
+
+class Shop:
+    name: str = "corner"
+
+    @property
+    def prices(self) -> Numbers:
+        if not self.name:
+            raise ValueError("a shop has a name")
+        return dict(zip(("tea",), (2,), strict=True))
+"""
 TEST = """
-from planted.shop import Shop, countdown, total
+from planted.shop import countdown, total
 
 def test_total():
     assert total(2, 3) == 6
@@ -55,9 +49,6 @@ def test_countdown():
     assert countdown(3) == 0
 """
 BETTER = """
-def test_shop():
-    assert Shop().prices == {"tea": 2} and Shop.name == "corner"
-
 def test_refusal():
     import pytest
     assert total(0, 3) == 0
@@ -86,6 +77,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(driver, "PACKAGE", tmp_path / "src" / "planted")
     monkeypatch.setattr(driver, "HERE", tmp_path / "driver")
     monkeypatch.setattr(driver, "SLACK_SECONDS", 1)
+    monkeypatch.setattr(driver, "SLACK", 1)
     monkeypatch.setattr(forks, "preload", lambda source: monkeypatch.syspath_prepend(str(source)))
     driver._limit.cache_clear()
     return tmp_path
@@ -100,13 +92,13 @@ def run(project: Path) -> Callable[..., int]:
 def test_mutants_are_distinct_seeded_and_named_by_their_function(project: Path) -> None:
     root = project / "src" / "planted"
     found = changes({"shop.py": ()}, root)
-    assert {one.function for one in found} == {"Shop", "Shop.prices", "total", "countdown"}
+    assert {one.function for one in found} == {"total", "countdown"}
     assert len({one.key for one in found}) == len(found)
     assert ("total", "return count * price", "return count / price") in {one.key[1:] for one in found}
     assert found == changes({"shop.py": ()}, root)
     again = changes({"shop.py": ()}, root, seed=2)
     assert found != again and {one.key for one in found} == {one.key for one in again}
-    assert {one.function for one in changes({"shop.py": ("Shop", "total")}, root)} == {"Shop", "Shop.prices", "total"}
+    assert {one.function for one in changes({"shop.py": ("total",)}, root)} == {"total"}
 
 
 def test_each_mutant_is_sound_and_means_something_else(project: Path) -> None:
@@ -116,11 +108,13 @@ def test_each_mutant_is_sound_and_means_something_else(project: Path) -> None:
 
 
 def test_prose_types_and_guards_are_left_alone() -> None:
-    module = Candidates("shop.py", SOURCE)
-    changed = {one.after for number in range(len(module.found)) if (one := module.mutant(number)) is not None}
-    assert not [after for after in changed if "XXa count" in after or "strict=False" in after or "Numbers = None" in after]
-    assert "return dict(zip(None, (2,), strict=True))" in changed
-    assert "raise ValueError(None)" in changed
+    module = Candidates("shop.py", SHOP)
+    found = [one for number in range(len(module.found)) if (one := module.mutant(number)) is not None]
+    changed = {one.after for one in found}
+    assert not [after for after in changed if "XXa shop" in after or "strict=False" in after or "Numbers = None" in after]
+    assert not [after for after in changed if after.startswith(("from", "@"))]
+    assert {"return dict(zip(None, (2,), strict=True))", "raise ValueError(None)"} <= changed
+    assert {one.function for one in found} == {"Shop", "Shop.prices"}
 
 
 def test_what_the_tests_see_is_killed_and_what_they_do_not_see_survives(
@@ -147,16 +141,18 @@ def test_what_the_tests_see_is_killed_and_what_they_do_not_see_survives(
 def test_named_mutants_must_be_killed_and_equivalent_ones_must_not(
     project: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (project / "driver/targets.yaml").write_text("[{files: [shop.py], functions: [total], tests: [test_shop.py]}]")
     row = {"name": "no refusal", "file": "shop.py", "before": "if count < 0:", "after": "if count < -9:"}
     (project / "driver/named.yaml").write_text(json.dumps([row]))
-    entries = [('name: str = "corner"', "name: str = None", "Shop"), ("start -= 1", "start += 1", "countdown")]
+    refusal = 'raise ValueError("a count is not negative")'
+    entries = [(refusal, "raise ValueError(None)"), ("return count * price", "return count / price")]
     (project / "driver/equivalent.yaml").write_text(json.dumps([
-        {"file": "shop.py", "function": name, "before": before, "after": after, "reason": "r"} for before, after, name in entries
+        {"file": "shop.py", "function": "total", "before": before, "after": after, "reason": "r"} for before, after in entries
     ]))  # fmt: skip
     assert run("--size", "500") == 1
     printed = capsys.readouterr().out
     assert "the named mutant 'no refusal' survives" in printed
-    assert "killed, though in equivalent.yaml: 'start += 1'" in printed
+    assert "killed, though in equivalent.yaml: 'return count / price'" in printed
     assert "## Equivalent" in (project / "runs" / "report.md").read_text()
 
 

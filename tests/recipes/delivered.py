@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from handbook_ext.recipes.graph import run_rules
+from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import recipe_files
 from handbook_ext.recipes.overrides import parse_set
 from handbook_ext.recipes.run import Run, resolve

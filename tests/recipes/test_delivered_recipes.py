@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.graph import run_rules
+from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.listing import listed_recipes, unsupported_settings
 from handbook_ext.recipes.names import paper_row, recipe_files, variants_of
 from handbook_ext.recipes.run import resolve

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handbook_ext.recipes.graph import run_rules
+from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import paper_row
 from handbook_ext.recipes.run import Run
 from tests.recipe_folder import ROOT

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.stages import DataStage, SFTStage
 from handbook_ext.recipes.names import recipe_files, unusable_files
-from handbook_ext.recipes.stage_files import DataStage, SFTStage
 from tests.recipes.hostile_names import FILE_NAMES, empty_folder, examples, planned, script, words
 
 SUFFIXES = st.sampled_from([".jsonl", ".json", ".parquet"])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.graph import run_rules
+from handbook_ext.graph.makefile import run_text
+from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.listing import shown_settings
-from handbook_ext.recipes.makefile import run_text
 from handbook_ext.recipes.names import paper_row, recipe_files, unusable_files
 from handbook_ext.recipes.overrides import parse_data, parse_set
 from handbook_ext.recipes.run import resolve

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.goals import plan_goals
+from handbook_ext.graph.goals import plan_goals
 from handbook_ext.recipes.names import recipe_files, renamed
 from handbook_ext.recipes.overrides import from_mapping
 from handbook_ext.recipes.run import Run, resolve

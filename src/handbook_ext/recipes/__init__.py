@@ -1,1 +1,1 @@
-"""YAML to a run to its graph of stages, every value typed and traced to its line. No torch."""
+"""YAML to a run, every value typed and traced to the line that states it. No torch."""

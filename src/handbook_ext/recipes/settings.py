@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.settings_run import DataSettings, LoraSettings, ModelSettings, OptimizerSettings, SFTSettings
 from handbook_ext.recipes.settings_stages import (
@@ -62,39 +63,46 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _learnable(self) -> Recipe:
-        """Raises when the objective and the selection of pairs contradict each other."""
-        needs = needs_of(self.select)
-        if not self.train.reward_form.reference:
-            if self.train.alpha > 0 and self.train.explore_form == "log_ratio":
+    def _fitting_loss(self) -> Recipe:
+        """Raises when a loss is asked for what it does not have."""
+        train, needs = self.train, needs_of(self.select)
+        if not train.reward_form.reference:
+            if train.alpha > 0 and train.explore_form == "log_ratio":
                 raise ValueError(
-                    f"train.loss_type {self.train.loss_type} has no reference model, but train.explore_form log_ratio needs one; "
+                    f"train.loss_type {train.loss_type} has no reference model, but train.explore_form log_ratio needs one; "
                     "set explore_form: log_prob"
                 )
             if needs.margins and self.select.margin_reference == "start":
                 raise ValueError(
-                    f"train.loss_type {self.train.loss_type} has no reference model, so its margins have none: "
+                    f"train.loss_type {train.loss_type} has no reference model, so its margins have none: "
                     "remove select.margin_reference"
                 )
-        if self.train.label_smoothing > 0 and self.train.loss_type not in ("sigmoid", "robust"):
-            raise ValueError(f"train.label_smoothing belongs to loss_type sigmoid and robust, not to {self.train.loss_type}")
-        if self.select.rule == "against_chosen" and self.rank.candidates == "samples":
+        if train.label_smoothing > 0 and "label_smoothing" not in LOSSES[train.loss_type].options:
+            takers = [name for name, loss in LOSSES.items() if "label_smoothing" in loss.options]
+            raise ValueError(f"train.label_smoothing belongs to loss_type {' and '.join(takers)}, not to {train.loss_type}")
+        if self.health.max_kl is not None and not self.evaluate.implicit_reward:
+            raise ValueError("health.max_kl needs evaluate.implicit_reward: true, which measures it")
+        return self
+
+    @model_validator(mode="after")
+    def _satisfied_needs(self) -> Recipe:
+        """Raises when the selection rule needs what data, samples or rankings will not have."""
+        select, needs = self.select, needs_of(self.select)
+        if select.rule == "against_chosen" and self.rank.candidates == "samples":
             raise ValueError("select.rule against_chosen compares with the offline answers; set rank.candidates: all")
         if needs.scores and self.data.form in ("hh_rlhf", "tldr"):
             raise ValueError(f"select.keep_by score_gap needs scores, which data of the form {self.data.form} do not have")
         if needs.answers and self.data.form in ("pairs", "hh_rlhf", "tldr"):
             raise ValueError(
-                f"select.rule {self.select.rule} needs several rated answers to a prompt, which data of the form {self.data.form} "
-                "do not have"
+                f"select.rule {select.rule} needs several rated answers to a prompt, which data of the form {self.data.form} do "
+                "not have"
             )
-        if self.health.max_kl is not None and not self.evaluate.implicit_reward:
-            raise ValueError("health.max_kl needs evaluate.implicit_reward: true, which measures it")
         samples_alone = (needs.rankings and self.rank.candidates == "samples") or needs.sample_margins
         if samples_alone and (self.generate.num_completions < 2 or self.generate.temperature == 0):
             raise ValueError(
                 "pairs of the policy's own samples need at least two that differ: set generate.num_completions to 2 or more, and "
                 "generate.temperature above 0"
             )
-        if self.select.rule == "sera" and self.select.keep + self.select.bootstrap == 0:
+        if select.rule == "sera" and select.keep + select.bootstrap == 0:
             raise ValueError("select.keep and select.bootstrap are both 0, which leaves no pair")
         return self

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.graph import run_rules
-from handbook_ext.recipes.makefile import PLAIN, plain, targets_of
+from handbook_ext.graph.makefile import PLAIN, plain, targets_of
+from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.overrides import Override, parse_data, parse_set
 from handbook_ext.recipes.run import Run, resolve

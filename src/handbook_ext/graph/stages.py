@@ -87,16 +87,21 @@ class IterationStage(StageSettings):
     policy: str
 
 
-class GenerateStage(IterationStage):
+class PolicyStage(IterationStage):
+    """What the stages share that load a policy; a chat template that is a file counts by its content."""
+
+    model: ModelSettings
+    limits: Limits
+    template_sha256: str | None = None
+
+
+class GenerateStage(PolicyStage):
     """Sampling from the policy that starts the iteration."""
 
     file: ClassVar[str] = "generate.yaml"
     artifact: ClassVar[str] = "completions.jsonl"
     portion: Portion
-    model: ModelSettings
     generate: GenerateSettings
-    limits: Limits
-    template_sha256: str | None = None
 
 
 class RankStage(IterationStage):
@@ -121,58 +126,46 @@ class SelectStage(IterationStage):
     terms: list[dict[str, Any]] = Field(default=[])
 
 
-class ScoreCandidatesStage(IterationStage):
+class ScoreCandidatesStage(PolicyStage):
     """Scoring what selection compares: which texts, `offline` or `samples`, under which of the run's policies."""
 
     file: ClassVar[str] = "score.yaml"
     artifact: ClassVar[str] = "logprobs"
-    model: ModelSettings
     score: ScoreSettings
-    limits: Limits
     portion: Portion
     sizes: BatchSizes
     texts: dict[str, list[str]]
-    template_sha256: str | None = None
 
 
-class ScorePairsStage(IterationStage):
+class ScorePairsStage(PolicyStage):
     """Scoring the pairs of training, in training's own batches."""
 
     file: ClassVar[str] = "score.yaml"
     artifact: ClassVar[str] = "logprobs"
-    model: ModelSettings
     score: ScoreSettings
-    limits: Limits
     global_batch_size: int
     sizes: BatchSizes
     explore: bool
-    template_sha256: str | None = None
 
 
-class TrainStage(IterationStage):
+class TrainStage(PolicyStage):
     """Preference optimisation; `tolerance` is in nats per token, null where no reference model enters the loss."""
 
     file: ClassVar[str] = "train.yaml"
     artifact: ClassVar[str] = "policy"
-    model: ModelSettings
     train: TrainSettings
-    limits: Limits
     tolerance: float | None
-    template_sha256: str | None = None
 
 
-class EvaluateStage(IterationStage):
+class EvaluateStage(PolicyStage):
     """Measuring a policy, here `policy` itself; `initial_policy` is what implicit rewards are measured against, if they are."""
 
     file: ClassVar[str] = "evaluate.yaml"
     artifact: ClassVar[str] = "eval.json"
     format: int = EVALUATION_FORMAT
     initial_policy: str | None
-    model: ModelSettings
     rank: RankSettings
     evaluate: EvaluateSettings
-    limits: Limits
-    template_sha256: str | None = None
 
 
 class HealthStage(IterationStage):

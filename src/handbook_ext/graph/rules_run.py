@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from handbook_ext.recipes import stage_files as files
-from handbook_ext.recipes.rule import (
+from handbook_ext.graph import stages as files
+from handbook_ext.graph.rule import (
     ROWS,
     Rule,
     about,

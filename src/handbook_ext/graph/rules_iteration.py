@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from handbook_ext.core.artifacts import sha256_of
-from handbook_ext.recipes import stage_files as files
-from handbook_ext.recipes.iteration import Iteration
-from handbook_ext.recipes.rule import (
+from handbook_ext.graph import stages as files
+from handbook_ext.graph.rule import (
     ROWS,
     Rule,
     about,
@@ -20,6 +19,7 @@ from handbook_ext.recipes.rule import (
     seen_from,
     template_hash,
 )
+from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 from handbook_ext.selection.ensemble import ensemble
 

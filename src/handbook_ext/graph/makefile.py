@@ -16,10 +16,10 @@ import yaml
 
 from handbook_ext.core.artifacts import manifest_path
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.graph import run_rules
+from handbook_ext.graph.rule import Rule
+from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.launch_checks import Launch
-from handbook_ext.recipes.rule import Rule
 from handbook_ext.recipes.run import Run
 
 LISTED = {".jsonl", ".json"}

@@ -9,10 +9,10 @@ from typing import Any
 
 from handbook_ext.core.artifacts import checkpoint_files, sha256_of
 from handbook_ext.core.stage_settings import StageSettings
+from handbook_ext.graph.stages import Limits
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import RankSettings, Recipe
-from handbook_ext.recipes.stage_files import Limits
 
 ROWS = "data/rows"
 
@@ -90,7 +90,7 @@ def template_hash(settings: Recipe) -> dict[str, str]:
 
 
 def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
-    """Returns the files of the recipe's checkpoint, if it is a folder here, where `start` is one of the policies (or none is given)."""
+    """Returns the files of the recipe's checkpoint, if it is a folder here and `start` among the policies; none given means it."""
     return folder_files(run.settings.model.name_or_path) if not policies or "start" in policies else ()
 
 

@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable, Sequence
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.iteration import Iteration
-from handbook_ext.recipes.rule import ROWS, Rule
-from handbook_ext.recipes.rules_iteration import (
+from handbook_ext.graph.rule import ROWS, Rule
+from handbook_ext.graph.rules_iteration import (
     generate_rule,
     health_rule,
     rank_rule,
@@ -21,7 +20,8 @@ from handbook_ext.recipes.rules_iteration import (
     select_rule,
     train_rule,
 )
-from handbook_ext.recipes.rules_run import data_rule, evaluate_rule, ranker_rule, report_rule, sft_rule
+from handbook_ext.graph.rules_run import data_rule, evaluate_rule, ranker_rule, report_rule, sft_rule
+from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 
 __all__ = ["Rule", "checked", "run_rules"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from handbook_ext.core.artifacts import current_hash, manifest_path, recorded_hash
 from handbook_ext.core.stage_settings import NOT_IDENTITY, differences
-from handbook_ext.recipes.graph import Rule, run_rules
+from handbook_ext.graph.run_rules import Rule, run_rules
 from handbook_ext.recipes.run import Run
 
 SHOWN = 60  # Characters of a value.

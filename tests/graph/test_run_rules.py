@@ -15,10 +15,10 @@ import yaml
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
-from handbook_ext.recipes.graph import Rule, checked, run_rules
-from handbook_ext.recipes.makefile import run_text, settings_text, stamp_text, write_run
+from handbook_ext.graph.makefile import run_text, settings_text, stamp_text, write_run
+from handbook_ext.graph.run_rules import Rule, checked, run_rules
+from handbook_ext.graph.stages import ScoreCandidatesStage, TrainStage
 from handbook_ext.recipes.run import Run, resolve
-from handbook_ext.recipes.stage_files import ScoreCandidatesStage, TrainStage
 from tests.recipe_folder import ROOT, enter_folder, mine
 
 SCRIPT = ROOT / "scripts" / "resolve_recipe.py"
@@ -128,7 +128,7 @@ def test_the_files_say_what_was_resolved_and_know_no_lines(folder: Path) -> None
 def test_text_that_looks_like_something_else_arrives_as_text(folder: Path, title: str) -> None:
     run = mine(f"report: {{title: {title!r}}}\n".replace("\\n", " ")) if "\n" not in title else resolve("tiny-selm")
     write_run(run, Path("runs"))
-    from handbook_ext.recipes.stage_files import ReportStage
+    from handbook_ext.graph.stages import ReportStage
 
     assert Stage.open(Path("runs") / run.name, ReportStage).settings.report.title == run.settings.report.title
 
@@ -315,7 +315,7 @@ def test_the_script_tells_a_mistake_in_one_line(folder: Path) -> None:
 
 
 def test_planning_starts_without_heavy_libraries(folder: Path) -> None:
-    code = "import sys, handbook_ext.recipes.goals; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    code = "import sys, handbook_ext.graph.goals; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
