@@ -90,7 +90,7 @@ def template_hash(settings: Recipe) -> dict[str, str]:
 
 
 def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
-    """Returns the files of the recipe's checkpoint, if it is a folder here and `start` among the policies; none given means it."""
+    """Returns the files of the recipe's checkpoint, if it is a folder here and `start` among the policies (none: it is)."""
     return folder_files(run.settings.model.name_or_path) if not policies or "start" in policies else ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -104,12 +104,7 @@ def variants_of(file: Path) -> list[str]:
 
 def renamed(root: Path = RECIPES) -> dict[str, str]:
     """Returns the goals that replace recipes of earlier versions, by their old names."""
-    return _renamed(root / RENAMED)
-
-
-@cache
-def _renamed(path: Path) -> dict[str, str]:
-    """Returns the content of the file of old names."""
+    path = root / RENAMED
     if not path.is_file():
         return {}
     names: dict[str, str] = yaml.safe_load(path.read_text(encoding="utf-8"))
