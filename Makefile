@@ -15,7 +15,7 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS VENV SET DATA LAUNCH GPUS SEEDS BESIDE JOBS THREADS ONLY
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS SEEDS BESIDE JOBS THREADS ONLY
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -29,15 +29,8 @@ SEEDS   ?= 3
 JOBS    ?= 2
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.
 THREADS ?= 1
-VENV    ?= .venv
+override VENV := .venv
 unexport $(GIVEN) $(VARIABLES)
-# Python checks every other variable; this one says where Python is.
-ifneq ($(value VENV),.venv)
-$(shell LC_ALL=C; v=$(call quoted,$(value VENV)); case "$$v" in (''|-*|*[!-A-Za-z0-9./+@,_$$'\200'-$$'\377']*) printf 'error: VENV: %q is not a folder whose name has letters, digits and . / + @ , _ - alone\n' "$$v" >&2; exit 1;; esac)
-ifneq ($(.SHELLSTATUS),0)
-$(error nothing was started)
-endif
-endif
 override PYTHON     := $(VENV)/bin/python
 override WARM        = OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.core.warm_start
 override ACCELERATE := $(VENV)/bin/accelerate launch
@@ -95,6 +88,10 @@ lint: $(VENV)/ready
 	$(VENV)/bin/lint-imports
 bench: $(VENV)/ready
 	$(PYTHON) scripts/bench_training.py --out $(RUNS)/bench
+
+# The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
+mutants: $(VENV)/ready
+	$(PYTHON) -m tests.mutants --out $(RUNS)/mutants --only $(call quoted,$(value ONLY))
 
 # A failed stage leaves no target behind.
 .DELETE_ON_ERROR:

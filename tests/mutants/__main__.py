@@ -13,10 +13,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain, islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,37 +57,39 @@ def main(argv: Sequence[str]) -> int:
         for row in _rows("targets")
         for file in row["files"]
     }
-    earlier = read_outcomes(args.out / "report.json") if args.only else []
-    wanted, expected = _selection(args.only, args.size, earlier)
     sampled = islice(sample(PACKAGE, {file: target.functions for file, target in targets.items()}, args.seed), args.size)
-    drawn = chain(list(_named(targets)), (Drawn(mutant, targets[mutant.file].tests) for mutant in sampled))
-    chosen = (each for each in drawn if wanted(each.mutant))
+    drawn = [*_named(targets), *(Drawn(mutant, targets[mutant.file].tests) for mutant in sampled)]
+    # Outcomes of an earlier run stay where their mutants are not run again, and are still drawn from the present source.
+    keys = {each.mutant.key for each in drawn}
+    earlier = [one for one in read_outcomes(args.out / "report.json") if one.mutant.key in keys] if args.only else []
+    chosen = [each for each in drawn if _wanted(args.only, each.mutant, {one.mutant.key: one.state for one in earlier})]
+    reasons = _reasons()
+    print(f"{len(chosen)} mutants; first the tests without any", flush=True)
     forks.preload(PACKAGE.parent)
+    limits = _limits({each.tests for each in chosen}, args.processes)
     found: list[Outcome] = []
     with contextlib.suppress(KeyboardInterrupt):
-        for one in _progress(_outcomes(chosen, _reasons(), args), expected):
+        for one in _progress(_outcomes(chosen, limits, reasons, args), len(chosen)):
             found.append(one)
-    # What was not run again stays as it was.
     new = {one.mutant.key for one in found}
     outcomes = [one for one in earlier if one.mutant.key not in new] + found
     about = {"seed": args.seed, "mutants": len(outcomes), "minutes": round((time.monotonic() - started) / 60, 1)}
     print(write_report(args.out, outcomes, about))
     print(*(one.mutant.diff + "\n" for one in found if one.state == SURVIVED), sep="\n")
     wrong = faults(outcomes)
-    if len(found) < expected:
-        wrong.append(f"only {len(found)} of {expected} mutants were run; ONLY=missing runs the others of the sample")
+    if missing := len(drawn) - len(outcomes):
+        wrong.append(f"{missing} of {len(drawn)} mutants were not run; ONLY=missing runs them")
     print(f"{args.out / 'report.md'}: {'; '.join(wrong) or 'enough are killed'}")
     return int(bool(wrong))
 
 
-def _selection(only: str, size: int, earlier: Sequence[Outcome]) -> tuple[Callable[[Mutant], bool], int]:
-    """Returns which mutants to run, and about how many: survivors or what is missing of the last run, a file's, or all."""
-    states = {one.mutant.key: one.state for one in earlier}
+def _wanted(only: str, mutant: Mutant, states: dict[tuple[str, ...], str]) -> bool:
+    """Returns whether a mutant is to be run: a survivor, one that is missing in `states`, one of a file, or any."""
     if only == "survivors":
-        return lambda mutant: states.get(mutant.key) == SURVIVED, list(states.values()).count(SURVIVED)
+        return states.get(mutant.key) == SURVIVED
     if only == "missing":
-        return lambda mutant: mutant.key not in states, max(0, size - sum(not one.name for one in earlier))
-    return lambda mutant: only in mutant.file, 0 if only else size
+        return mutant.key not in states
+    return only in mutant.file
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -135,32 +136,31 @@ def _reasons() -> dict[tuple[str, ...], str]:
     return reasons
 
 
-@cache
-def _limit(tests: tuple[str, ...]) -> int:
-    """Returns the CPU seconds that tests may take with a mutant; ends the program where they fail without one."""
-    [(_, status, seconds)] = forks.run_all(iter([forks.Task(tests, BASELINE_SECONDS)]), 1)
-    if status != 0:
-        sys.exit(f"pytest {' '.join(tests)}: exit status {status} without any mutant; mend that first")
-    return SLACK_SECONDS + math.ceil(SLACK * seconds)
+def _limits(groups: set[tuple[str, ...]], processes: int) -> dict[tuple[str, ...], int]:
+    """Returns the CPU seconds that each group of tests may take with a mutant; ends the program where one fails without."""
+    ordered = sorted(groups)
+    limits = {}
+    for number, status, seconds in forks.run_all((forks.Task(tests, BASELINE_SECONDS) for tests in ordered), processes):
+        if status != 0:
+            sys.exit(f"pytest {' '.join(ordered[number])}: exit status {status} without any mutant; mend that first")
+        limits[ordered[number]] = SLACK_SECONDS + math.ceil(SLACK * seconds)
+    return limits
 
 
-def _outcomes(chosen: Iterator[Drawn], reasons: dict[tuple[str, ...], str], args: argparse.Namespace) -> Iterator[Outcome]:
+def _outcomes(
+    chosen: Sequence[Drawn], limits: dict[tuple[str, ...], int], reasons: dict[tuple[str, ...], str], args: argparse.Namespace
+) -> Iterator[Outcome]:
     """Yields what became of mutants; none starts when the time is over."""
     end = time.monotonic() + 60 * args.minutes
-    started: list[Drawn] = []
 
-    def tasks() -> Iterator[forks.Task]:
-        """Yields a task per mutant, and keeps the mutant."""
-        for each in chosen:
-            if time.monotonic() > end:
-                return
-            started.append(each)
-            file = each.mutant.file
-            module = f"{PACKAGE.name}/{file}".removesuffix(".py").replace("/", ".")
-            yield forks.Task(each.tests, _limit(each.tests), (PACKAGE / file, module, each.mutant.source))
+    def task(each: Drawn) -> forks.Task:
+        """Returns what to run for a mutant."""
+        module = f"{PACKAGE.name}/{each.mutant.file}".removesuffix(".py").replace("/", ".")
+        return forks.Task(each.tests, limits[each.tests], (PACKAGE / each.mutant.file, module, each.mutant.source))
 
-    for number, status, seconds in forks.run_all(tasks(), args.processes):
-        mutant, _, name = started[number]
+    tasks = (task(each) for each in takewhile(lambda _: time.monotonic() < end, chosen))
+    for number, status, seconds in forks.run_all(tasks, args.processes):
+        mutant, _, name = chosen[number]
         state = {0: SURVIVED, forks.TIMEOUT: TIMEOUT}.get(status, KILLED)
         reason = reasons.get(mutant.key, "")
         if reason and state == SURVIVED:
@@ -177,8 +177,10 @@ def _progress(outcomes: Iterator[Outcome], expected: int) -> Iterator[Outcome]:
         now = time.monotonic()
         if now - told > PROGRESS_SECONDS or number == expected:
             told, rate = now, number / (now - started)
-            left = f", {(expected - number) / rate / 60:.1f} min left" if expected > number else ""
-            print(f"{number} of {expected or 'some'} mutants, {survived} survived, {60 * rate:.0f} a minute{left}", flush=True)
+            left = (expected - number) / rate / 60
+            print(
+                f"{number} of {expected} mutants, {survived} survived, {60 * rate:.0f} a minute, {left:.1f} min left", flush=True
+            )
         yield one
 
 

@@ -1,4 +1,4 @@
-"""Names that make, a shell, YAML or a glob could take for something else, and a checker of makefiles that none of them reached."""
+"""Names that make, a shell, YAML or a glob could misread, and a checker of makefiles that none of them reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names as the real make meets them: from the command line, from the environment, from recipes and from folders of earlier runs."""
+"""Names as the real make meets them: on the command line, in the environment, in recipes, in folders of earlier runs."""
 
 from __future__ import annotations
 
@@ -97,8 +97,9 @@ def a_goal_in_make(workspace: Workspace, goal: str) -> None:
 # The makefile's own variables are among them: nothing that stands there can be replaced from the command line. What make itself
 # expands before it reads any makefile, the name of a variable and a value behind := or !=, no makefile can refuse.
 VARIABLES = st.sampled_from([
-    "RUNS", "VENV", "SET", "DATA", "LAUNCH", "GPUS", "SEEDS", "BESIDE", "JOBS", "THREADS", "ONLY", "FOO", "SHELL", "PYTHON", "WARM",
-    "ACCELERATE", "MAKECMDGOALS", "GOALS", "GIVEN", "VARIABLES", "PROJECT", "UNPLANNED", "words", "quoted", "PLAN", "MAKEFILE_LIST",
+    "RUNS", "SET", "DATA", "LAUNCH", "GPUS", "SEEDS", "BESIDE", "JOBS", "THREADS", "ONLY", "FOO", "SHELL", "PYTHON", "WARM",
+    "ACCELERATE", "MAKECMDGOALS", "GOALS", "GIVEN", "VARIABLES", "PROJECT", "UNPLANNED", "words", "quoted", "PLAN",
+    "MAKEFILE_LIST",
 ])  # fmt: skip
 GOAL = words().filter(lambda goal: "=" not in goal and len(os.fsencode(goal)) < 255)
 REAL_GOALS = st.sampled_from(["help", "bench", "tiny-selm", "tiny-selm-seeds", "table-sera1", "tiny-selm-why"])
@@ -109,7 +110,7 @@ CASES = {
     "variable": (a_variable_in_make, {"name": VARIABLES, "value": TEXT, "goal": REAL_GOALS, "exported": st.just(False)}),
     "environment": (
         a_variable_in_make,
-        {"name": st.sampled_from(["RUNS", "VENV", "SET", "DATA", "SEEDS", "JOBS", "THREADS"]), "value": TEXT, "goal": REAL_GOALS,
+        {"name": st.sampled_from(["RUNS", "SET", "DATA", "SEEDS", "JOBS", "THREADS"]), "value": TEXT, "goal": REAL_GOALS,
          "exported": st.just(True)},
     ),
     "goal": (a_goal_in_make, {"goal": GOAL}),
@@ -130,7 +131,7 @@ def test_many_names_in_make(workspace: Workspace, kind: str) -> None:
 
 
 @pytest.mark.parametrize("argv", [
-    *[[f"{name}={code}", "help"] for name in ("FOO", "SEEDS", "VENV", "PYTHON", "MAKECMDGOALS") for code in CODE[:2]],
+    *[[f"{name}={code}", "help"] for name in ("FOO", "SEEDS", "PYTHON", "MAKECMDGOALS") for code in CODE[:2]],
     ["-n", "tiny-selm-seeds", "SEEDS=3;touch PWND"], ["-n", "tiny-selm-seeds", "SEEDS=0"], ["-n", "tiny-selm", "SEEDS=3"],
     *[["-n", "tiny-selm", f"RUNS={folder}"] for folder in ("a b", "a=b", "", "a:b", "-x", "./-x", "a\nb", "a%", "~")],
     ["-n", "tiny-selm", "SET=train.beta=`touch PWND`"], ["-n", "tiny-selm", "GPUS=2"], ["-n", "tiny-selm", "JOBS=\u0663"],
@@ -141,7 +142,7 @@ def test_a_word_that_means_nothing_is_told_in_one_line(workspace: Workspace, arg
     assert not (workspace.folder / "runs" / ".goals" / "PWND").exists()
 
 
-@pytest.mark.parametrize("name", ["RUNS", "VENV", "THREADS", "JOBS", "SEEDS", "DATA", "SET"])
+@pytest.mark.parametrize("name", ["RUNS", "THREADS", "JOBS", "SEEDS", "DATA", "SET"])
 def test_the_environment_is_not_expanded(workspace: Workspace, name: str) -> None:
     for goal in ("help", "tiny-selm", "bench"):
         make(workspace, "-n", goal, **{name: "$(shell touch PWND)"})

@@ -11,7 +11,7 @@ import yaml
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.metrics import Scores
-from handbook_ext.recipes.table_files import Claim, TableRow, read_table
+from handbook_ext.recipes.table_files import Claim, TableRow, read_table, run_of_row
 from handbook_ext.reports.run_report import Evaluator
 from handbook_ext.reports.tables import (
     Measured,
@@ -55,12 +55,22 @@ def test_a_mistake_in_a_table_is_one_line(
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/tables").glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_delivered_table_names_recipes_that_there_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from handbook_ext.recipes.table_files import run_of_row
-
+def test_each_row_of_a_delivered_table_is_a_run_that_has_its_policy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    rows = read_table(path.stem).rows
-    assert all(run_of_row(row, path.stem, seed=1).iterations for row in rows)
+    for row in read_table(path.stem).rows:
+        run = run_of_row(row, path.stem, seed=2)
+        assert run.settings.seed == 2
+        assert row.policy in (None, run.start, *(each.name for each in run.iterations))
+
+
+def test_a_row_is_its_recipe_with_what_it_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    row = TableRow(name="A", recipe="tiny-selm", set={"train.beta": 0.5, "iterations.iter3": None})
+    run = run_of_row(row, "mine", seed=1)
+    assert (run.settings.train.beta, [each.name for each in run.iterations]) == (0.5, ["iter0", "iter1", "iter2"])
+    wrong = TableRow(name="A", recipe="tiny-selm", set={"train.bta": 0.5})
+    with pytest.raises(UserError, match=r"recipes/tables/mine\.yaml: row 'A': train\.bta: train has no setting 'bta'"):
+        run_of_row(wrong, "mine", seed=1)
 
 
 def test_a_claim_is_judged_by_the_interval_of_the_win_rate() -> None:

@@ -24,7 +24,6 @@ _NUMBER = r"[1-9][0-9]{0,3}"
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
     "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
-    "VENV": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
     "SET": (r"[\s\S]*", "", {"run", "seeds"}),
     "DATA": (r"[\s\S]*", "", {"run", "seeds"}),
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "seeds", "table"}),
