@@ -12,8 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from handbook_ext.core.records import derived_seed
-from handbook_ext.sampling.generation import Job, Request, Sample, generate_batch, sample_batch
+from handbook_ext.core.records import OfflinePair, assistant, derived_seed, user
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.sampling.generation import Job, Request, Sample, generate_batch, jobs_of, sample_batch
 
 if TYPE_CHECKING:
     from tests.conftest import BuildPolicy
@@ -173,3 +174,23 @@ def test_rows_carry_prompt_seed_and_counts(speller: PreTrainedModel, letters: Pr
         assert (row.text, row.finish_reason, row.completion_tokens) == (alone.text, alone.finish_reason, alone.tokens)
         assert row.prompt_tokens == len(job.prompt_ids)
     assert len({row.seed for row in rows}) == 4
+
+
+def test_a_request_has_a_seed_of_its_own_in_every_iteration(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        OfflinePair.of(name, user(text), assistant("a"), assistant("b"), source=name)
+        for name, text in (("p", "a longer prompt than the other"), ("q", "short"))
+    ]
+
+    def requests(seed: int = 1, iteration: str = "iter1", max_length: int = 64) -> list[Job]:
+        return jobs_of(rows, ChatEncoder(tokenizer, max_length), samples=3, seed=seed, iteration=iteration)[0]
+
+    first, names = requests(), [("q", 0), ("q", 1), ("q", 2), ("p", 0), ("p", 1), ("p", 2)]
+    assert [(job.prompt_id, job.sample) for job in first] == names
+    assert len({job.seed for job in [*first, *requests(iteration="iter2"), *requests(seed=2)]}) == 18
+    assert [job.seed for job in requests()] == [job.seed for job in first]
+    assert [len(job.prompt_ids) for job in first] == sorted(len(job.prompt_ids) for job in first)
+    kept, long_prompts = jobs_of(
+        rows, ChatEncoder(tokenizer, len(first[0].prompt_ids) + 1, long_prompts="drop"), samples=3, seed=1, iteration="iter1"
+    )
+    assert ([job.prompt_id for job in kept], long_prompts) == (["q"] * 3, 1)
