@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.makefile import run_text, settings_text, stamp_text, write_run
 from handbook_ext.graph.run_rules import Rule, checked, run_rules
-from handbook_ext.graph.stages import ScoreCandidatesStage, TrainStage
+from handbook_ext.graph.stages import ScoreCandidatesStage
 from handbook_ext.recipes.run import Run, resolve
 from tests.recipe_folder import ROOT, enter_folder, mine
 
@@ -107,64 +104,6 @@ def test_one_setting_changes_only_its_stages(folder: Path) -> None:
     assert changed_stages(base, batch) == {"iter1/train.yaml", "iter1/score.yaml"}
     assert "iter0/train.yaml" in changed_stages(base, mine("train: {num_train_epochs: 7}\n"))
     assert changed_stages(base, mine("train: {weight_decay: 0}\nscore: {}\n")) == set()
-
-
-def test_the_files_say_what_was_resolved_and_know_no_lines(folder: Path) -> None:
-    run = resolve("tiny-selm")
-    write_run(run, Path("runs"))
-    for rule in run_rules(run):
-        text = (Path("runs/tiny-selm") / rule.settings_file).read_text()
-        assert text.splitlines()[0] == "# Resolved from recipe tiny-selm; edit the recipe, not this file."
-        assert ".yaml:" not in text
-        assert Stage.open(Path("runs/tiny-selm") / rule.folder, type(rule.settings)).settings == rule.settings
-    with pytest.raises(UserError, match="settings of this stage are missing; run make"):
-        Stage.open(Path("runs/tiny-selm/iter9"), TrainStage)
-    Path("runs/tiny-selm/iter1/train.yaml").write_text("[")
-    with pytest.raises(UserError, match="is damaged; run make, which writes it anew"):
-        Stage.open(Path("runs/tiny-selm/iter1"), TrainStage)
-
-
-@pytest.mark.parametrize("title", ["1e5", "2024-01-01", "0x10", "1_000", "no", "12:30", "=", "~", " a\nb: c", "ä"])
-def test_text_that_looks_like_something_else_arrives_as_text(folder: Path, title: str) -> None:
-    run = mine(f"report: {{title: {title!r}}}\n".replace("\\n", " ")) if "\n" not in title else resolve("tiny-selm")
-    write_run(run, Path("runs"))
-    from handbook_ext.graph.stages import ReportStage
-
-    assert Stage.open(Path("runs") / run.name, ReportStage).settings.report.title == run.settings.report.title
-
-
-def test_settings_are_rewritten_only_when_they_change(folder: Path) -> None:
-    text = "train: {learning_rate: 1e-4}\n"
-    first = write_run(mine(text), Path("runs"))
-    assert {str(path.relative_to("runs/mine-selm")) for path in first} == {*rules_of(mine(text)), "run.mk"}
-    stamps = {path: path.stat().st_mtime_ns for path in first}
-    time.sleep(0.01)
-    assert write_run(mine("# a comment moves every line\n" + text), Path("runs")) == []
-    assert {path: path.stat().st_mtime_ns for path in first} == stamps
-    again = write_run(mine(text + "iterations: {iter3: {train: {learning_rate: 2e-4}}}\n"), Path("runs"))
-    assert again == [Path("runs/mine-selm/iter3/train.yaml")]
-    Path("runs/mine-selm/iter1/train.yaml").write_text("cut of")
-    Path("runs/mine-selm/run.mk").write_bytes(b"\xff")
-    write_run(mine(text + "iterations: {iter3: {train: {learning_rate: 2e-4}}}\n"), Path("runs"))
-    assert Stage.open(Path("runs/mine-selm/iter1"), TrainStage).settings.train.learning_rate == 1e-4
-    assert not list(Path("runs").rglob(".*.partial"))
-
-
-def test_a_failed_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(mine("seed: 1\n"), Path("runs"))
-    before = Path("runs/mine-selm/data/data.yaml").read_text()
-
-    def full(path: Path, text: str, **_: Any) -> None:
-        if path.name.endswith(".partial"):
-            path.touch()
-            raise OSError(28, "No space left on device")
-
-    changed = mine("seed: 2\n")
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_run(changed, Path("runs"))
-    assert Path("runs/mine-selm/data/data.yaml").read_text() == before
-    assert not list(Path("runs").rglob(".*"))
 
 
 def test_run_mk_is_a_table_of_contents(folder: Path) -> None:
@@ -276,46 +215,3 @@ def test_stages_that_a_method_does_not_need_are_left_out(folder: Path, text: str
     recipe = SERA.replace("select: {rule: sera}", text).replace("train: {alpha: 0}\n", "", int("train" in text))
     found = [rule.settings.stage for rule in run_rules(mine(recipe)) if rule.folder == "iter2"]
     assert found == [*stages.split(), "evaluate"]
-
-
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs scripts/resolve_recipe.py in the current folder."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def test_the_script_writes_silently_and_shows_on_request(folder: Path) -> None:
-    done = script("tiny-selm", "--runs", "elsewhere")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert Path("elsewhere/tiny-selm/iter3/train.yaml").is_file()
-    listed = script("--list").stdout
-    assert "tiny-dpo" in listed
-    assert "tiny-selm" in listed
-    mine("train:\n  beta: 0.5\ndata: {dataset: some/pairs}\niterations:\n  iter3:\n    train: {learning_rate: 5e-7}\n")
-    shown = script("mine-selm", "--show", "iter3").stdout.splitlines()
-    assert shown[0] == "# iter3 of mine-selm starts from iter2 and uses portion 4 of 4"
-    assert "train.learning_rate: 5.0e-07   # recipes/mine/selm.yaml:7" in shown
-    assert "train.beta: 0.5   # recipes/mine/selm.yaml:3" in shown
-    assert "train.weight_decay: 0.0   # default" in shown
-    assert any(re.fullmatch(r"rank\.ranker: reward_model   # recipes/tiny/base\.yaml:\d+, resolved", x) for x in shown)
-    assert not Path("runs").exists()
-    tried = script("mine-selm", "--show", "--set", "train.beta=0.7").stdout.splitlines()
-    assert "train.beta: 0.7   # --set train.beta" in tried
-
-
-def test_the_script_tells_a_mistake_in_one_line(folder: Path) -> None:
-    for arguments in (("tiny-slem",), (), ("tiny-selm", "--show", "iter9"), ("tiny-selm", "--set", "train.bta=1")):
-        done = script(*arguments)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-    assert not Path("runs").exists()
-
-
-def test_planning_starts_without_heavy_libraries(folder: Path) -> None:
-    code = "import sys, handbook_ext.graph.goals; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == "[]"

@@ -64,10 +64,10 @@ class Tree:
             key = key[:-1]
         return self.marks[key]
 
-    def without(self, name: str) -> Tree:
-        """Returns the tree without a name at its top."""
-        values = {each: value for each, value in self.values.items() if each != name}
-        return Tree(values, {key: mark for key, mark in self.marks.items() if key[:1] != (name,)})
+    def without(self, *names: str) -> Tree:
+        """Returns the tree without some names at its top."""
+        values = {each: value for each, value in self.values.items() if each not in names}
+        return Tree(values, {key: mark for key, mark in self.marks.items() if not key or key[0] not in names})
 
     def inside(self) -> Tree:
         """Returns the tree without the mark of its top, to be laid over another whose top stays where it is."""
@@ -136,9 +136,7 @@ def read_recipe(path: Path) -> Tree:
         child = trees.pop()
         _check_removals(result, child)
         result = merged(result, child)
-    for own in FILE_KEYS:
-        result = result.without(own)
-    return result
+    return result.without(*FILE_KEYS)
 
 
 def _check_removals(parent: Tree, child: Tree) -> None:
@@ -200,8 +198,7 @@ def _read_yaml(path: Path, mtime_ns: int, size: int) -> Tree:
         line = 1 + path.read_text(encoding="utf-8")[: error.position].count("\n")
         raise UserError(f"{shown(path)}:{line}: is not valid YAML ({error.reason}); repair this line") from None
     marks: dict[Key, Mark] = {(): Mark(path, 1)}
-    values = {} if node is None else _value(loader, node, (), path, marks)
-    if not isinstance(values, dict):
+    if not isinstance(values := {} if node is None else _value(loader, node, (), path, marks), dict):
         raise UserError(f"{shown(path)}:1: is not a mapping; a recipe is lines of `section: {{key: value}}`")
     return Tree(values, marks)
 
