@@ -205,3 +205,20 @@ def test_tables_and_their_rows_bring_no_words_into_a_makefile() -> None:
     with empty_folder():
         Path("recipes/tables/fine.yaml").write_text(table % "iter0")
         assert Path("tables") in planned("tables", "table-fine")
+
+
+@pytest.mark.parametrize("base", [".", "../adapter", "other", "x" * 300, "\0", "$(shell touch PWND)", "\udcff"])
+def test_the_base_that_an_adapter_names_is_a_folder_or_none(base: str) -> None:
+    with empty_folder():
+        for name, named in (("adapter", base), ("other", "../adapter")):
+            Path(name).mkdir()
+            Path(name, "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+        write_recipe({"model": {"name_or_path": "adapter", "architecture": None, "tokenizer_vocab_size": None}})
+        if base in (".", "../adapter", "other"):
+            with pytest.raises(UserError, match="leads back to itself"):
+                planned("mine-own")
+        else:
+            assert Path("mine-own") in planned("mine-own")
+        Path("adapter/adapter_config.json").write_text("[]" if base == "." else "{")
+        with pytest.raises(UserError, match="is no JSON object"):
+            planned("mine-own")

@@ -64,15 +64,32 @@ def weights_hash(hashes: Mapping[str, str]) -> str | None:
 def checkpoint_files(folder: Path) -> list[Path]:
     """Returns the files of a checkpoint that a library would load: weights, configuration, tokenizer, template.
 
-    Those of an adapter's base are among them, where the base is a folder too.
+    Those of an adapter's base are among them, where the base is a folder too. Raises UserError for an adapter without an end
+    of bases, or whose configuration cannot be read.
     """
-    found = [path for path in folder.iterdir() if path.suffix in LOADED and path.is_file() and path.name not in UNHASHED]
-    files = sorted(path for path in found if not path.name.startswith("."))
-    if (folder / ADAPTER_CONFIG).is_file():
-        named = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path") or ""
-        base = next((path for path in (folder / named, Path(named)) if named and path.is_dir()), None)
-        files += checkpoint_files(base) if base is not None else []
+    files: list[Path] = []
+    seen: list[Path] = []
+    base: Path | None = folder
+    while base is not None:
+        if base.resolve() in seen:
+            raise UserError(f"{folder}: its base_model_name_or_path leads back to itself; name the model it was trained on")
+        seen.append(base.resolve())
+        found = [path for path in base.iterdir() if path.suffix in LOADED and path.is_file() and path.name not in UNHASHED]
+        files += sorted(path for path in found if not path.name.startswith("."))
+        base = _base_of(base)
     return files
+
+
+def _base_of(folder: Path) -> Path | None:
+    """Returns the folder of an adapter's base; None for a base on the hub, and for a checkpoint that is no adapter."""
+    config = folder / ADAPTER_CONFIG
+    if not config.is_file():
+        return None
+    try:
+        named = str(json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    except (ValueError, AttributeError):
+        raise UserError(f"{config}: is no JSON object; save the adapter again") from None
+    return next((path for path in (folder / named, Path(named)) if named and os.path.isdir(path)), None)
 
 
 def manifest_path(artifact: Path) -> Path:
