@@ -39,7 +39,9 @@ def log_probs_of(stage: Stage[SelectStage]) -> StoredLogProbs:
     """Returns the log-probs in the run's stores, the iteration's own last, with what makes margins of them."""
     settings = stage.settings
     terms = [EnsembleTerm(**term) for term in settings.terms]
-    return read_log_probs(stage.inputs("log_probs"), start=settings.policy, form=RewardForm(**settings.reward_form), terms=terms)
+    return read_log_probs(
+        stage.inputs("log_probs"), starts_from=settings.policy, form=RewardForm(**settings.reward_form), terms=terms
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph import run_rules as graph
 from handbook_ext.graph.makefile import write_run
-from handbook_ext.graph.rule import Rule
+from handbook_ext.graph.rule import StageRule
 from handbook_ext.recipes.run import resolve
 from tests.recipe_folder import enter_folder
 
@@ -29,13 +29,13 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def broken(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Rule], Rule]) -> None:
+def broken(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[StageRule], StageRule]) -> None:
     """Changes what one function of the graph returns."""
     right = getattr(graph, name)
     monkeypatch.setattr(graph, name, lambda *values: change(right(*values)))
 
 
-def with_inputs(rule: Rule, inputs: dict[str, str | list[str]]) -> Rule:
+def with_inputs(rule: StageRule, inputs: dict[str, str | list[str]]) -> StageRule:
     """The rule, reading other artifacts."""
     return replace(rule, settings=rule.settings.model_copy(update={"inputs": inputs}))
 
@@ -48,7 +48,7 @@ def test_the_recipe_has_every_stage() -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_misspelt_input_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def misspelt(rule: Rule) -> Rule:
+    def misspelt(rule: StageRule) -> StageRule:
         role, value = next(iter(rule.settings.inputs.items()))
         wrong = f"{value}x" if isinstance(value, str) else [f"{value[0]}x", *value[1:]]
         return with_inputs(rule, {**rule.settings.inputs, role: wrong})
@@ -62,7 +62,7 @@ def test_a_misspelt_input_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str
 def test_a_misspelt_artifact_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Two rules, the score of candidates and that of pairs, make the same artifact of different iterations."""
 
-    def elsewhere(rule: Rule) -> Rule:
+    def elsewhere(rule: StageRule) -> StageRule:
         class Misspelt(type(rule.settings)):  # type: ignore[misc]
             artifact = f"{rule.settings.artifact}x"
 

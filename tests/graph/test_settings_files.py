@@ -11,7 +11,7 @@ import pytest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.makefile import write_run
-from handbook_ext.graph.run_rules import Rule, run_rules
+from handbook_ext.graph.run_rules import StageRule, run_rules
 from handbook_ext.graph.stages import TrainStage
 from handbook_ext.recipes.run import Run, resolve
 from tests.recipe_folder import ROOT, enter_folder, mine
@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return enter_folder(tmp_path, monkeypatch)
 
 
-def rules_of(run: Run) -> dict[str, Rule]:
+def rules_of(run: Run) -> dict[str, StageRule]:
     """The rules by settings file."""
     return {rule.settings_file: rule for rule in run_rules(run)}
 

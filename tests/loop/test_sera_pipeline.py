@@ -149,7 +149,7 @@ def test_data_without_scores_cannot_be_selected_by_score(tmp_path: Path) -> None
     first = workspace.commands("mine-micro-iter2")[0]
     status, said = workspace.execute(first)
     assert (first.endswith("scripts/prepare_data.py runs/mine-micro"), status) == (True, 2)
-    assert "select.keep_by score_gap needs score_chosen and score_rejected, which this row lacks" in said
+    assert "the selection needs score_chosen and score_rejected, which this row lacks" in said
 
 
 PARTS = ("iter1", "iter2")

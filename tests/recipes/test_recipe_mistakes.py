@@ -51,6 +51,8 @@ MISTAKES = [
         "simpo has no reference model, so its margins have none",
     ),
     ("train: {loss_type: ipo, label_smoothing: 0.1}\n", 2, "label_smoothing belongs to loss_type sigmoid and robust"),
+    ("train: {gamma_beta_ratio: 1.0}\n", 2, "gamma_beta_ratio belongs to loss_type simpo, not to sigmoid"),
+    ("train: {loss_type: hinge, ipo_log_prob: sum}\n", 2, "ipo_log_prob belongs to loss_type ipo, not to hinge"),
     ("data: {form: tldr}\nselect: {rule: sera, keep_by: score_gap}\n", 3, "keep_by score_gap needs scores"),
     (
         "iterations: {iter0: {select: {rule: sera}}}\n",

@@ -40,14 +40,14 @@ def test_a_rule_needs_nothing_but_what_it_names() -> None:
 
 def test_a_row_without_what_a_rule_asks_of_the_data_is_named_by_its_place() -> None:
     scored = offline(0, score_chosen=0.0, score_rejected=-1.0)
-    require(scored, "scores")
-    require(offline(0, answers=[("a", 1.0)]), "answers")
+    require(scored, "data_scores")
+    require(offline(0, answers=[("a", 1.0)]), "rated_answers")
     assert KEEP_BY["score_gap"].value(scored, Material([scored])) == 1.0
     for row, where in ((offline(0, score_chosen=1.0), "p0"), (offline(0, score_rejected=1.0, source="f:3"), "f:3")):
-        with pytest.raises(UserError, match=rf"^{where}: select.keep_by score_gap needs score_chosen and score_rejected"):
-            require(row, "scores")
-        with pytest.raises(UserError, match=rf"^{where}: select.rule curriculum needs several rated answers per prompt"):
-            require(row, "answers")
+        with pytest.raises(UserError, match=rf"^{where}: the selection needs score_chosen and score_rejected"):
+            require(row, "data_scores")
+        with pytest.raises(UserError, match=rf"^{where}: the selection needs several rated answers per prompt"):
+            require(row, "rated_answers")
 
 
 def test_the_seeded_draw_of_a_pair_is_fixed() -> None:

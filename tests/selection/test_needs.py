@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.settings import SelectSettings
+from handbook_ext.objectives.losses import LOSSES
+from handbook_ext.recipes.settings import SelectSettings, TrainSettings
 from handbook_ext.selection.rules import KEEP_BY, RULES, Material, Needs, needs_of, select_pairs
 from tests.selection.rows import offline
 
@@ -27,8 +29,8 @@ OFFLINE, SAMPLES = {"offline_log_probs", "offline_margins"}, {"samples", "sample
     [
         ("dataset", set()),
         ("best_and_worst", {"samples", "rankings"}),
-        ("against_chosen", {"samples", "rankings"}),
-        ("curriculum", {"answers"}),
+        ("against_chosen", {"samples", "rankings", "offline_ranked"}),
+        ("curriculum", {"rated_answers"}),
         ("gold_over_sample", {"samples"}),
     ],
 )
@@ -47,10 +49,10 @@ def test_what_a_rule_reads_besides_the_offline_pairs(rule: str, expected: set[st
         ({"keep": 0.7, "bootstrap": 0, "keep_by": "chosen_log_prob"}, {"offline_log_probs"}),
         ({"keep": 0.7, "bootstrap": 0.3, "keep_by": "log_prob"}, {"offline_log_probs"} | SAMPLES),
         ({"keep": 0, "bootstrap": 0.3, "keep_by": "log_prob"}, SAMPLES),
-        ({"keep": 0.7, "bootstrap": 0, "keep_by": "score_gap"}, {"scores"}),
+        ({"keep": 0.7, "bootstrap": 0, "keep_by": "score_gap"}, {"data_scores"}),
         ({"keep": 0, "bootstrap": 1, "keep_by": "score_gap"}, SAMPLES),
         # Offline answers are scored as well: a prompt that is too long for the policy is left out of both.
-        ({"keep": 0.7, "bootstrap": 0.3, "keep_by": "score_gap"}, {"scores", "offline_log_probs"} | SAMPLES),
+        ({"keep": 0.7, "bootstrap": 0.3, "keep_by": "score_gap"}, {"data_scores", "offline_log_probs"} | SAMPLES),
         ({"keep": 0.7, "bootstrap": 0.3, "keep_by": "random"}, {"offline_log_probs"} | SAMPLES),
         ({"keep": 0.7, "bootstrap": 0, "keep_by": "random"}, set()),
         ({"keep": 0.7, "bootstrap": 0, "keep_by": "chosen_length"}, set()),
@@ -65,7 +67,19 @@ def test_what_sera_reads_depends_on_its_shares_and_on_keep_by(settings: dict[str
 def test_log_probs_of_any_kind_put_scoring_before_selection(name: str) -> None:
     found = replace(Needs(), **{name: True})
     assert (found.log_probs, found.margins) == (True, name.endswith("margins"))
-    assert not Needs(samples=True, rankings=True, scores=True, answers=True).log_probs
+    assert not Needs(samples=True, rankings=True, data_scores=True, rated_answers=True).log_probs
+
+
+@pytest.mark.parametrize("table", [RULES, KEEP_BY, LOSSES])
+def test_the_documentation_of_recipes_has_every_row(table: dict[str, Any]) -> None:
+    text = Path(__file__).parents[2].joinpath("recipes/README.md").read_text(encoding="utf-8")
+    assert [name for name in table if f"`{name}`" not in text] == []
+
+
+def test_an_option_of_a_loss_is_a_setting_with_the_same_default() -> None:
+    settings = TrainSettings(learning_rate=1e-3, global_batch_size=8, max_length=64, beta=0.1)
+    stated = {name: value for loss in LOSSES.values() for name, value in loss.options.items()}
+    assert stated and {name: getattr(settings, name) for name in stated} == stated
 
 
 @pytest.mark.parametrize("table", [RULES, KEEP_BY])

@@ -42,7 +42,7 @@ def test_curry_dpo_keeps_label_noise() -> None:
 
 
 def test_curry_dpo_refuses_data_without_rated_answers() -> None:
-    with pytest.raises(UserError, match=r"p0: select.rule curriculum needs several rated answers per prompt; use data of"):
+    with pytest.raises(UserError, match=r"p0: the selection needs several rated answers per prompt; use data of"):
         selected([offline(0)], "curriculum")
 
 

@@ -165,7 +165,7 @@ def test_score_gap_keeps_the_largest_gaps_of_the_datas_scores() -> None:
     scores = [(9.0, 8.5), (4.0, 1.0), (3.0, 2.0)]
     rated = [offline(n, score_chosen=chosen, score_rejected=rejected) for n, (chosen, rejected) in enumerate(scores)]
     assert kept("score_gap", rated) == ["p1", "p2"]
-    with pytest.raises(UserError, match=r"p0: select.keep_by score_gap needs score_chosen and score_rejected, which this row"):
+    with pytest.raises(UserError, match=r"p0: the selection needs score_chosen and score_rejected, which this row"):
         kept("score_gap", [offline(0)])
 
 
@@ -207,7 +207,7 @@ def test_log_prob_selectors_read_the_policy_that_starts_the_iteration(
         (folder / "manifest.json").write_text(json.dumps({"external": hashes if policy == "iter2" else {}}))
     folders = [tmp_path / policy / "logprobs" for policy in ("sft", "iter1", "iter2")]
     terms = [EnsembleTerm(0.7, "iter2", "iter1"), EnsembleTerm(0.3, "iter1", "sft")]
-    stored = read_log_probs(folders, start=start, form=RewardForm(), terms=terms)
+    stored = read_log_probs(folders, starts_from=start, form=RewardForm(), terms=terms)
     assert kept("log_prob", PAIRS[:3], stored) == margins
     assert kept("chosen_log_prob", PAIRS[:3], stored) == likely
 
@@ -221,7 +221,7 @@ def test_log_prob_keeps_the_largest_gap_and_not_the_most_likely_chosen() -> None
 def test_a_completion_that_was_never_scored_is_named() -> None:
     with pytest.raises(UserError, match=f"the score store lacks completion {id_of(0, 'b')} under policy hash of one"):
         sera(PAIRS[:1], log_probs({"zero": {}, "one": {(0, "a"): (-1.0, 1)}}, (1.0, "one", None)), keep=0, bootstrap=1)
-    with pytest.raises(UserError, match=r"select.rule sera needs log-probs of the completions, and none are given"):
+    with pytest.raises(UserError, match=r"the selection needs log-probs of the completions, and none are given"):
         sera(stored=None)
 
 

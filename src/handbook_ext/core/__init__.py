@@ -1,1 +1,1 @@
-"""What a run's folder is: stages, artifacts, manifests, rows. Nothing of preference learning."""
+"""What lies in a run's folder: stages, artifacts, manifests, and the rows of its files; no tensors, no models."""

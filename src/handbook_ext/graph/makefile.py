@@ -16,7 +16,7 @@ import yaml
 
 from handbook_ext.core.artifacts import manifest_path
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.rule import Rule
+from handbook_ext.graph.rule import StageRule
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.launch_checks import Launch
@@ -36,7 +36,7 @@ def write_run(run: Run, runs: Path) -> list[Path]:
     return [path for name, text in texts.items() if replaced(path := runs / run.name / name, text)]
 
 
-def settings_text(rule: Rule) -> str:
+def settings_text(rule: StageRule) -> str:
     """Returns the settings file of a stage; raises UserError for a name that is no text, such as one in Latin-1."""
     values = rule.settings.model_dump(mode="json")
     try:
@@ -54,7 +54,7 @@ def stamp_text(files: Sequence[Path]) -> str:
     return "".join(json.dumps([name, stat.st_size, stat.st_mtime_ns]) + "\n" for name, stat in stats)
 
 
-def run_text(run: Run, rules: Sequence[Rule], runs: Path) -> str:
+def run_text(run: Run, rules: Sequence[StageRule], runs: Path) -> str:
     """Returns run.mk: the rules in the order in which they can run, and the goals of the run."""
     folder = str(runs / run.name)
     by_iteration = {each.name: each for each in run.iterations}
@@ -100,14 +100,14 @@ def replaced(path: Path, text: str) -> bool:
     return True
 
 
-def _heading(run: Run, each: Iteration, rules: Sequence[Rule]) -> str:
+def _heading(run: Run, each: Iteration, rules: Sequence[StageRule]) -> str:
     """Returns a comment that says what an iteration does."""
     stages = ", ".join(rule.settings.stage for rule in rules if rule.folder == each.name)
     part = f"part {each.index + 1} of {run.settings.data.portions} of the prompts"
     return f"# {each.name} starts from {each.starts_from}; {part}; rule {each.settings.select.rule}: {stages}"
 
 
-def _rule_lines(rule: Rule, folder: str, launch: Launch) -> list[str]:
+def _rule_lines(rule: StageRule, folder: str, launch: Launch) -> list[str]:
     """Returns the lines of one rule.
 
     A file and its manifest are one target, so that a deleted file is made again as well.
@@ -128,7 +128,7 @@ def _rule_lines(rule: Rule, folder: str, launch: Launch) -> list[str]:
     ]
 
 
-def _command(rule: Rule, folder: str, launch: Launch) -> str:
+def _command(rule: StageRule, folder: str, launch: Launch) -> str:
     """Returns the command of a stage; those without a policy need no launcher, and on a CPU all start in a warm process."""
     argument = plain(f"{folder}/{rule.folder}" if rule.folder else folder)
     if launch.name == "cpu":
@@ -141,6 +141,6 @@ def _command(rule: Rule, folder: str, launch: Launch) -> str:
     return f"{launcher} scripts/{rule.script} {argument}"
 
 
-def _stamp(rule: Rule) -> str:
+def _stamp(rule: StageRule) -> str:
     """Returns the file that changes whenever a file outside the run does that the stage reads."""
     return rule.settings_file.removesuffix(".yaml") + ".files"

@@ -18,7 +18,7 @@ ROWS = "data/rows"
 
 
 @dataclass(frozen=True)
-class Rule:
+class StageRule:
     """One stage of a run: the folder that its script is given, what determines it, and what else make must know.
 
     `after` are artifacts that must be there although the stage does not read them. `external` are files outside the run: make

@@ -9,7 +9,7 @@ from handbook_ext.core.artifacts import sha256_of
 from handbook_ext.graph import stages as files
 from handbook_ext.graph.rule import (
     ROWS,
-    Rule,
+    StageRule,
     about,
     checkpoint_of,
     folder_files,
@@ -26,20 +26,20 @@ from handbook_ext.selection.ensemble import ensemble
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 2e-2  # Nats per token; bf16 rounds by the shape of a batch.
 
 
-def generate_rule(run: Run, each: Iteration) -> Rule:
+def generate_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that samples from the policy that starts the iteration."""
     inputs = seen_from(each.name, rows=f"{ROWS}/train.jsonl", policy=policy_artifact(each.starts_from))
     settings = files.GenerateStage(
         stage="generate", **about(run, each), inputs=inputs, portion=_portion(run, each), model=each.settings.model,
         generate=each.settings.generate, limits=limits_of(each.settings), **template_hash(each.settings),
     )  # fmt: skip
-    return Rule(
+    return StageRule(
         each.name, settings, "generate_completions.py", after=_health_before(run, each),
         external=checkpoint_of(run, each.starts_from),
     )  # fmt: skip
 
 
-def rank_rule(run: Run, each: Iteration) -> Rule:
+def rank_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that judges the samples."""
     rank = each.settings.rank
     judge = policy_artifact(each.starts_from) if rank.ranker == "self" else None
@@ -56,10 +56,10 @@ def rank_rule(run: Run, each: Iteration) -> Rule:
         rubric_sha256=None if rubric is None else sha256_of(Path(rubric)),
     )  # fmt: skip
     judges = checkpoint_of(run, each.starts_from) if rank.ranker == "self" else ()
-    return Rule(each.name, settings, "rank_completions.py", external=(*folder_files(rank.model), *judges))
+    return StageRule(each.name, settings, "rank_completions.py", external=(*folder_files(rank.model), *judges))
 
 
-def score_candidates_rule(run: Run, each: Iteration) -> Rule:
+def score_candidates_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that scores what selection compares, under each policy whose margins it needs.
 
     Earlier policies are identified by hash; their weights load only if the store misses a completion.
@@ -79,12 +79,12 @@ def score_candidates_rule(run: Run, each: Iteration) -> Rule:
         limits=limits_of(each.settings), portion=_portion(run, each), sizes=_sizes(each), texts=texts,
         **template_hash(each.settings),
     )  # fmt: skip
-    return Rule(
+    return StageRule(
         each.name, settings, "score_candidates.py", after=_health_before(run, each), external=checkpoint_of(run, *texts)
     )  # fmt: skip
 
 
-def score_pairs_rule(run: Run, each: Iteration) -> Rule:
+def score_pairs_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that scores the pairs of training."""
     inputs = seen_from(each.name, pairs=f"{each.name}/pairs.jsonl", policy=policy_artifact(each.starts_from))
     train = each.settings.train
@@ -94,10 +94,10 @@ def score_pairs_rule(run: Run, each: Iteration) -> Rule:
         **template_hash(each.settings),
     )  # fmt: skip
     external = checkpoint_of(run, each.starts_from)
-    return Rule(each.name, settings, "score_completions.py", after=_health_before(run, each), external=external)
+    return StageRule(each.name, settings, "score_completions.py", after=_health_before(run, each), external=external)
 
 
-def select_rule(run: Run, each: Iteration) -> Rule:
+def select_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that makes the pairs: from judged samples, from samples, from log-probs, or from the data alone."""
     needs = each.needs
     stores = [*_stores(run, each), f"{each.name}/logprobs"] if needs.log_probs else []
@@ -113,10 +113,10 @@ def select_rule(run: Run, each: Iteration) -> Rule:
     settings = files.SelectStage(
         stage="select", **about(run, each), inputs=inputs, portion=_portion(run, each), select=each.settings.select, **margins
     )  # fmt: skip
-    return Rule(each.name, settings, "select_pairs.py", loads_policy=False)
+    return StageRule(each.name, settings, "select_pairs.py", loads_policy=False)
 
 
-def train_rule(run: Run, each: Iteration) -> Rule:
+def train_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that trains the iteration's policy."""
     train = each.settings.train
     inputs = seen_from(
@@ -130,12 +130,12 @@ def train_rule(run: Run, each: Iteration) -> Rule:
         stage="train", **about(run, each), inputs=inputs, model=each.settings.model, train=train, limits=limits_of(each.settings),
         tolerance=tolerance if train.needs_reference else None, **template_hash(each.settings),
     )  # fmt: skip
-    return Rule(
+    return StageRule(
         each.name, settings, "train_policy.py", after=_health_before(run, each), external=checkpoint_of(run, each.starts_from)
     )  # fmt: skip
 
 
-def health_rule(run: Run, each: Iteration) -> Rule:
+def health_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that stops a run whose iteration exceeds a limit of the recipe."""
     needs, health = each.needs, each.settings.health
     inputs = seen_from(
@@ -146,7 +146,7 @@ def health_rule(run: Run, each: Iteration) -> Rule:
     )  # fmt: skip
     trained = about(run) | {"iteration": each.name, "policy": each.name}
     settings = files.HealthStage(stage="health", **trained, inputs=inputs, health=health)
-    return Rule(each.name, settings, "check_health.py", loads_policy=False)
+    return StageRule(each.name, settings, "check_health.py", loads_policy=False)
 
 
 def _health_before(run: Run, each: Iteration) -> tuple[str, ...]:

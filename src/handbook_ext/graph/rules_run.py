@@ -7,7 +7,7 @@ from pathlib import Path
 from handbook_ext.graph import stages as files
 from handbook_ext.graph.rule import (
     ROWS,
-    Rule,
+    StageRule,
     about,
     checkpoint_of,
     folder_files,
@@ -21,25 +21,25 @@ from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import Recipe
 
 
-def data_rule(run: Run) -> Rule:
+def data_rule(run: Run) -> StageRule:
     """Returns the rule that reads the data."""
     data = run.settings.data
-    needs = {name for each in run.iterations for name in ("answers", "scores") if getattr(each.needs, name)}
+    needs = {name for each in run.iterations for name in ("data_scores", "rated_answers") if getattr(each.needs, name)}
     local = [Path(name) for name in (data.train, data.test, data.sft) if name and Path(name).is_file()]
     settings = files.DataStage(stage="data", **about(run), needs=sorted(needs), data=data)
-    return Rule("", settings, "prepare_data.py", loads_policy=False, external=tuple(local))
+    return StageRule("", settings, "prepare_data.py", loads_policy=False, external=tuple(local))
 
 
-def sft_rule(run: Run) -> Rule:
+def sft_rule(run: Run) -> StageRule:
     """Returns the rule that fine-tunes the policy that the loop starts from."""
     settings = files.SFTStage(
         stage="sft", **about(run), inputs=seen_from("sft", rows=f"{ROWS}/sft.jsonl"), model=run.settings.model,
         long_prompts=run.settings.data.long_prompts, sft=run.settings.sft, **template_hash(run.settings),
     )  # fmt: skip
-    return Rule("", settings, "train_sft.py", external=checkpoint_of(run))
+    return StageRule("", settings, "train_sft.py", external=checkpoint_of(run))
 
 
-def ranker_rule(run: Run) -> Rule:
+def ranker_rule(run: Run) -> StageRule:
     """Returns the rule that fits the run's own reward model to the offline pairs."""
     inputs = seen_from("ranker", rows=f"{ROWS}/train.jsonl", policy=policy_artifact(run.start))
     rank = run.settings.rank
@@ -47,10 +47,10 @@ def ranker_rule(run: Run) -> Rule:
         stage="ranker", **about(run), inputs=inputs, model=run.settings.model, max_length=rank.max_length, fit=rank.fit,
         **template_hash(run.settings),
     )  # fmt: skip
-    return Rule("", settings, "train_ranker.py", external=checkpoint_of(run, run.start))
+    return StageRule("", settings, "train_ranker.py", external=checkpoint_of(run, run.start))
 
 
-def evaluate_rule(run: Run, policy: str, settings: Recipe) -> Rule:
+def evaluate_rule(run: Run, policy: str, settings: Recipe) -> StageRule:
     """Returns the rule that measures a policy; one judge marks all policies of a run, whoever labels in an iteration."""
     rank = run.settings.rank
     if settings.data.dataset == "tiny_world":
@@ -67,10 +67,10 @@ def evaluate_rule(run: Run, policy: str, settings: Recipe) -> Rule:
         model=settings.model, rank=rank, evaluate=settings.evaluate, limits=limits_of(settings), **template_hash(settings),
     )  # fmt: skip
     external = (*checkpoint_of(run, policy, initial or policy), *folder_files(rank.model))
-    return Rule(policy, stage, "evaluate_policy.py", external=external)
+    return StageRule(policy, stage, "evaluate_policy.py", external=external)
 
 
-def report_rule(run: Run) -> Rule:
+def report_rule(run: Run) -> StageRule:
     """Returns the rule that writes the report."""
     names = [each.name for each in run.iterations]
     policies = [run.start, *names]
@@ -82,4 +82,4 @@ def report_rule(run: Run) -> Rule:
     changes = [*run.recipe.split("+")[0].removeprefix(f"{run.file.parent.name}-{run.file.stem}").split("-")[1:], *run.overrides]
     title = (report.title or run.recipe) + (f" ({', '.join(changes)})" if changes and report.title else "")
     settings = files.ReportStage(stage="report", **about(run), inputs=inputs, policies=policies, title=title, report=report)
-    return Rule("", settings, "write_report.py", loads_policy=False)
+    return StageRule("", settings, "write_report.py", loads_policy=False)

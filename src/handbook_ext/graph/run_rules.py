@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.rule import ROWS, Rule
+from handbook_ext.graph.rule import ROWS, StageRule
 from handbook_ext.graph.rules_iteration import (
     generate_rule,
     health_rule,
@@ -24,12 +24,12 @@ from handbook_ext.graph.rules_run import data_rule, evaluate_rule, ranker_rule, 
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 
-__all__ = ["Rule", "checked", "run_rules"]
+__all__ = ["StageRule", "checked", "run_rules"]
 
 PARTS = {ROWS: ("sft.jsonl", "train.jsonl", "test.jsonl")}
 
 
-def run_rules(run: Run) -> list[Rule]:
+def run_rules(run: Run) -> list[StageRule]:
     """Returns the stages of a run, each behind those that it needs; raises UserError where one reads what no stage makes."""
     rules = [data_rule(run)]
     if run.settings.sft is not None:
@@ -38,7 +38,7 @@ def run_rules(run: Run) -> list[Rule]:
         rules.append(ranker_rule(run))
     rules.append(evaluate_rule(run, run.start, run.settings))
     for each in run.iterations:
-        stages: list[tuple[bool, Callable[[Run, Iteration], Rule]]] = [
+        stages: list[tuple[bool, Callable[[Run, Iteration], StageRule]]] = [
             (each.needs.samples, generate_rule),
             (each.needs.rankings, rank_rule),
             (each.needs.log_probs, score_candidates_rule),
@@ -53,7 +53,7 @@ def run_rules(run: Run) -> list[Rule]:
     return checked(rules)
 
 
-def checked(rules: Sequence[Rule]) -> list[Rule]:
+def checked(rules: Sequence[StageRule]) -> list[StageRule]:
     """Returns the rules; raises UserError where one needs an artifact that no rule before it makes, or two make the same."""
     made: set[str] = set()
     for rule in rules:

@@ -10,7 +10,7 @@ from typing import Any
 
 from handbook_ext.core.artifacts import current_hash, manifest_path, recorded_hash
 from handbook_ext.core.stage_settings import NOT_IDENTITY, differences
-from handbook_ext.graph.run_rules import Rule, run_rules
+from handbook_ext.graph.run_rules import StageRule, run_rules
 from handbook_ext.recipes.run import Run
 
 SHOWN = 60  # Characters of a value.
@@ -24,7 +24,7 @@ def why_text(run: Run, folder: Path) -> str:
     return "\n".join([*lines, f"{finished} of {len(found)} stages of {run.name} are up to date"]) + "\n"
 
 
-def reasons(rules: Sequence[Rule], folder: Path) -> list[tuple[str, list[str]]]:
+def reasons(rules: Sequence[StageRule], folder: Path) -> list[tuple[str, list[str]]]:
     """Returns each artifact of a run with why its stage would run, in the order of the stages; no reason: it is up to date."""
     found: list[tuple[str, list[str]]] = []
     again: set[str] = set()
@@ -38,7 +38,7 @@ def reasons(rules: Sequence[Rule], folder: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _own_reasons(rule: Rule, folder: Path) -> list[str]:
+def _own_reasons(rule: StageRule, folder: Path) -> list[str]:
     """Returns why a stage would run whatever happens to the stages before it."""
     artifact = folder / rule.artifact
     path = manifest_path(artifact)

@@ -23,7 +23,7 @@ from handbook_ext.recipes.settings_stages import (
     SelectSettings,
     TrainSettings,
 )
-from handbook_ext.selection.rules import needs_of
+from handbook_ext.selection.rules import KEEP_BY, needs_of
 
 __all__ = [
     "ENGINES_HERE", "FITTED", "RANKERS_HERE", "DataSettings", "EvaluateSettings", "FitSettings", "GenerateSettings",
@@ -77,9 +77,11 @@ class Recipe(Section):
                     f"train.loss_type {train.loss_type} has no reference model, so its margins have none: "
                     "remove select.margin_reference"
                 )
-        if train.label_smoothing > 0 and "label_smoothing" not in LOSSES[train.loss_type].options:
-            takers = [name for name, loss in LOSSES.items() if "label_smoothing" in loss.options]
-            raise ValueError(f"train.label_smoothing belongs to loss_type {' and '.join(takers)}, not to {train.loss_type}")
+        taken = LOSSES[train.loss_type].options
+        for option, default in {name: value for loss in LOSSES.values() for name, value in loss.options.items()}.items():
+            if option not in taken and getattr(train, option) != default:
+                takers = [name for name, loss in LOSSES.items() if option in loss.options]
+                raise ValueError(f"train.{option} belongs to loss_type {' and '.join(takers)}, not to {train.loss_type}")
         if self.health.max_kl is not None and not self.evaluate.implicit_reward:
             raise ValueError("health.max_kl needs evaluate.implicit_reward: true, which measures it")
         return self
@@ -88,11 +90,12 @@ class Recipe(Section):
     def _satisfied_needs(self) -> Recipe:
         """Raises when the selection rule needs what data, samples or rankings will not have."""
         select, needs = self.select, needs_of(self.select)
-        if select.rule == "against_chosen" and self.rank.candidates == "samples":
-            raise ValueError("select.rule against_chosen compares with the offline answers; set rank.candidates: all")
-        if needs.scores and self.data.form in ("hh_rlhf", "tldr"):
-            raise ValueError(f"select.keep_by score_gap needs scores, which data of the form {self.data.form} do not have")
-        if needs.answers and self.data.form in ("pairs", "hh_rlhf", "tldr"):
+        if needs.offline_ranked and self.rank.candidates == "samples":
+            raise ValueError(f"select.rule {select.rule} compares with the offline answers; set rank.candidates: all")
+        if needs.data_scores and self.data.form in ("hh_rlhf", "tldr"):
+            by = f"keep_by {select.keep_by}" if KEEP_BY[select.keep_by].needs.data_scores else f"rule {select.rule}"
+            raise ValueError(f"select.{by} needs scores, which data of the form {self.data.form} do not have")
+        if needs.rated_answers and self.data.form in ("pairs", "hh_rlhf", "tldr"):
             raise ValueError(
                 f"select.rule {select.rule} needs several rated answers to a prompt, which data of the form {self.data.form} do "
                 "not have"

@@ -56,12 +56,12 @@ def ensemble(policies: Sequence[str], *, gamma: float, against: str, with_refere
 class StoredLogProbs:
     """What SeRA reads of the score stores: log-probs under the policy that starts the iteration, and implicit rewards.
 
-    `hashes` gives the hash of each policy by its name in the run, `start` names the policy that starts the iteration.
+    `hashes` gives the hash of each policy by its name in the run, `starts_from` names the policy that starts the iteration.
     """
 
     store: ScoreStore
     hashes: Mapping[str, str]
-    start: str
+    starts_from: str
     form: RewardForm
     terms: Sequence[EnsembleTerm]
 
@@ -70,11 +70,11 @@ class StoredLogProbs:
 
         Raises UserError where it was never computed, as all methods here.
         """
-        return self.store.of(self.hashes[self.start], completion)
+        return self.store.of(self.hashes[self.starts_from], completion)
 
     def scored(self, completion: str) -> bool:
         """Returns whether the policy that starts the iteration scored a completion: not behind a prompt that is too long."""
-        return completion in self.store.under(self.hashes[self.start])
+        return completion in self.store.under(self.hashes[self.starts_from])
 
     def implicit_reward(self, completion: str) -> float:
         """Returns a completion's implicit reward, mixed over the terms, in nats or nats per token."""
@@ -87,6 +87,8 @@ class StoredLogProbs:
         return total
 
 
-def read_log_probs(folders: Sequence[Path], *, start: str, form: RewardForm, terms: Sequence[EnsembleTerm]) -> StoredLogProbs:
+def read_log_probs(
+    folders: Sequence[Path], *, starts_from: str, form: RewardForm, terms: Sequence[EnsembleTerm]
+) -> StoredLogProbs:
     """Returns the log-probs in the score stores of a run, the iteration's own last; its manifest gives the policies' hashes."""
-    return StoredLogProbs(read_stores(folders), read_manifest(folders[-1])["external"], start, form, terms)
+    return StoredLogProbs(read_stores(folders), read_manifest(folders[-1])["external"], starts_from, form, terms)

@@ -38,7 +38,7 @@ def chosen_log_prob(pair: OfflinePair, material: Material) -> float:
 
 def score_gap(pair: OfflinePair, material: Material) -> float:
     """Returns the gap of the data's own scores; raises UserError where the row has none."""
-    require(pair, "scores")
+    require(pair, "data_scores")
     return (pair.score_chosen or 0.0) - (pair.score_rejected or 0.0)
 
 
@@ -55,7 +55,7 @@ def chosen_length(pair: OfflinePair, material: Material) -> float:
 
 KEEP_BY = {
     "margin": KeepBy(margin, Needs(offline_log_probs=True, offline_margins=True), "implicit reward margin (SeRA)"),
-    "score_gap": KeepBy(score_gap, Needs(scores=True), "gap of the data's scores"),
+    "score_gap": KeepBy(score_gap, Needs(data_scores=True), "gap of the data's scores"),
     "log_prob": KeepBy(log_prob_margin, Needs(offline_log_probs=True), "log-prob margin of the policy"),
     "chosen_log_prob": KeepBy(chosen_log_prob, Needs(offline_log_probs=True), "log-prob of chosen"),
     "random": KeepBy(seeded_draw, Needs(), "a seeded draw"),

@@ -59,8 +59,9 @@ class Needs:
     """What a rule reads besides the offline pairs.
 
     `offline_log_probs` and `sample_log_probs` are those under the policy that starts the iteration; `offline_margins` and
-    `sample_margins` ask for the policies of the ensemble, and their references, as well. `scores` (the data's, of chosen and
-    rejected) and `answers` (several rated ones) are asked of every offline row.
+    `sample_margins` ask for the policies of the ensemble, and their references, as well. `data_scores` (the data's own, of
+    chosen and rejected) and `rated_answers` (several per prompt) are asked of every offline row. `offline_ranked`: the rankings
+    must hold the offline completions too.
     """
 
     samples: bool = False
@@ -69,8 +70,9 @@ class Needs:
     sample_log_probs: bool = False
     offline_margins: bool = False
     sample_margins: bool = False
-    scores: bool = False
-    answers: bool = False
+    data_scores: bool = False
+    rated_answers: bool = False
+    offline_ranked: bool = False
 
     @property
     def log_probs(self) -> bool:
@@ -87,7 +89,8 @@ class Needs:
 class Material:
     """What the pairs of an iteration are made of; a rule reads the parts that its `Needs` name.
 
-    `samples` are completions by prompt id, in the order of their numbers. `log_probs` is None where the rule needs none.
+    `samples` are completions by prompt id, in the order of their numbers; they are empty where rankings are read, which hold
+    the samples' texts. `log_probs` is None where the rule needs none.
     """
 
     offline: Sequence[OfflinePair]
@@ -101,7 +104,7 @@ class Material:
     def stored(self) -> StoredLogProbs:
         """Returns the log-probs; a UserError where the rule needs some and none are given."""
         if self.log_probs is None:
-            raise UserError("select.rule sera needs log-probs of the completions, and none are given; score them first")
+            raise UserError("the selection needs log-probs of the completions, and none are given; score them first")
         return self.log_probs
 
 
@@ -133,18 +136,19 @@ def by_prompt(completions: Iterable[Completion]) -> dict[str, list[Completion]]:
 
 
 def require(row: OfflinePair, need: str) -> None:
-    """Raises UserError where a row lacks what a selection needs of the data: `scores` of both completions, or rated `answers`."""
-    where = row.source or row.prompt_id
-    if need == "scores" and (row.score_chosen is None or row.score_rejected is None):
-        raise UserError(
-            f"{where}: select.keep_by score_gap needs score_chosen and score_rejected, which this row lacks; use data with "
-            "scores, or keep_by: margin"
-        )
-    if need == "answers" and not row.answers:
-        raise UserError(
-            f"{where}: select.rule curriculum needs several rated answers per prompt; use data of the form ultrafeedback, or "
-            "data.answers: 4 for tiny_world"
-        )
+    """Raises UserError where a row lacks `data_scores` (of both completions) or `rated_answers`, whichever `need` names."""
+    lacks, what, remedy = {
+        "data_scores": (
+            None in (row.score_chosen, row.score_rejected), "score_chosen and score_rejected, which this row lacks",
+            "use data with scores, or another select.rule or select.keep_by",
+        ),
+        "rated_answers": (
+            not row.answers, "several rated answers per prompt",
+            "use data of the form ultrafeedback, data.answers: 4 for tiny_world, or another select.rule",
+        ),
+    }[need]  # fmt: skip
+    if lacks:
+        raise UserError(f"{row.source or row.prompt_id}: the selection needs {what}; {remedy}")
 
 
 def distinct(pairs: list[PreferencePair], dropped: Counter[str]) -> list[PreferencePair]:

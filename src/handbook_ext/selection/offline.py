@@ -24,7 +24,7 @@ def curriculum_pairs(material: Material, options: SelectOptions) -> Selected:
     dropped: Counter[str] = Counter()
     pairs, rank = [], options.rejected_rank
     for row in material.offline:
-        require(row, "answers")
+        require(row, "rated_answers")
         # `answers` are sorted, the best first, so the rank counts from the end. Equal scores are no preference.
         if len(row.answers) <= rank or row.answers[0].score <= row.answers[-rank].score:
             dropped["no completion of this rank"] += 1

@@ -1,7 +1,7 @@
 """The selection rules, one row each: which pairs a rule makes, what it needs, and one line about it.
 
-Settings, graph, stages and docs read this table; a new rule is one function and one row, a new `select.keep_by` one function
-and one row of `KEEP_BY`.
+Settings, graph and stages read this table, and a test holds recipes/README.md against it; a new rule is one function and one
+row, a new `select.keep_by` one function and one row of `KEEP_BY`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def always(needs: Needs) -> Callable[[SelectOptions], Needs]:
 
 
 JUDGED = always(Needs(samples=True, rankings=True))
+BOTH_JUDGED = always(Needs(samples=True, rankings=True, offline_ranked=True))
 RULES = {
     "dataset": Rule(dataset_pairs, always(Needs()), "the original labels"),
     "best_and_worst": Rule(best_and_worst_pairs, JUDGED, "best and worst of samples and offline completions (SELM's rule A)"),
-    "against_chosen": Rule(against_chosen_pairs, JUDGED, "the sample replaces chosen or rejected (SELM's rule B)"),
+    "against_chosen": Rule(against_chosen_pairs, BOTH_JUDGED, "the sample replaces chosen or rejected (SELM's rule B)"),
     "sera": Rule(sera_pairs, sera_needs, "offline pairs of largest keep_by, and pairs of the policy's own samples (SeRA)"),
-    "curriculum": Rule(curriculum_pairs, always(Needs(answers=True)), "the best rated answer over a worse one (Curry-DPO)"),
+    "curriculum": Rule(curriculum_pairs, always(Needs(rated_answers=True)), "the best rated answer over a worse one (Curry-DPO)"),
     "gold_over_sample": Rule(gold_over_sample, always(Needs(samples=True)), "the data's chosen over the first sample (SPIN)"),
 }
 
