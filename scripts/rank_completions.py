@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     launch = begin()
     stage = Stage.open(stage_folder(argv), RankStage)
     rank = stage.settings.rank
-    stage.external = external_ranker_hashes(rank, stage.hash_of)
+    stage.external |= external_ranker_hashes(rank, stage.hash_of)
     judge = policy_of(stage) if rank.ranker == "self" else None
     if launch.finished(stage):
         return

@@ -41,11 +41,12 @@ def main(argv: list[str]) -> None:
     samples = [row for path in stage.inputs("completions") for row in read_rows(path, Completion)]
     groups = {kind: text_groups(offline, samples, kind) for kind in ("offline", "samples")}
     encoder = ChatEncoder(source.load_tokenizer(), **settings.limits.model_dump())
-    known, scored, stored, too_long, first = read_stores(stage.inputs("log_probs")), {}, {}, 0, 0
+    known, scored, stored, too_long, prompts, first = read_stores(stage.inputs("log_probs")), {}, {}, 0, set(), 0
     for name, kinds in settings.texts.items():
         wanted = joined([group for kind in kinds for group in groups[kind]])
         new = [group.without(known.under(policies[name].sha256)) for group in wanted]
         encoded = encode_groups(new, encoder)
+        prompts |= {group.prompt_id for group in wanted}
         scored[name], too_long = sum(len(group.texts) for group in new), max(too_long, encoded.too_long)
         stored[name] = sum(len(group.texts) for group in wanted) - scored[name]
         shards = batched(encoded.batches(settings.sizes.per_device_train_batch_size), MICRO_BATCHES_PER_SHARD)
@@ -55,9 +56,8 @@ def main(argv: list[str]) -> None:
         first += len(shards)
     if launch.main:
         stage.out.mkdir(exist_ok=True)
-        total = len(groups["offline"]) + len(groups["samples"])
         stage.publish(
-            {"in": total, "out": total - too_long, "dropped": {"prompt too long": too_long}},
+            {"in": len(prompts), "out": len(prompts) - too_long, "dropped": {"prompt too long": too_long}},
             policy=source.sha256, scored=scored, already_stored=stored,
         )  # fmt: skip
     launch.wait()

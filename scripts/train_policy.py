@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     source = policy_of(stage)
     if launch.finished(stage):
         return
-    checkpoints = stage.workspace / "checkpoints"
+    checkpoints = stage.workspace / launch.checkpoints
     arguments = TrainingArguments(**optimizer_arguments(train, checkpoints, launch.processes, settings.seed))
     tokenizer = source.load_tokenizer()
     pairs = read_rows(stage.input("pairs"), PreferencePair)

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     source = policy_of(stage)
     if launch.finished(stage):
         return
-    checkpoints = stage.workspace / "checkpoints"
+    checkpoints = stage.workspace / launch.checkpoints
     tokenizer = source.load_tokenizer()
     pairs = read_rows(stage.input("rows"), OfflinePair)
     trainer = reward_trainer(

@@ -12,7 +12,7 @@ from handbook_ext.graph.stages import SFTStage
 from handbook_ext.policies.adapters import save_adapted
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
-from handbook_ext.policies.models import build_policy, train_tokenizer
+from handbook_ext.policies.models import build_policy, template_hashes, train_tokenizer
 from handbook_ext.policies.source import policy_of
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
 from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
@@ -24,9 +24,10 @@ def main(argv: list[str]) -> None:
     stage = Stage.open(stage_folder(argv), SFTStage)
     sft, model, seed = stage.settings.sft, stage.settings.model, stage.settings.seed
     source = policy_of(stage) if model.name_or_path is not None else None
+    stage.external |= template_hashes(model, stage.hash_of)
     if launch.finished(stage):
         return
-    checkpoints = stage.workspace / "checkpoints"
+    checkpoints = stage.workspace / launch.checkpoints
     arguments = optimizer_arguments(sft, checkpoints, launch.processes, seed)
     rows = read_rows(stage.input("rows"), Demonstration)
     if source is None:

@@ -100,3 +100,9 @@ def test_the_log_of_a_policy_is_not_part_of_its_hash(tmp_path: Path) -> None:
     assert sha256_of(tmp_path) == before
     (tmp_path / "model").write_text("v")
     assert sha256_of(tmp_path) != before
+
+
+def test_a_settings_file_of_another_stage_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "any.yaml").write_text("stage: [select]\n")
+    with pytest.raises(UserError, match=r"any.yaml: stage: Input should be a valid string; run make, which writes this file"):
+        Stage.open(tmp_path, AnyStage)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from handbook_ext.core.artifacts import sha256_of
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Completion, Messages, OfflinePair, assistant, completion_id
 from handbook_ext.data.tiny_world import best_answer, request_prompt, true_reward
@@ -188,3 +189,20 @@ def test_a_reward_model_in_a_folder_is_named_by_its_content(classifier: str, tmp
         == external_ranker_hashes(RankSettings())
         == {}
     )
+
+
+def test_the_files_of_a_ranker_are_those_that_make_watches(tmp_path: Path) -> None:
+    """An adapter's base, and a rubric, make another judge; notes beside the weights do not."""
+    for name, text in (("base/model.safetensors", "1"), ("a/adapter_config.json", '{"base_model_name_or_path": "../base"}')):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    rank = RankSettings(ranker="reward_model", model=str(tmp_path / "a"))
+    before = external_ranker_hashes(rank)
+    (tmp_path / "a/notes.md").write_text("read me")
+    assert external_ranker_hashes(rank) == before
+    (tmp_path / "base/model.safetensors").write_text("2")
+    assert external_ranker_hashes(rank) != before
+    (tmp_path / "own.jinja").write_text("{{ prompt }}")
+    asked = RankSettings(ranker="self", rubric=str(tmp_path / "own.jinja"))
+    assert external_ranker_hashes(asked) == {"rubric": sha256_of(tmp_path / "own.jinja")}
+    assert external_ranker_hashes(RankSettings(ranker="self", rubric="tiny")) == {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from handbook_ext.graph.goals import check_variables
 from tests.mutants import __main__ as driver
 from tests.mutants import forks
 from tests.mutants.mutations import Candidates, Mutant, mutant_of, sample
@@ -142,6 +143,8 @@ def test_a_run_that_was_cut_short_goes_on_with_what_is_missing(
 ) -> None:
     assert run("--size", "6", "--minutes", "0") == 1
     assert "6 of 6 mutants were not run; ONLY=missing runs them" in capsys.readouterr().out
+    for only in ("missing", "survivors", "selection/sera.py"):  # What is told to type is what make takes.
+        check_variables({"ONLY": only}, ["ONLY"], {"mutants": "project"})
     run("--size", "3")
     first = read_outcomes(project / "runs" / "report.json")
     run("--size", "6", "--only", "missing")

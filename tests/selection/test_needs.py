@@ -77,7 +77,7 @@ def test_the_documentation_of_recipes_has_every_row(table: dict[str, Any]) -> No
 
 
 def test_an_option_of_a_loss_is_a_setting_with_the_same_default() -> None:
-    settings = TrainSettings(learning_rate=1e-3, global_batch_size=8, max_length=64, beta=0.1)
+    settings = TrainSettings(learning_rate=1e-3, global_batch_size=8, per_device_train_batch_size=8, max_length=64, beta=0.1)
     stated = {name: value for loss in LOSSES.values() for name, value in loss.options.items()}
     assert stated and {name: getattr(settings, name) for name in stated} == stated
 

@@ -32,7 +32,7 @@ from handbook_ext.core.artifacts import (
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import replacing
 from handbook_ext.core.provenance import code_state, hardware, package_versions
-from handbook_ext.core.stage_settings import NOT_IDENTITY, StageSettings, differences, read_settings
+from handbook_ext.core.stage_settings import NOT_IDENTITY, StageSettings, differences, read_settings_as
 
 # Set to 1, a stage reuses the artifact of a sibling run with identical settings and inputs.
 SHARE = "HANDBOOK_SHARE"
@@ -62,8 +62,8 @@ class Stage(Generic[S]):
     def open(cls, folder: Path, kind: type[S]) -> Self:
         """Returns the stage whose settings file lies in a run's or an iteration's folder; a UserError where there is none."""
         path = folder / kind.file
-        raw = read_settings(path)
-        return cls(path.parent / kind.artifact, kind.model_validate(raw), raw)
+        settings, raw = read_settings_as(kind, path)
+        return cls(path.parent / kind.artifact, settings, raw)
 
     def input(self, role: str) -> Path:
         """Returns the path of the one input of a role."""

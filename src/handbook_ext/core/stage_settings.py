@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from handbook_ext.core.errors import UserError
 
@@ -28,6 +28,9 @@ class StageSettings(BaseModel):
     inputs: dict[str, str | list[str]] = {}
 
 
+S = TypeVar("S", bound=StageSettings)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Returns the mapping in a stage's settings file; raises UserError where it is missing or damaged."""
     if not path.is_file():
@@ -40,6 +43,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: is damaged; run make, which writes it anew")
     return raw
+
+
+def read_settings_as(kind: type[S], path: Path) -> tuple[S, dict[str, Any]]:
+    """Returns a stage's settings, typed, and the mapping in its file; raises UserError where it is missing or does not fit."""
+    raw = read_settings(path)
+    try:
+        return kind.model_validate(raw), raw
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: {where}: {first['msg']}; run make, which writes this file for the stage that reads it"
+        ) from None
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

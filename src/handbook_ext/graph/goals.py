@@ -32,7 +32,7 @@ VARIABLES = {
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
     "JOBS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
     "THREADS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
-    "ONLY": (r"survivors", "survivors", {"project"}),
+    "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
 READERS = {"run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": "table-<name>", "project": "bench and mutants"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handbook_ext.core.artifacts import checkpoint_files, sha256_of
+from handbook_ext.core.artifacts import checkpoint_files
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.graph.stages import Limits
 from handbook_ext.recipes.iteration import Iteration
@@ -82,18 +82,21 @@ def limits_of(settings: Recipe) -> Limits:
     return Limits(max_length=train.max_length, max_prompt_length=train.max_prompt_length, long_prompts=settings.data.long_prompts)
 
 
-def template_hash(settings: Recipe) -> dict[str, str]:
-    """Returns the hash of a chat template that is a file: its content determines the stages, not its name."""
-    template = settings.model.chat_template
-    found = template is not None and os.path.isfile(template)
-    return {"template_sha256": sha256_of(Path(str(template)))} if found else {}
-
-
 def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
-    """Returns the files of the recipe's checkpoint, if it is a folder here and `start` among the policies (none: it is)."""
-    return folder_files(run.settings.model.name_or_path) if not policies or "start" in policies else ()
+    """Returns the local files that make up the recipe's checkpoint, if `start` is among the policies (none: it is).
+
+    They are those of its folder, and a chat template that is a file; a policy trained here was saved with its template.
+    """
+    if policies and "start" not in policies:
+        return ()
+    return (*folder_files(run.settings.model.name_or_path), *file_of(run.settings.model.chat_template))
 
 
 def folder_files(source: str | None) -> tuple[Path, ...]:
     """Returns the files of a checkpoint that is a local folder; none for a name on the hub."""
     return tuple(checkpoint_files(Path(source))) if source is not None and Path(source).is_dir() else ()
+
+
+def file_of(name: str | None) -> tuple[Path, ...]:
+    """Returns the file that a setting names, none where its value is another word or null."""
+    return (Path(name),) if name is not None and os.path.isfile(name) else ()

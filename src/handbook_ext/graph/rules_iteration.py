@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from handbook_ext.core.artifacts import sha256_of
 from handbook_ext.graph import stages as files
 from handbook_ext.graph.rule import (
     ROWS,
     StageRule,
     about,
     checkpoint_of,
+    file_of,
     folder_files,
     limits_of,
     policy_artifact,
     ranker_artifact,
     seen_from,
-    template_hash,
 )
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
@@ -31,7 +29,7 @@ def generate_rule(run: Run, each: Iteration) -> StageRule:
     inputs = seen_from(each.name, rows=f"{ROWS}/train.jsonl", policy=policy_artifact(each.starts_from))
     settings = files.GenerateStage(
         stage="generate", **about(run, each), inputs=inputs, portion=_portion(run, each), model=each.settings.model,
-        generate=each.settings.generate, limits=limits_of(each.settings), **template_hash(each.settings),
+        generate=each.settings.generate, limits=limits_of(each.settings),
     )  # fmt: skip
     return StageRule(
         each.name, settings, "generate_completions.py", after=_health_before(run, each),
@@ -50,13 +48,11 @@ def rank_rule(run: Run, each: Iteration) -> StageRule:
         ranker=ranker_artifact(rank),
         policy=judge,
     )
-    rubric = rank.rubric if rank.rubric is not None and Path(rank.rubric).is_file() else None
     settings = files.RankStage(
-        stage="rank", **about(run, each), inputs=inputs, model=each.settings.model, rank=rank, **template_hash(each.settings),
-        rubric_sha256=None if rubric is None else sha256_of(Path(rubric)),
+        stage="rank", **about(run, each), inputs=inputs, model=each.settings.model, rank=rank,
     )  # fmt: skip
-    judges = checkpoint_of(run, each.starts_from) if rank.ranker == "self" else ()
-    return StageRule(each.name, settings, "rank_completions.py", external=(*folder_files(rank.model), *judges))
+    asked = (*checkpoint_of(run, each.starts_from), *file_of(rank.rubric)) if rank.ranker == "self" else ()
+    return StageRule(each.name, settings, "rank_completions.py", external=(*folder_files(rank.model), *asked))
 
 
 def score_candidates_rule(run: Run, each: Iteration) -> StageRule:
@@ -77,7 +73,6 @@ def score_candidates_rule(run: Run, each: Iteration) -> StageRule:
     settings = files.ScoreCandidatesStage(
         stage="score", **about(run, each), inputs=inputs, model=each.settings.model, score=each.settings.score,
         limits=limits_of(each.settings), portion=_portion(run, each), sizes=_sizes(each), texts=texts,
-        **template_hash(each.settings),
     )  # fmt: skip
     return StageRule(
         each.name, settings, "score_candidates.py", after=_health_before(run, each), external=checkpoint_of(run, *texts)
@@ -91,7 +86,6 @@ def score_pairs_rule(run: Run, each: Iteration) -> StageRule:
     settings = files.ScorePairsStage(
         stage="score", **about(run, each), inputs=inputs, model=each.settings.model, score=each.settings.score,
         limits=limits_of(each.settings), global_batch_size=train.global_batch_size, sizes=_sizes(each), explore=train.alpha > 0,
-        **template_hash(each.settings),
     )  # fmt: skip
     external = checkpoint_of(run, each.starts_from)
     return StageRule(each.name, settings, "score_completions.py", after=_health_before(run, each), external=external)
@@ -128,7 +122,7 @@ def train_rule(run: Run, each: Iteration) -> StageRule:
         tolerance = TOLERANCE_BF16 if train.bf16 else TOLERANCE
     settings = files.TrainStage(
         stage="train", **about(run, each), inputs=inputs, model=each.settings.model, train=train, limits=limits_of(each.settings),
-        tolerance=tolerance if train.needs_reference else None, **template_hash(each.settings),
+        tolerance=tolerance if train.needs_reference else None,
     )  # fmt: skip
     return StageRule(
         each.name, settings, "train_policy.py", after=_health_before(run, each), external=checkpoint_of(run, each.starts_from)

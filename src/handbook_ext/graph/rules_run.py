@@ -15,7 +15,6 @@ from handbook_ext.graph.rule import (
     policy_artifact,
     ranker_artifact,
     seen_from,
-    template_hash,
 )
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import Recipe
@@ -34,7 +33,7 @@ def sft_rule(run: Run) -> StageRule:
     """Returns the rule that fine-tunes the policy that the loop starts from."""
     settings = files.SFTStage(
         stage="sft", **about(run), inputs=seen_from("sft", rows=f"{ROWS}/sft.jsonl"), model=run.settings.model,
-        long_prompts=run.settings.data.long_prompts, sft=run.settings.sft, **template_hash(run.settings),
+        long_prompts=run.settings.data.long_prompts, sft=run.settings.sft,
     )  # fmt: skip
     return StageRule("", settings, "train_sft.py", external=checkpoint_of(run))
 
@@ -45,7 +44,6 @@ def ranker_rule(run: Run) -> StageRule:
     rank = run.settings.rank
     settings = files.RankerStage(
         stage="ranker", **about(run), inputs=inputs, model=run.settings.model, max_length=rank.max_length, fit=rank.fit,
-        **template_hash(run.settings),
     )  # fmt: skip
     return StageRule("", settings, "train_ranker.py", external=checkpoint_of(run, run.start))
 
@@ -64,7 +62,7 @@ def evaluate_rule(run: Run, policy: str, settings: Recipe) -> StageRule:
     )  # fmt: skip
     stage = files.EvaluateStage(
         stage="evaluate", **about(run), inputs=inputs, iteration=policy, policy=policy, initial_policy=initial,
-        model=settings.model, rank=rank, evaluate=settings.evaluate, limits=limits_of(settings), **template_hash(settings),
+        model=settings.model, rank=rank, evaluate=settings.evaluate, limits=limits_of(settings),
     )  # fmt: skip
     external = (*checkpoint_of(run, policy, initial or policy), *folder_files(rank.model))
     return StageRule(policy, stage, "evaluate_policy.py", external=external)

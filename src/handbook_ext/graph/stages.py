@@ -66,7 +66,6 @@ class SFTStage(StageSettings):
     model: ModelSettings
     long_prompts: Literal["error", "truncate", "drop"]
     sft: SFTSettings
-    template_sha256: str | None = None
 
 
 class RankerStage(StageSettings):
@@ -77,7 +76,6 @@ class RankerStage(StageSettings):
     model: ModelSettings
     max_length: int
     fit: FitSettings
-    template_sha256: str | None = None
 
 
 class IterationStage(StageSettings):
@@ -88,11 +86,10 @@ class IterationStage(StageSettings):
 
 
 class PolicyStage(IterationStage):
-    """What the stages share that load a policy; a chat template that is a file counts by its content."""
+    """What the stages share that load a policy."""
 
     model: ModelSettings
     limits: Limits
-    template_sha256: str | None = None
 
 
 class GenerateStage(PolicyStage):
@@ -111,8 +108,6 @@ class RankStage(IterationStage):
     artifact: ClassVar[str] = "rankings.jsonl"
     model: ModelSettings
     rank: RankSettings
-    template_sha256: str | None = None
-    rubric_sha256: str | None = None
 
 
 class SelectStage(IterationStage):

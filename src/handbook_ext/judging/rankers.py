@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from handbook_ext.core.artifacts import recorded_hash, sha256_of
+from handbook_ext.core.artifacts import checkpoint_files, recorded_hash, sha256_of
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Candidate, Completion, Messages, OfflinePair, Origin, Ranking, assistant
 from handbook_ext.data.tiny_world import true_reward
@@ -142,9 +144,18 @@ def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> lis
 
 
 def external_ranker_hashes(rank: RankSettings, hash_of: Callable[[Path], str] = sha256_of) -> dict[str, str]:
-    """Returns the hash of a reward model in a local folder, by the name that a manifest gives it: none of another kind."""
-    folder = Path(rank.model) if rank.ranker == "reward_model" and rank.model is not None else None
-    return {"ranker": hash_of(folder)} if folder is not None and folder.is_dir() else {}
+    """Returns the hashes of the local files that a ranker is made of, by the names that a manifest gives them.
+
+    They are the reward model in a folder, an adapter's base included, and a rubric that is a file; none of another kind.
+    """
+    hashes = {}
+    if rank.ranker == "reward_model" and rank.model is not None and Path(rank.model).is_dir():
+        folder = Path(rank.model)
+        lines = [f"{os.path.relpath(path, folder)} {hash_of(path)}" for path in checkpoint_files(folder)]
+        hashes["ranker"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    if rank.ranker == "self" and rank.rubric is not None and os.path.isfile(rank.rubric):
+        hashes["rubric"] = hash_of(Path(rank.rubric))
+    return hashes
 
 
 def ranker_id(rank: RankSettings, fitted: Path | None, external: Mapping[str, str]) -> str:

@@ -4,8 +4,9 @@ A log-ratio is log pi(y|x) - log pi_ref(y|x); a log-prob is log pi(y|x) without 
 completion's tokens or, where a function says so, their mean. Every function returns one loss per pair, shape (B,), to be
 averaged over the pairs of a step.
 
-A new loss is one function and one row of LOSSES. Its options are its keyword-only parameters; recipes and Objective
-read them there. The settings of recipes read the table, so this module imports torch only where it computes.
+A new loss is one function and one row of LOSSES. Its options are its keyword-only parameters: Objective reads them there, and
+recipes have a setting of the same name and default for each. The settings of recipes read the table, so this module imports
+torch only where it computes.
 """
 
 from __future__ import annotations

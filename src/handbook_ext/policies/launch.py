@@ -55,6 +55,15 @@ class Launch:
         """Returns whether DeepSpeed runs the training of this launch; it keeps fp32 copies of bf16 weights itself."""
         return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
+    @property
+    def checkpoints(self) -> str:
+        """Returns the name of the folder of training's checkpoints: a launch resumes only from what it can read whole."""
+        # From another kind's checkpoint transformers takes the weights and silently starts the optimizer afresh; DeepSpeed's
+        # optimizer states are cut for one number of processes.
+        if self.sharded:
+            return f"checkpoints-deepspeed-{self.processes}"
+        return "checkpoints-fsdp" if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else "checkpoints"
+
     def training_dtype(self, model: ModelSettings) -> str:
         """Returns the type of the weights in training, and so in scoring.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,7 +106,14 @@ def external_checkpoint_hashes(
     """
     hashes, folder = {"policy": policy_hash(source, settings, hash_of)}, Path(source)
     others = [path for path in checkpoint_files(folder) if path.suffix != ".safetensors"] if folder.is_dir() else []
-    return hashes | {f"{path.parent.name}/{path.name}": hash_of(path) for path in others}
+    # Relative to the checkpoint: an adapter and its base, which lies elsewhere, may have folders and files of one name.
+    return hashes | {os.path.relpath(path, folder): hash_of(path) for path in others} | template_hashes(settings, hash_of)
+
+
+def template_hashes(settings: ModelSettings, hash_of: Callable[[Path], str] = sha256_of) -> dict[str, str]:
+    """Returns the hash of a chat template that is a file, as it is when a stage reads it; none for a name or null."""
+    template = settings.chat_template
+    return {"chat_template": hash_of(Path(template))} if template is not None and os.path.isfile(template) else {}
 
 
 def _of_base(settings: ModelSettings, adapter: AdapterFiles) -> ModelSettings:

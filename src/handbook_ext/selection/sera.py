@@ -29,7 +29,8 @@ def sera_needs(options: SelectOptions) -> Needs:
     bootstraps = options.bootstrap > 0
     return Needs(
         samples=bootstraps, offline_log_probs=kept.offline_log_probs or (bootstraps and options.keep > 0),
-        sample_log_probs=bootstraps, offline_margins=kept.offline_margins, sample_margins=bootstraps, data_scores=kept.data_scores,
+        sample_log_probs=bootstraps, offline_margins=kept.offline_margins, sample_margins=bootstraps,
+        data_scores=kept.data_scores,
     )  # fmt: skip
 
 

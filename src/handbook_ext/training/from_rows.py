@@ -74,7 +74,8 @@ def score_pairs(
 ) -> list[PairLogProbs]:  # fmt: skip
     """Returns the log-probs of each pair's completions under a model, in the order of the pairs.
 
-    The completions of a pair share one pass of their prompt; `batch_size` pairs go through the model together.
+    The completions of a pair share one pass of their prompt; `batch_size` pairs go through the model together. The model is
+    made to share prefixes, dropout off, in place; its mode stays as it was.
     """
     encoder = chat_encoder(tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
     groups = []
