@@ -24,11 +24,13 @@ endef
 # Make would drop a newline on its way to the shell: bash has $'\n' for it.
 override quoted       = '$(subst $(newline),'$$'\n'',$(subst ','\'',$1))'
 .DEFAULT_GOAL := help
-RUNS    ?= runs
-SEEDS   ?= 3
-JOBS    ?= 2
+# What is exported but empty counts as not given.
+override default = $(if $(value $1)$(filter $1,$(GIVEN)),$(value $1),$2)
+override RUNS    := $(call default,RUNS,runs)
+override SEEDS   := $(call default,SEEDS,3)
+override JOBS    := $(call default,JOBS,2)
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.
-THREADS ?= 1
+override THREADS := $(call default,THREADS,1)
 override VENV := .venv
 unexport $(GIVEN) $(VARIABLES)
 override PYTHON     := $(VENV)/bin/python

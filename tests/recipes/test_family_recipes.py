@@ -212,7 +212,7 @@ def test_curry_dpo_goes_from_easy_to_hard(model: str) -> None:
     run = run_of(f"{model}-curry-dpo")
     assert course(run, "select.rule") == ["curriculum"] * 3
     assert course(run, "select.rejected_rank") == [1, 2, 3]  # (R1, R4), (R1, R3), (R1, R2).
-    assert all(each.needs.answers for each in run.iterations)
+    assert all(each.needs.rated_answers for each in run.iterations)
 
 
 # SeRA's table 4 and the summary of its conference version; rates of Pythia are inferred from a merged cell.

@@ -21,6 +21,8 @@ Files = dict[str, dict[str, Any]]
 
 # What is written beside the result: it differs between equal makes, and a manifest cannot hold its own hash.
 UNHASHED = {"manifest.json", "trainer_state.json"}
+# What every manifest has; one without is damaged.
+NEEDED_OF_MANIFEST = {"stage", "sha256", "files", "key", "inputs", "settings", "counts"}
 ADAPTER_CONFIG = "adapter_config.json"
 # Suffixes of what transformers reads from a checkpoint. ".py": the code of a model that needs trust_remote_code.
 LOADED = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"}
@@ -100,12 +102,28 @@ def manifest_path(artifact: Path) -> Path:
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:
-    """Returns the manifest; raises UserError where there is none, so that the artifact is not finished."""
-    path = manifest_path(artifact)
-    if not path.is_file():
-        raise UserError(f"{artifact} is not finished: {path.name} is missing; run make, which makes it first")
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    """Returns the manifest; raises UserError where there is none, so that the artifact is not finished, or a damaged one."""
+    manifest = finished_manifest(artifact)
+    if manifest is None:
+        path = manifest_path(artifact)
+        fault = f"{path} is damaged; delete it" if path.is_file() else f"{path.name} is missing"
+        raise UserError(f"{artifact} is not finished: {fault}, and run make, which makes it again")
     return manifest
+
+
+def finished_manifest(artifact: Path) -> dict[str, Any] | None:
+    """Returns the manifest of an artifact; None where it is missing or damaged: the artifact is then to be made again."""
+    manifest = json_object(manifest_path(artifact))
+    return manifest if manifest is not None and manifest.keys() >= NEEDED_OF_MANIFEST else None
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    """Returns the mapping in a JSON file; None where it is missing, or damaged as by a full disk or a kill."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def recorded_hash(artifact: Path) -> str | None:
@@ -159,7 +177,7 @@ def remembered_hashes(cache: Path) -> Callable[[Path], str]:
 
     Several processes may write the cache at once: each writes it whole, the last one wins, and a file may be read again.
     """
-    known: Files = json.loads(cache.read_text()) if cache.is_file() else {}
+    known: Files = json_object(cache) or {}  # Only a cache: where it is damaged, files are read again.
 
     def hash_of(path: Path) -> str:
         """Returns the hash of a file, or of a folder through those of its files."""
@@ -168,7 +186,8 @@ def remembered_hashes(cache: Path) -> Callable[[Path], str]:
             return hashlib.sha256("\n".join(lines).encode()).hexdigest()
         full, stat = os.path.abspath(path), path.stat()
         record = known.get(full)
-        if record is None or (record["size"], record["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+        recorded = (record.get("size"), record.get("mtime_ns")) if isinstance(record, dict) and "sha256" in record else None
+        if record is None or recorded != (stat.st_size, stat.st_mtime_ns):
             record = known[full] = _record(path)
             cache.parent.mkdir(parents=True, exist_ok=True)
             # Named by process: two that write one partial file would mix their text.
@@ -192,3 +211,11 @@ def _record(path: Path) -> dict[str, Any]:
     """Returns what a manifest records of one file."""
     stat = path.stat()  # Before the content, so that a write in between leaves a time that matches no record.
     return {"sha256": sha256_of(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def flush_folder(folder: Path) -> None:
+    """Flushes every file of a folder to disk, so that a rename never outlives its content."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -72,3 +72,9 @@ def replacing(path: Path) -> Iterator[TextIO]:
         # Before the rename: a file system may write the new name first, and a power cut then leaves an empty file under it.
         os.fsync(out.fileno())
     partial.replace(path)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+    """Replaces a file by a value as JSON."""
+    with replacing(path) as out:
+        out.write(json.dumps(value, indent=indent) + "\n")

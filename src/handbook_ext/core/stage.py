@@ -23,16 +23,19 @@ from handbook_ext.core.artifacts import (
     Files,
     current_hash,
     file_records,
+    finished_manifest,
+    flush_folder,
     hash_of_files,
+    json_object,
     manifest_path,
     remembered_hashes,
     verified,
     weights_hash,
-)
+)  # fmt: skip
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.jsonl import replacing
+from handbook_ext.core.jsonl import write_json
 from handbook_ext.core.provenance import code_state, hardware, package_versions
-from handbook_ext.core.stage_settings import NOT_IDENTITY, StageSettings, differences, read_settings_as
+from handbook_ext.core.stage_settings import StageSettings, differences, identity, read_settings_as
 
 # Set to 1, a stage reuses the artifact of a sibling run with identical settings and inputs.
 SHARE = "HANDBOOK_SHARE"
@@ -112,16 +115,14 @@ class Stage(Generic[S]):
         self._lock(self.artifact.parent)
         # Relative names, so that a run folder may be moved.
         self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs()}
-        path = manifest_path(self.artifact)
-        if path.is_file() and self.artifact.exists():
-            manifest = json.loads(path.read_text())
-            if manifest["key"] == self._key() and manifest["sha256"] == current_hash(self.artifact, manifest["files"]):
-                # Make compares times alone: an input that was written anew with equal content would start this stage each time.
-                for each in (self.artifact, path):
-                    os.utime(each)
-                sys.stderr.write(f"{self.name}: {self.artifact} is up to date\n")
-                self.release()
-                return True
+        if self._up_to_date():
+            # Make compares times alone: an input that was written anew with equal content would start this stage each time.
+            for each in (self.artifact, manifest_path(self.artifact)):
+                os.utime(each)
+            self._remove_workspace()  # A kill while publishing can leave it, with the artifact that was replaced.
+            sys.stderr.write(f"{self.name}: {self.artifact} is up to date\n")
+            self.release()
+            return True
         self._prepare_workspace()
         if os.environ.get(SHARE) != "1":
             return False
@@ -153,15 +154,16 @@ class Stage(Generic[S]):
         }  # fmt: skip
         path = manifest_path(self.artifact)
         if self.out.is_dir():
-            _write_text(self.out / path.name, json.dumps(manifest, indent=2))
-            _sync_folder(self.out)
+            write_json(self.out / path.name, manifest, indent=2)
+            flush_folder(self.out)
             # A folder cannot be renamed over another one that is not empty.
             aside = self.workspace / "replaced"
+            shutil.rmtree(aside, ignore_errors=True)  # Of a process that was killed before it had removed it.
             if self.artifact.exists():
                 self.artifact.rename(aside)
             self.out.rename(self.artifact)
         else:
-            _write_text(self.workspace / path.name, json.dumps(manifest, indent=2))
+            write_json(self.workspace / path.name, manifest, indent=2)
             # The manifest last: if the process dies in between, the old one does not match the file, and the stage runs again.
             self.out.replace(self.artifact)
             (self.workspace / path.name).replace(path)
@@ -170,7 +172,7 @@ class Stage(Generic[S]):
         sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
 
     def release(self) -> None:
-        """Releases the locks of this artifact, as the end of the process would."""
+        """Releases the locks of this artifact."""
         while self._locks:
             os.close(self._locks.pop())
 
@@ -191,9 +193,9 @@ class Stage(Generic[S]):
         """
         inside = self.artifact.relative_to(self.run)
         for path in sorted(self.run.parent.glob(f"*/{manifest_path(inside)}")):
-            manifest = json.loads(path.read_text())
             sibling = self.run.parent / path.relative_to(self.run.parent).parts[0] / inside
-            if manifest["key"] != self._key() or not sibling.exists():
+            manifest = finished_manifest(sibling)
+            if manifest is None or manifest["key"] != self._key() or not sibling.exists():
                 continue
             # The manifest alone does not suffice: somebody may have changed the artifact since.
             if current_hash(sibling, manifest["files"]) != manifest["sha256"]:
@@ -209,41 +211,39 @@ class Stage(Generic[S]):
             return True
         return False
 
+    def _up_to_date(self) -> bool:
+        """Returns whether the artifact is there as its manifest describes it, made from these settings and inputs."""
+        manifest = finished_manifest(self.artifact)
+        if manifest is None or not self.artifact.exists() or manifest["key"] != self._key():
+            return False
+        return bool(manifest["sha256"] == current_hash(self.artifact, manifest["files"]))
+
     def _key(self) -> str:
         """Returns the hash of everything that determines the artifact."""
         return hashlib.sha256(json.dumps(self._determinants(), sort_keys=True).encode()).hexdigest()
 
     def _determinants(self) -> dict[str, Any]:
         """Returns the settings and input hashes that identify the artifact; the recipe's name is not among them."""
-        settings = {name: value for name, value in self.raw.items() if name not in NOT_IDENTITY}
-        return {"settings": settings, "inputs": self.hashes, "external": self.external}
+        return {"settings": identity(self.raw), "inputs": self.hashes, "external": self.external}
+
+    def _remove_workspace(self) -> None:
+        """Removes the workspace, if there is one, whatever it is."""
+        if self.workspace.is_dir():
+            shutil.rmtree(self.workspace)
+        else:
+            self.workspace.unlink(missing_ok=True)
 
     def _prepare_workspace(self) -> None:
         """Makes the workspace, emptied first when it belongs to other settings or inputs."""
         record = self.workspace / "stage.json"
         if self.workspace.exists():
-            changed = ["its record is missing"]
-            if record.is_file():
-                # Through JSON, as the record went: a tuple would differ from the list that it became.
-                changes = differences(json.loads(record.read_text()), json.loads(json.dumps(self._determinants())))
-                changed = [name for name, _, _ in changes]
+            before = json_object(record)
+            # Through JSON, as the record went: a tuple would differ from the list that it became.
+            changes = differences(before, json.loads(json.dumps(self._determinants()))) if before is not None else []
+            changed = ["its record, which is missing or damaged"] if before is None else [name for name, _, _ in changes]
             if changed:
                 sys.stderr.write(f"{self.name}: starting afresh, because of {', '.join(changed)}\n")
-                shutil.rmtree(self.workspace)
+                self._remove_workspace()
         self.workspace.mkdir(parents=True, exist_ok=True)
         if not record.is_file():
-            _write_text(record, json.dumps(self._determinants()))
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replaces the file by the text and a line break."""
-    with replacing(path) as out:
-        out.write(text + "\n")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flushes every file of a folder to disk, so that a rename never outlives its content."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+            write_json(record, self._determinants())

@@ -58,6 +58,11 @@ def read_settings_as(kind: type[S], path: Path) -> tuple[S, dict[str, Any]]:
         ) from None
 
 
+def identity(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a stage's settings determines its artifact: all but the names of the recipe and of its overrides."""
+    return {name: value for name, value in values.items() if name not in NOT_IDENTITY}
+
+
 def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Returns the dotted names under which two nested mappings differ, each with its value before and after."""
     if not (isinstance(before, dict) and isinstance(after, dict)):

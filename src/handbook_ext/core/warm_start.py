@@ -29,7 +29,8 @@ LIBRARIES = "transformers.trainer transformers.models.mistral.modeling_mistral t
 # Prefixes of variables that the libraries read while they are imported: each set of values has a server of its own, since a
 # forked child cannot have them read again.
 READ_WHILE_LOADING = (
-    "OMP_", "MKL_", "CUDA", "TORCH", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "PYTHON", "HANDBOOK_WARM",
+    "OMP_", "MKL_", "ATEN_", "DNNL_", "ONEDNN_", "CUDA", "TORCH", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_",
+    "ACCELERATE_", "PYTHON", "HANDBOOK_WARM", "XDG_", "HOME",
 )  # fmt: skip
 IDLE_SECONDS = 60
 LENGTH, ATTEMPTS = 8, 2

@@ -75,6 +75,18 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     return plan
 
 
+def distinct_seeds(runs: list[Run]) -> list[Run]:
+    """Returns the runs of a recipe under several seeds; raises UserError where two have one seed, which would count twice."""
+    seeds = [run.settings.seed for run in runs]
+    for run in runs:
+        if seeds.count(run.settings.seed) > 1:
+            raise UserError(
+                f"{run.tree.where(('seed',))}: {run.recipe} has seed {run.settings.seed} by itself and -seed{run.settings.seed} "
+                f"under SEEDS={len(runs)}; give the recipe seed: 1, or a seed above {len(runs)}"
+            )
+    return runs
+
+
 def runs_folder(variables: Mapping[str, str]) -> str:
     """Returns the folder of all runs, spelt in the one way in which make's text has it: make takes `a//b` and `a/b` for two."""
     folder = str(Path(variables.get("RUNS", "runs")))
@@ -132,14 +144,13 @@ class _Planner:
         if "/" in goal:
             self._plan_file(goal)
             return
-        name, _, iteration = goal.rpartition("-") if re.search(r"-iter[0-9]+$", goal) else (goal, "", "")
-        for suffix in ("-report", "-why"):
-            name = name.removesuffix(suffix)
+        # One suffix: whatever is left must be the name of a run.
+        name, suffix = re.fullmatch(r"(.+?)(-iter[0-9]+|-report|-why)?", goal).groups()  # type: ignore[union-attr]
         run = self._run(name)
         folder = self._folder(run)
-        if iteration:
-            self.plan.goal(goal, [f"{folder}/{run.iteration(iteration).name}/policy/manifest.json"])
-        elif goal.endswith("-why"):
+        if suffix is not None and suffix.startswith("-iter"):
+            self.plan.goal(goal, [f"{folder}/{run.iteration(suffix[1:]).name}/policy/manifest.json"])
+        elif suffix == "-why":
             self.plan.explained.append(run.name)
             self.plan.goal(goal, [], f"@cat {folder}/{WHY}")
         else:
@@ -148,9 +159,13 @@ class _Planner:
     def plan_seeds(self, goal: str) -> None:
         """Plans the seeds of a recipe, with those of other recipes beside, and one report of all."""
         name = goal.removesuffix("-seeds")
-        ours = [self._run(each) for each in self._seeded(name)]
+        ours = distinct_seeds([self._run(each) for each in self._seeded(name)])
         # A try stands beside what its recipe says without SET, on the same data.
-        theirs = [self._run(each, self.data) for other in self.beside for each in self._seeded(other)]
+        theirs = [
+            run for other in self.beside for run in distinct_seeds([self._run(each, self.data) for each in self._seeded(other)])
+        ]
+        if twice := {run.name for run in ours} & {run.name for run in theirs}:
+            raise UserError(f"BESIDE: {min(twice)} is a run of {goal} itself; name another recipe")
         folders = [[self._folder(run) for run in runs] for runs in (ours, theirs)]
         command = ["$(PYTHON) scripts/write_report.py", *folders[0], *(["--beside", *folders[1]] if theirs else [])]
         reports = [f"{folder}/report/manifest.json" for each in folders for folder in each]
@@ -169,7 +184,8 @@ class _Planner:
         name = goal.removeprefix("table-")
         needed: dict[tuple[str, str], list[str]] = {}
         for row in read_table(name, self.root).rows:
-            runs = [self.plan.add(run_of_row(row, name, seed, self.root, **self.launch)) for seed in self.seeds]
+            rows = [run_of_row(row, name, seed, self.root, **self.launch) for seed in self.seeds]
+            runs = [self.plan.add(run) for run in distinct_seeds(rows)]
             for policy in (runs[0].start, row.policy or runs[0].iterations[-1].name):
                 files = [f"{self._folder(run)}/{each}" for run in runs for each in targets_of(f"{policy}/eval.json")]
                 needed.setdefault((runs[0].name, policy), files)
@@ -183,7 +199,14 @@ class _Planner:
         if not goal.startswith(prefix):
             raise UserError(f"'{goal}' is no goal: a file is one of {prefix}<run>/, such as {prefix}tiny-selm/iter1/pairs.jsonl")
         name, _, rest = goal.removeprefix(prefix).partition("/")
-        run = self._run(name)
+        # A try's folder has in its name what SET and DATA say, which must be given again: `mine-selm+train.beta-0.5-seed2`.
+        labels = re.fullmatch(r"(.+?)(\+.+?)(-seed[0-9]+)?", name)
+        run = self._run(labels[1] + (labels[3] or "") if labels else name)
+        if run.name != name:
+            raise UserError(
+                f"'{goal}' is a file of another run than SET and DATA make here: theirs is {prefix}{run.name}/; "
+                "give the same words as for its run, or leave them out"
+            )
         targets = [target for rule in run_rules(run) for target in targets_of(rule.artifact)]
         if rest not in targets:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from handbook_ext.core.artifacts import manifest_path
+from handbook_ext.core.artifacts import finished_manifest, manifest_path
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.stage_settings import identity
 from handbook_ext.graph.rule import StageRule
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.iteration import Iteration
@@ -33,7 +35,26 @@ def write_run(run: Run, runs: Path) -> list[Path]:
     texts = {rule.settings_file: settings_text(rule) for rule in rules}
     texts |= {_stamp(rule): stamp_text(rule.external) for rule in rules if rule.external}
     texts["run.mk"] = run_text(run, rules, runs)
-    return [path for name, text in texts.items() if replaced(path := runs / run.name / name, text)]
+    written = [path for name, text in texts.items() if replaced(path := runs / run.name / name, text)]
+    for rule in rules:
+        _expose_stale(rule, runs / run.name)
+    return written
+
+
+def _expose_stale(rule: StageRule, folder: Path) -> None:
+    """Makes a settings file newer than an artifact that other settings made, since make looks at times alone.
+
+    Times mislead where a recipe was changed and planned while the stage ran, where an artifact was copied from another run,
+    and where the clock of another machine was ahead.
+    """
+    artifact = folder / rule.artifact
+    manifest = finished_manifest(artifact)
+    if manifest is None or identity(manifest["settings"]) == identity(rule.settings.model_dump(mode="json")):
+        return
+    settings, made = folder / rule.settings_file, max(path.stat().st_mtime_ns for path in (artifact, manifest_path(artifact)))
+    if settings.stat().st_mtime_ns <= made:
+        now = max(time.time_ns(), made + 1_000_000)
+        os.utime(settings, ns=(now, now))
 
 
 def settings_text(rule: StageRule) -> str:

@@ -77,14 +77,20 @@ def read_name(name: str, root: Path = RECIPES) -> RunName:
     files = recipe_files(root)
     with_seed = _SEED.fullmatch(name) if name not in files else None
     bare, seed = (with_seed[1], int(with_seed[2])) if with_seed else (name, None)
-    if bare in files:
-        return RunName(name, bare, files[bare], (), seed)
+    found = [RunName(name, bare, files[bare], (), seed)] if bare in files else []
     for recipe in sorted((each for each in files if bare.startswith(f"{each}-")), key=len, reverse=True):
         wanted = bare[len(recipe) + 1 :].split("-")
         known = variants_of(files[recipe])
         if len(set(wanted)) == len(wanted) and all(each in known for each in wanted):
-            return RunName(name, recipe, files[recipe], tuple(wanted), seed)
-    raise _no_recipe(name, bare, files, root)
+            found.append(RunName(name, recipe, files[recipe], tuple(wanted), seed))
+    if not found:
+        raise _no_recipe(name, bare, files, root)
+    if len(found) > 1:
+        one, other = found[:2]
+        raise UserError(
+            f"'{name}' is {shown(one.file)}, and also the variant {'-'.join(other.variants)} of {shown(other.file)}; rename one"
+        )
+    return found[0]
 
 
 def variants_of(file: Path) -> list[str]:

@@ -118,8 +118,9 @@ def labels_of(overrides: Sequence[Override]) -> str:
 def _label(text: str, digest: str | None = None) -> str:
     """Returns text with nothing in it that make, a shell or a file system minds; a hash tells apart what this makes equal."""
     slug = re.sub(r"[^\w.,-]+", "_", text, flags=re.ASCII)
-    if slug != text and digest is None:
-        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    # What ends like a seed is spelt otherwise too: the name of a run ends so.
+    if digest is None and (slug != text or re.search(r"-seed\d+$", slug)):
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:10]
     return slug if digest is None else f"{slug}-{digest}"
 
 
