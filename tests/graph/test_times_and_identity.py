@@ -171,9 +171,7 @@ def test_a_seed_counts_once(folder: Path) -> None:
     with pytest.raises(UserError, match="BESIDE: mine-selm is a run of mine-selm-seeds itself"):
         planned("mine-selm-seeds", BESIDE="mine-selm")
     Path("recipes/tables").mkdir()
-    Path("recipes/tables/t.yaml").write_text(
-        "{title: T, source: x, rows: [{name: a, recipe: mine-selm, set: {seed: 2}}]}"
-    )
+    Path("recipes/tables/t.yaml").write_text("{title: T, source: x, rows: [{name: a, recipe: mine-selm, set: {seed: 2}}]}")
     with pytest.raises(UserError, match="has seed 2 by itself"):
         planned("table-t", SEEDS="2")
 

@@ -31,7 +31,8 @@ def test_an_adapter_and_a_base_with_folders_of_one_name_are_told_apart(tmp_path:
     assert {name for name in before if before[name] != after[name]} == {"tokenizer.json"}
 
 
-def test_a_template_is_hashed_when_a_stage_reads_it(tmp_path: Path) -> None:
+def test_a_template_is_hashed_when_a_stage_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     folder, template = checkpoint(tmp_path / "start"), tmp_path / "own.jinja"
     template.write_text("1")
     settings = ModelSettings(name_or_path=str(folder), chat_template=str(template))
@@ -39,6 +40,7 @@ def test_a_template_is_hashed_when_a_stage_reads_it(tmp_path: Path) -> None:
     template.write_text("2")
     after = external_checkpoint_hashes(str(folder), settings)
     assert before.keys() == after.keys() and before["chat_template"] != after["chat_template"]
+    Path("zephyr").write_text("a file that is called like a template of this project")
     named = external_checkpoint_hashes(str(folder), ModelSettings(name_or_path=str(folder), chat_template="zephyr"))
     assert "chat_template" not in named
 

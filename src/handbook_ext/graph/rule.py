@@ -89,7 +89,8 @@ def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
     """
     if policies and "start" not in policies:
         return ()
-    return (*folder_files(run.settings.model.name_or_path), *file_of(run.settings.model.chat_template))
+    model = run.settings.model
+    return (*folder_files(model.name_or_path), *([model.template_file] if model.template_file else []))
 
 
 def folder_files(source: str | None) -> tuple[Path, ...]:

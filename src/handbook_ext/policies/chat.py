@@ -9,13 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages
+from handbook_ext.recipes.settings_run import TEMPLATES_HERE
 
 # The layout of the Zephyr models: a role header, the text and the end token, each turn on lines of its own.
 ZEPHYR_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-TEMPLATES = {"zephyr": ZEPHYR_TEMPLATE}
+TEMPLATES = dict(zip(TEMPLATES_HERE, (ZEPHYR_TEMPLATE,), strict=True))
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, template: str | None, source: str) -> None:

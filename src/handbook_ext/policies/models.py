@@ -112,8 +112,7 @@ def external_checkpoint_hashes(
 
 def template_hashes(settings: ModelSettings, hash_of: Callable[[Path], str] = sha256_of) -> dict[str, str]:
     """Returns the hash of a chat template that is a file, as it is when a stage reads it; none for a name or null."""
-    template = settings.chat_template
-    return {"chat_template": hash_of(Path(template))} if template is not None and os.path.isfile(template) else {}
+    return {"chat_template": hash_of(settings.template_file)} if settings.template_file is not None else {}
 
 
 def _of_base(settings: ModelSettings, adapter: AdapterFiles) -> ModelSettings:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from handbook_ext.recipes.section import Fraction, Positive, Rate, Section
+
+TEMPLATES_HERE = ("zephyr",)
+"""Chat templates that have a name; any other word of `model.chat_template` is a file."""
 
 
 class LoraSettings(Section):
@@ -38,6 +43,12 @@ class ModelSettings(Section):
         "sdpa", description="attention under the prefix-shared mask; flex_attention packs rows on CUDA"
     )
     trust_remote_code: bool = Field(False, description="run Python code that a hub checkpoint brings")
+
+    @property
+    def template_file(self) -> Path | None:
+        """Returns the file that holds the chat template, where the recipe names one and it is there."""
+        name = self.chat_template
+        return Path(name) if name is not None and name not in TEMPLATES_HERE and os.path.isfile(name) else None
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:
