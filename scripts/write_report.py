@@ -17,7 +17,7 @@ from handbook_ext.core.errors import run_main
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import ReportStage
 from handbook_ext.reports.pages import headline, render_report
-from handbook_ext.reports.run_report import group_seeds, read_run, summarise
+from handbook_ext.reports.run_report import group_seeds, read_run, start_of, summarise
 
 
 def open_stage(arguments: argparse.Namespace) -> Stage[ReportStage]:
@@ -25,9 +25,12 @@ def open_stage(arguments: argparse.Namespace) -> Stage[ReportStage]:
     stage = Stage.open(arguments.runs[0], ReportStage)
     if len(arguments.runs) == 1 and not (arguments.beside or arguments.iterations or arguments.out):
         return stage
-    policies = arguments.iterations or stage.settings.policies
+    starts = {run: start_of(run) for run in (*arguments.runs, *arguments.beside)}
+    iterations = [name for name in arguments.iterations or stage.settings.policies[1:] if name not in starts.values()]
+    policies = [starts[arguments.runs[0]], *iterations]
     artifact = arguments.out or stage.artifact
-    folders = [run / name for run in (*arguments.runs, *arguments.beside) for name in policies]
+    # Win rates are against the policy that a run starts from, so its evaluation is read whatever is asked for.
+    folders = [run / name for run, start in starts.items() for name in (start, *iterations)]
     paths = [folder / part for folder in folders for part in ("eval.json", "policy", "pairs.jsonl")]
     inputs = {"artifacts": [os.path.relpath(path, artifact.parent) for path in paths if manifest_path(path).is_file()]}
     shown = [run.name for run in arguments.runs]
@@ -47,7 +50,7 @@ def main(argv: list[str]) -> None:
     stage = open_stage(arguments)
     if stage.finished():
         return
-    iterations = [name for name in stage.settings.policies if name not in ("sft", "start")]
+    iterations = stage.settings.policies[1:]
     groups = [[read_run(folder, iterations) for folder in arguments.runs]]
     groups += group_seeds([read_run(folder, iterations) for folder in arguments.beside])
     report = stage.settings.report

@@ -27,9 +27,9 @@ def script() -> ModuleType:
     return module
 
 
-def write_settings(folder: Path, iterations: int = 3, **report: Any) -> None:
+def write_settings(folder: Path, iterations: int = 3, start: str = "sft", **report: Any) -> None:
     """A report.yaml as the recipe resolves to."""
-    names = ["sft", *(f"iter{number}" for number in range(iterations))]
+    names = [start, *(f"iter{number}" for number in range(iterations))]
     folder.mkdir(parents=True, exist_ok=True)
     recipe = report.pop("recipe", "tiny-selm")
     settings = {"stage": "report", "recipe": recipe, "policies": names, "title": report.pop("title", recipe), "report": report}
@@ -59,7 +59,7 @@ def write_manifest(path: Path, stage: str, commit: str = "c" * 40) -> None:
 
 def make_run(folder: Path, iterations: int = 3, *, start: str = "sft", gain: float = 0.1, **about: Any) -> Path:
     """A finished run whose mean reward grows by `gain` each iteration."""
-    write_settings(folder, iterations, recipe=about.pop("recipe", "tiny-selm"))
+    write_settings(folder, iterations, start, recipe=about.pop("recipe", "tiny-selm"))
     for index, name in enumerate([start, *(f"iter{number}" for number in range(iterations))]):
         one = folder / name
         write_evaluation(one, 0.3 + gain * index, **about)
@@ -162,7 +162,7 @@ def test_report_without_training_logs_or_manifests(tmp_path: Path, script: Modul
     assert "no iteration has been evaluated" in (tmp_path / "alone" / "report" / "report.md").read_text()
     for name, mean in (("start", 0.3), ("iter1", 0.301)):
         write_evaluation(tmp_path / name, mean, ranker="reward_model")
-    write_settings(tmp_path)
+    write_settings(tmp_path, start="start")
     script.main([str(tmp_path)])
     text = (tmp_path / "report" / "report.md").read_text()
     assert not (tmp_path / "report" / "training_curves.png").exists()
@@ -218,8 +218,9 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         (folder / name).write_text(text)
         with pytest.raises(UserError, match=re.escape(str(folder / name))):
             read_run(folder.parent)
-    with pytest.raises(UserError, match=r"neither sft/eval.json nor start/eval.json"):
-        read_run(tmp_path)
+    (folder.parent / "sft" / "eval.json").unlink()
+    with pytest.raises(UserError, match=r"run: has no sft/eval.json; evaluate the starting policy first"):
+        read_run(folder.parent)
 
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -74,14 +74,19 @@ def read_evaluation(path: Path) -> tuple[dict[str, Scores], Evaluator]:
         raise UserError(f"{path}: is not a usable evaluation ({error!r}); delete it and evaluate again") from error
 
 
+def start_of(folder: Path) -> str:
+    """Returns the folder of the policy that a run starts from, as its report.yaml has it."""
+    return str(read_settings(folder / "report.yaml")["policies"][0])
+
+
 def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedRun:
     """Returns what a report needs of a run, by default of every iter<N>; raises UserError where evaluations do not compare."""
     if iterations is None:
         folders = [path.name for path in folder.glob("iter*") if re.fullmatch(r"iter\d+", path.name)]
         iterations = sorted(folders, key=lambda name: int(name[4:]))  # As text, iter10 would precede iter2.
-    start = next((name for name in ("sft", "start") if (folder / name / "eval.json").is_file()), None)
-    if start is None:
-        raise UserError(f"{folder}: has neither sft/eval.json nor start/eval.json; evaluate the starting policy first")
+    start = start_of(folder)
+    if not (folder / start / "eval.json").is_file():
+        raise UserError(f"{folder}: has no {start}/eval.json; evaluate the starting policy first")
     names = [start, *(name for name in iterations if (folder / name / "eval.json").is_file())]
     initial, evaluator = read_evaluation(folder / start / "eval.json")
     policies = {start: initial}
