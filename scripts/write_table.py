@@ -15,8 +15,6 @@ from handbook_ext.recipes.table_files import read_table, run_of_row
 from handbook_ext.reports.pages import render_table
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
 
-BOOTSTRAP = {"resamples": 2000, "confidence": 0.95}
-
 
 def main(argv: list[str]) -> None:
     """Reads the runs, writes the table and prints it."""
@@ -39,7 +37,8 @@ def main(argv: list[str]) -> None:
     settings = TableStage(stage="table", recipe=name, inputs=inputs, table=table.model_dump(), seeds=seeds)
     stage = Stage(artifact, settings)
     if not stage.finished():
-        numbers = summarise_table(table, runs, **BOOTSTRAP)
+        report = settings.report
+        numbers = summarise_table(table, runs, resamples=report.bootstrap_resamples, confidence=report.confidence)
         stage.out.mkdir(exist_ok=True)
         for file, content in render_table(numbers, seeds).items():
             (stage.out / file).write_bytes(content)

@@ -190,3 +190,4 @@ class TableStage(StageSettings):
     artifact: ClassVar[str] = "report"
     table: dict[str, Any]
     seeds: list[int]
+    report: ReportSettings = ReportSettings()
