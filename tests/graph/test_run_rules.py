@@ -191,7 +191,7 @@ def test_sera_scores_before_it_selects_and_names_the_policies_of_its_margins(fol
     assert values["iter3/select.yaml"]["reward_form"] == {"reference": True, "length_normalized": False}
 
 
-def test_limits_of_health_hold_back_the_next_iteration(folder: Path) -> None:
+def test_limits_of_health_hold_back_the_next_iteration_and_the_report(folder: Path) -> None:
     rules = rules_of(mine(SERA + "health: {max_kl: 3}\n"))
     assert rules["iter2/health.yaml"].inputs == [
         "iter2/pairs.jsonl",
@@ -201,6 +201,11 @@ def test_limits_of_health_hold_back_the_next_iteration(folder: Path) -> None:
     ]
     for stage in ("generate", "score", "train"):
         assert rules[f"iter3/{stage}.yaml"].after == ("iter2/health.json",)
+    assert rules["report.yaml"].after == ("iter3/health.json",)
+    single = mine(
+        "health: {max_length_gap: 9}\niterations: {iter0: {}, iter1: null, iter2: null, iter3: null}\ndata: {portions: 1}\n"
+    )
+    assert rules_of(single)["report.yaml"].after == ("iter0/health.json",)
     assert not any(rule.after for rule in rules_of(mine(SERA)).values())
 
 

@@ -99,7 +99,7 @@ LOOSE = (
     "max_length_correlation: 1, max_chosen_fall: 999, max_kl: 999"
 )
 
-# Of the last iteration, which no stage waits for.
+# Of the last iteration, which the report alone waits for.
 CHECK = ".venv/bin/python scripts/check_health.py runs/mine-micro/iter1"
 
 
@@ -109,7 +109,9 @@ def words(row: Json, name: str) -> int:
 
 def test_health_measures_the_iterations_own_rows_and_stops_at_each_limit(selm: Workspace, copy_of: Copy) -> None:
     workspace = copy_of(selm, SELM + f"health: {{{LOOSE}}}\n")
-    assert any("check_health.py runs/mine-micro/iter0" in each for each in workspace.commands("mine-micro"))
+    commands = workspace.commands("mine-micro")
+    assert [each.split()[-1] for each in commands if "check_health.py" in each] == [f"runs/mine-micro/iter{n}" for n in range(2)]
+    assert "write_report.py" in commands[-1]
     assert workspace.execute(CHECK)[0] == 0
     run = workspace.folder / "runs/mine-micro"
     health = json.loads((run / "iter1/health.json").read_text())

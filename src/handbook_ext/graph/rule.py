@@ -82,6 +82,11 @@ def limits_of(settings: Recipe) -> Limits:
     return Limits(max_length=train.max_length, max_prompt_length=train.max_prompt_length, long_prompts=settings.data.long_prompts)
 
 
+def health_of(run: Run, policy: str) -> tuple[str, ...]:
+    """Returns the health of the iteration that trained a policy, where the recipe limits it: what follows waits for it."""
+    return tuple(f"{each.name}/health.json" for each in run.iterations if each.name == policy and each.health_limited)
+
+
 def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
     """Returns the local files that make up the recipe's checkpoint, if `start` is among the policies (none: it is).
 

@@ -12,6 +12,7 @@ from handbook_ext.graph.rule import (
     checkpoint_of,
     file_of,
     folder_files,
+    health_of,
     limits_of,
     policy_artifact,
     ranker_artifact,
@@ -32,7 +33,7 @@ def generate_rule(run: Run, each: Iteration) -> StageRule:
         generate=each.settings.generate, limits=limits_of(each.settings),
     )  # fmt: skip
     return StageRule(
-        each.name, settings, "generate_completions.py", after=_health_before(run, each),
+        each.name, settings, "generate_completions.py", after=health_of(run, each.starts_from),
         external=checkpoint_of(run, each.starts_from),
     )  # fmt: skip
 
@@ -75,7 +76,7 @@ def score_candidates_rule(run: Run, each: Iteration) -> StageRule:
         limits=limits_of(each.settings), portion=_portion(run, each), sizes=_sizes(each), texts=texts,
     )  # fmt: skip
     return StageRule(
-        each.name, settings, "score_candidates.py", after=_health_before(run, each), external=checkpoint_of(run, *texts)
+        each.name, settings, "score_candidates.py", after=health_of(run, each.starts_from), external=checkpoint_of(run, *texts)
     )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def score_pairs_rule(run: Run, each: Iteration) -> StageRule:
         limits=limits_of(each.settings), global_batch_size=train.global_batch_size, sizes=_sizes(each), explore=train.alpha > 0,
     )  # fmt: skip
     external = checkpoint_of(run, each.starts_from)
-    return StageRule(each.name, settings, "score_completions.py", after=_health_before(run, each), external=external)
+    return StageRule(each.name, settings, "score_completions.py", after=health_of(run, each.starts_from), external=external)
 
 
 def select_rule(run: Run, each: Iteration) -> StageRule:
@@ -125,7 +126,8 @@ def train_rule(run: Run, each: Iteration) -> StageRule:
         tolerance=tolerance if train.needs_reference else None,
     )  # fmt: skip
     return StageRule(
-        each.name, settings, "train_policy.py", after=_health_before(run, each), external=checkpoint_of(run, each.starts_from)
+        each.name, settings, "train_policy.py", after=health_of(run, each.starts_from),
+        external=checkpoint_of(run, each.starts_from),
     )  # fmt: skip
 
 
@@ -141,12 +143,6 @@ def health_rule(run: Run, each: Iteration) -> StageRule:
     trained = about(run) | {"iteration": each.name, "policy": each.name}
     settings = files.HealthStage(stage="health", **trained, inputs=inputs, health=health)
     return StageRule(each.name, settings, "check_health.py", loads_policy=False)
-
-
-def _health_before(run: Run, each: Iteration) -> tuple[str, ...]:
-    """Returns the health of the iteration before, where the recipe sets limits: it must be good before this one starts."""
-    before = next((other for other in run.iterations if other.name == each.starts_from), None)
-    return (f"{before.name}/health.json",) if before is not None and before.health_limited else ()
 
 
 def _stores(run: Run, each: Iteration) -> list[str]:

@@ -11,6 +11,7 @@ from handbook_ext.graph.rule import (
     about,
     checkpoint_of,
     folder_files,
+    health_of,
     limits_of,
     policy_artifact,
     ranker_artifact,
@@ -80,4 +81,4 @@ def report_rule(run: Run) -> StageRule:
     changes = [*run.recipe.split("+")[0].removeprefix(f"{run.file.parent.name}-{run.file.stem}").split("-")[1:], *run.overrides]
     title = (report.title or run.recipe) + (f" ({', '.join(changes)})" if changes and report.title else "")
     settings = files.ReportStage(stage="report", **about(run), inputs=inputs, policies=policies, title=title, report=report)
-    return StageRule("", settings, "write_report.py", loads_policy=False)
+    return StageRule("", settings, "write_report.py", loads_policy=False, after=health_of(run, policies[-1]))

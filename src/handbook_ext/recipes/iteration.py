@@ -27,7 +27,7 @@ class Iteration:
 
     @property
     def health_limited(self) -> bool:
-        """Tells whether the recipe sets a limit that must hold before the next iteration starts."""
+        """Tells whether the recipe sets a limit that must hold before the next iteration, or the report, starts."""
         return any(limit is not None for limit in self.settings.health.model_dump().values())
 
     @property

@@ -147,7 +147,7 @@ class EvaluateSettings(Section):
 
 
 class HealthSettings(Section):
-    """Limits on the preference data of an iteration; exceeding one stops the run before the next iteration."""
+    """Limits on the preference data of an iteration; exceeding one stops the run before what comes next."""
 
     max_tied_prompts: Fraction | None = Field(None, description="share of judged prompts whose best and worst score are equal")
     max_identical_pairs: Fraction | None = Field(None, description="share of pairs dropped because both texts are equal")
