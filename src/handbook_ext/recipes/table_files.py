@@ -90,7 +90,16 @@ def read_table(name: str, root: Path = RECIPES) -> Table:
 
 
 def run_of_row(row: TableRow, table: str, seed: int, root: Path = RECIPES, **launch: Any) -> Run:
-    """Returns the run of a row under a seed, where 1 is the recipe's own: its recipe with what the row sets."""
+    """Returns the run of a row under a seed, where 1 is the recipe's own: its recipe with what the row sets.
+
+    Raises UserError where the recipe cannot be resolved, or has not the policy that the row shows.
+    """
     name = row.recipe if seed == 1 else f"{row.recipe}-seed{seed}"
-    overrides = from_mapping(row.set, f"{root / 'tables' / table}.yaml: row '{row.name}':")
-    return resolve(name, root, overrides=overrides, **launch)
+    source = f"{root / 'tables' / table}.yaml: row '{row.name}':"
+    run = resolve(name, root, overrides=from_mapping(row.set, source), **launch)
+    if row.policy not in (None, run.start):
+        try:
+            run.iteration(str(row.policy))
+        except UserError as error:
+            raise UserError(f"{source} {error}") from None
+    return run
