@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     stage = Stage.open(folder, HealthStage)
     if stage.finished():
         return
-    health = read_health(folder)
+    health = read_health({role: stage.input(role) for role in stage.settings.inputs})
     clauses = exceeded(health, stage.settings.health)
     if clauses:
         raise UserError(

@@ -19,7 +19,7 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
-from handbook_ext.reports.health import read_health, summary_line
+from handbook_ext.reports.health import files_of, read_health, summary_line
 from handbook_ext.selection.log_prob_store import reference_sums
 from handbook_ext.training.scoring import open_as_trained
 from handbook_ext.training.supervised import optimizer_arguments
@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
             start=source.sha256, notes=dict(encoded.notes), steps=trainer.state.global_step, processes=launch.processes,
             micro_batch=micro_batch,
         )  # fmt: skip
-        sys.stderr.write(f"health of {stage.artifact.parent}: {summary_line(read_health(stage.artifact.parent))}\n")
+        folder = stage.artifact.parent
+        sys.stderr.write(f"health of {folder}: {summary_line(read_health(files_of(folder)))}\n")
     launch.wait()
 
 

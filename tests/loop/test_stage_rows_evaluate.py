@@ -129,6 +129,11 @@ def test_health_measures_the_iterations_own_rows_and_stops_at_each_limit(selm: W
     }  # fmt: skip
     assert {name: health[name] for name in expected} == pytest.approx(expected)
     assert manifest(run / "iter1/health.json")["counts"] == {"in": 1, "out": 1}
+    # Without a limit of it the KL is no input: it is not among the metrics, though the evaluation ran before.
+    workspace.write(SELM + "health: {max_length_gap: 99}\n")
+    workspace.commands("mine-micro")
+    assert workspace.execute(CHECK)[0] == 0
+    assert json.loads((run / "iter1/health.json").read_text()) == {name: health[name] for name in health if name != "kl"}
     tight = {f"max_{name}": abs(health[name]) / 2 for name in ("length_gap", "length_correlation")}
     for limit, bound in tight.items():
         assert bound > 0

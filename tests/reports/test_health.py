@@ -13,6 +13,7 @@ from handbook_ext.core.records import Candidate, Completion, PreferencePair, Ran
 from handbook_ext.recipes.settings import HealthSettings
 from handbook_ext.reports.health import (
     exceeded,
+    files_of,
     judgement_health,
     pair_health,
     read_health,
@@ -177,7 +178,7 @@ def set_inputs(folder: Path, *names: str) -> None:
 
 
 def test_an_iterations_health_is_read_from_all_its_files(iteration: Path) -> None:
-    found = read_health(iteration)
+    found = read_health(files_of(iteration))
     assert found["pairs"] == 4.0
     assert (found["distinct_completions"], found["tied_prompts"]) == (0.5, 1.0)
     assert (found["reward_margin"], found["kl"]) == (4.0, 2.5)
@@ -191,7 +192,7 @@ def test_files_that_the_pairs_were_not_made_from_do_not_count(
     iteration: Path, inputs: tuple[str, ...], sampled: bool, judged: bool
 ) -> None:
     set_inputs(iteration, *inputs)
-    found = read_health(iteration)
+    found = read_health(files_of(iteration))
     assert ("distinct_completions" in found, "tied_prompts" in found) == (sampled, judged)
 
 
@@ -199,16 +200,25 @@ def test_the_kl_is_that_of_these_weights_or_none(iteration: Path) -> None:
     evaluation, manifest = iteration / "eval.json", iteration / "eval.manifest.json"
     for text in ('{"implicit": null}', "{}", '{"implicit": {}}'):
         evaluation.write_text(text)
-        assert read_health(iteration)["kl"] is None
+        assert read_health(files_of(iteration))["kl"] is None
     evaluation.write_text(json.dumps({"implicit": {"kl": 2.5}}))
     for inputs in ({"policy": "of other weights"}, {}):
         manifest.write_text(json.dumps({"inputs": inputs}))
-        assert "kl" not in read_health(iteration)
+        assert "kl" not in read_health(files_of(iteration))
     manifest.unlink()
-    assert "kl" not in read_health(iteration)
+    assert "kl" not in read_health(files_of(iteration))
 
 
 def test_an_untrained_iteration_has_the_health_of_its_pairs(iteration: Path) -> None:
     (iteration / "policy" / "trainer_state.json").unlink()
     (iteration / "policy" / "manifest.json").unlink()
-    assert read_health(iteration).keys().isdisjoint({"chosen_fall", "reward_margin", "kl"})
+    assert read_health(files_of(iteration)).keys().isdisjoint({"chosen_fall", "reward_margin", "kl"})
+
+
+def test_a_file_that_is_not_named_is_not_read(iteration: Path) -> None:
+    """Whatever lies beside the pairs, such as an evaluation that happened to run first."""
+    files = {"pairs": iteration / "pairs.jsonl"}
+    few = read_health(files)
+    assert few.keys() == pair_health(PAIRS, {"counts": {"in": 4}}).keys()
+    assert read_health(files | {"evaluation": iteration / "eval.json"}) == few | {"kl": 2.5}
+    assert read_health(files | {"rankings": iteration / "rankings.jsonl"}).keys() - few == {"tied_prompts", "failed_judgements"}

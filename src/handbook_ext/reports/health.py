@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,24 +29,39 @@ LIMITS = {
 }  # fmt: skip
 
 
-def read_health(folder: Path) -> Health:
-    """Returns the health of a trained iteration: from its pairs, samples, judgements, training log and evaluation."""
-    pairs = read_rows(folder / "pairs.jsonl", PreferencePair)
-    manifest = read_manifest(folder / "pairs.jsonl")
-    health = pair_health(pairs, manifest)
-    # The manifest says what the pairs were made from. Files alone do not: another recipe of this name may have left them.
-    if manifest["inputs"].keys() & {"completions.jsonl", "rankings.jsonl"}:
-        health |= sample_health(read_rows(folder / "completions.jsonl", Completion))
-    if "rankings.jsonl" in manifest["inputs"]:
-        health |= judgement_health(read_rows(folder / "rankings.jsonl", Ranking))
-    state = folder / "policy" / "trainer_state.json"
-    if state.is_file():
+def read_health(files: Mapping[str, Path]) -> Health:
+    """Returns the health of an iteration from its files by role, as the health stage names its inputs, and from no others.
+
+    `pairs` must be there; without `completions`, `rankings`, `policy` (its training log) or `evaluation` their metrics are left
+    out.
+    """
+    health = pair_health(read_rows(files["pairs"], PreferencePair), read_manifest(files["pairs"]))
+    if "completions" in files:
+        health |= sample_health(read_rows(files["completions"], Completion))
+    if "rankings" in files:
+        health |= judgement_health(read_rows(files["rankings"], Ranking))
+    state = files["policy"] / "trainer_state.json" if "policy" in files else None
+    if state is not None and state.is_file():
         health |= training_health(json.loads(state.read_text())["log_history"])
+    if "evaluation" in files:
+        health["kl"] = (json.loads(files["evaluation"].read_text()).get("implicit") or {}).get("kl")
+    return health
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Returns the files of a trained iteration by role, those that belong together: what `read_health` takes."""
+    files = {"pairs": folder / "pairs.jsonl", "policy": folder / "policy"}
+    # The manifest says what the pairs were made from. Files alone do not: another recipe of this name may have left them.
+    read = recorded_inputs(files["pairs"]).keys()
+    if read & {"completions.jsonl", "rankings.jsonl"}:
+        files["completions"] = folder / "completions.jsonl"
+    if "rankings.jsonl" in read:
+        files["rankings"] = folder / "rankings.jsonl"
     evaluated = recorded_inputs(folder / "eval.json").get("policy")
     # An evaluation of an earlier training of this iteration would report the KL of other weights.
     if evaluated is not None and evaluated == recorded_hash(folder / "policy"):
-        health["kl"] = (json.loads((folder / "eval.json").read_text()).get("implicit") or {}).get("kl")
-    return health
+        files["evaluation"] = folder / "eval.json"
+    return files
 
 
 def recorded_inputs(artifact: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage_settings import read_settings
 from handbook_ext.objectives.metrics import Scores, comparable, compare_scores, summarise_scores
 from handbook_ext.recipes.settings import FITTED
-from handbook_ext.reports.health import read_health
+from handbook_ext.reports.health import files_of, read_health
 
 Json = dict[str, Any]
 STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
@@ -104,7 +104,7 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedR
     stages = [stage for name in ("data", "ranker", *names) for stage in read_stages(folder / name)]
     pairs = [read_pairs(folder / name / "pairs.jsonl") for name in names if (folder / name / "pairs.jsonl").is_file()]
     trained = [folder / name for name in names if (folder / name / "pairs.manifest.json").is_file()]
-    health = [{"iteration": path.name, **read_health(path)} for path in trained]
+    health = [{"iteration": path.name, **read_health(files_of(path))} for path in trained]
     skipped = [name for name in iterations if name not in names]
     recipe = str(read_settings(folder / "report.yaml")["recipe"])
     return FinishedRun(folder, recipe, *evaluator, policies, history, stages, pairs, health, skipped)
