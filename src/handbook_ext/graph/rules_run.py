@@ -51,11 +51,7 @@ def ranker_rule(run: Run) -> StageRule:
 
 def evaluate_rule(run: Run, policy: str, settings: Recipe) -> StageRule:
     """Returns the rule that measures a policy; one judge marks all policies of a run, whoever labels in an iteration."""
-    rank = run.settings.rank
-    if settings.data.dataset == "tiny_world":
-        rank = rank.model_copy(update={"ranker": "oracle"})  # Whoever labels the pairs, the true reward measures answers.
-    elif rank.ranker == "self":
-        rank = rank.model_copy(update={"ranker": "reward_model"})  # No policy marks its own exam.
+    rank = run.evaluator
     initial = run.start if policy != run.start and settings.evaluate.implicit_reward else None
     inputs = seen_from(
         policy, rows=f"{ROWS}/test.jsonl", policy=policy_artifact(policy), ranker=ranker_artifact(rank),

@@ -57,7 +57,7 @@ def missing_here(run: Run) -> list[str]:
 def unsupported_settings(run: Run) -> list[str]:
     """Returns a line for each engine or ranker that a recipe names and this version does not have: its stage will refuse."""
     names: set[tuple[str, str, tuple[str, ...]]]
-    names = {("rank.ranker", rank.ranker, RANKERS_HERE) for rank in run.rankers}  # The run's own judges all its policies.
+    names = {("rank.ranker", rank.ranker, RANKERS_HERE) for rank in run.rankers}
     sampling = [each.settings.generate.engine for each in run.iterations if each.needs.samples]
     names |= {("generate.engine", engine, ENGINES_HERE) for engine in sampling}
     return sorted(

@@ -42,16 +42,24 @@ class Run:
         return "start" if self.settings.sft is None else "sft"
 
     @property
+    def evaluator(self) -> RankSettings:
+        """Returns who marks all policies of the run, whoever labels the pairs of an iteration."""
+        rank = self.settings.rank
+        if self.settings.data.dataset == "tiny_world":
+            return rank.model_copy(update={"ranker": "oracle"})  # Whoever labels the pairs, the true reward measures answers.
+        if rank.ranker == "self":
+            return rank.model_copy(update={"ranker": "reward_model"})  # No policy marks its own exam.
+        return rank
+
+    @property
     def rankers(self) -> list[RankSettings]:
-        """Returns the run's own ranker, which marks all its policies, and that of each iteration, which labels its pairs."""
-        return [self.settings.rank, *(each.settings.rank for each in self.iterations)]
+        """Returns the evaluator, and the ranker of each iteration that judges its samples."""
+        return [self.evaluator, *(each.settings.rank for each in self.iterations if each.needs.rankings)]
 
     @property
     def trains_reward_model(self) -> bool:
-        """Tells whether the run trains its own reward model."""
-        judged_apart = self.settings.data.dataset != "tiny_world"  # There the true reward evaluates a self-judged run.
-        kinds = ("reward_model", "self") if judged_apart else ("reward_model",)
-        return any(rank.ranker in kinds and rank.model is None for rank in self.rankers)
+        """Tells whether the run trains its own reward model: one of its rankers is a reward model, and no checkpoint."""
+        return any(rank.ranker == "reward_model" and rank.model is None for rank in self.rankers)
 
     def iteration(self, name: str) -> Iteration:
         """Returns an iteration by name; a UserError names those that exist."""
