@@ -19,6 +19,9 @@ from handbook_ext.core.errors import UserError
 Files = dict[str, dict[str, Any]]
 """For each file of an artifact by its relative name: sha256, size (bytes) and mtime_ns."""
 
+START = "start"
+"""The folder of the policy that a run starts from where that is the recipe's checkpoint: no stage makes it."""
+
 # What is written beside the result: it differs between equal makes, and a manifest cannot hold its own hash.
 UNHASHED = {"manifest.json", "trainer_state.json"}
 # What every manifest has; one without is damaged.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handbook_ext.core.artifacts import checkpoint_files
+from handbook_ext.core.artifacts import START, checkpoint_files
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.graph.stages import Limits
 from handbook_ext.recipes.iteration import Iteration
@@ -68,7 +68,7 @@ def seen_from(folder: str, **artifacts: str | list[str] | None) -> dict[str, str
 
 def policy_artifact(name: str) -> str | None:
     """Returns the artifact of a policy of the run; None for `start`, the recipe's checkpoint."""
-    return None if name == "start" else f"{name}/policy"
+    return None if name == START else f"{name}/policy"
 
 
 def ranker_artifact(rank: RankSettings) -> str | None:
@@ -92,7 +92,7 @@ def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
 
     They are those of its folder, and a chat template that is a file; a policy trained here was saved with its template.
     """
-    if policies and "start" not in policies:
+    if policies and START not in policies:
         return ()
     model = run.settings.model
     return (*folder_files(model.name_or_path), *([model.template_file] if model.template_file else []))

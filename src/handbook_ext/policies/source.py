@@ -9,13 +9,11 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from handbook_ext.core.artifacts import read_manifest
+from handbook_ext.core.artifacts import START, read_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.models import external_checkpoint_hashes, load_policy, load_tokenizer
 from handbook_ext.recipes.settings import ModelSettings
-
-START = "start"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.recipes.checks import dotted
 from handbook_ext.recipes.names import RECIPES, paper_row, recipe_files, variants_of
 from handbook_ext.recipes.run import Run, resolve
@@ -73,7 +74,7 @@ def shown_settings(run: Run, iteration: str | None = None) -> list[str]:
     settings, tree, lines = run.settings, run.tree, []
     if chosen is not None:
         settings, tree = chosen.settings, chosen.tree
-        start = settings.model.name_or_path if chosen.starts_from == "start" else chosen.starts_from
+        start = settings.model.name_or_path if chosen.starts_from == START else chosen.starts_from
         portion = f"portion {chosen.index + 1} of {settings.data.portions}"
         lines = [f"# {chosen.name} of {run.name} starts from {start} and uses {portion}"]
     stated = Recipe.model_validate(tree.values)

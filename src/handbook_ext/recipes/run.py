@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.checks import derived, validated
 from handbook_ext.recipes.iteration import Iteration
@@ -38,8 +39,8 @@ class Run:
 
     @property
     def start(self) -> str:
-        """Returns the folder of the policy that the loop starts from: `start` is the recipe's checkpoint."""
-        return "start" if self.settings.sft is None else "sft"
+        """Returns the folder of the policy that the loop starts from: that of SFT, or `start` for the recipe's checkpoint."""
+        return self.iterations[0].starts_from
 
     @property
     def evaluator(self) -> RankSettings:
@@ -118,7 +119,7 @@ def _iterations(stated: Tree, base: Recipe, tree: Tree) -> tuple[Iteration, ...]
     if not isinstance(stated.values, dict):
         raise UserError(f"{stated.where(())}: iterations must be a mapping, such as {{iter1: {{}}, iter2: {{}}}}")
     result: list[Iteration] = []
-    previous = "start" if base.sft is None else "sft"
+    previous = START if base.sft is None else "sft"
     for name in _ordered(stated):
         own = stated.below((name,))
         check_override(name, own)

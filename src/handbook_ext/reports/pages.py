@@ -51,6 +51,7 @@ def render_table(numbers: TableNumbers, seeds: Sequence[int]) -> dict[str, bytes
         table=numbers.table, rows=numbers.rows, claims=numbers.claims, decodings=numbers.decodings, seeds=seeds,
         overlap_between_rows=between_rows, overlap_between_iterations=numbers.overlap_between_iterations,
         names=list(dict.fromkeys(name for names in between_rows for name in names)), pictures=captions, **numbers.bootstrap,
+        starts={name: run.start for name, run in numbers.runs.items()},
     )  # fmt: skip
     files["table.md"] = page.encode() + b"\n"
     files["summary.json"] = to_json(numbers.summary())

@@ -63,7 +63,7 @@ def table_inputs(table: Table, runs: dict[str, RowRuns]) -> list[Path]:
         of_row = runs[row.name]
         policy = row.policy or of_row.last
         # The starting policy trained on no pairs; similarities are of the rows that show their recipe's last iteration.
-        own = [policy] if policy.startswith("iter") else []
+        own = [policy] if policy != of_row.start else []
         trained = {*own, *(table.similarity if row.policy is None else [])}
         for folder in of_row.folders:
             inputs += [folder / of_row.start / "eval.json", folder / policy / "eval.json"]
