@@ -15,6 +15,7 @@ from handbook_ext.core.stage import Stage
 from handbook_ext.graph.makefile import run_text, settings_text, stamp_text, write_run
 from handbook_ext.graph.run_rules import StageRule, checked, run_rules
 from handbook_ext.graph.stages import ScoreCandidatesStage
+from handbook_ext.recipes.overrides import parse_set
 from handbook_ext.recipes.run import Run, resolve
 from tests.recipe_folder import ROOT, enter_folder, mine
 
@@ -78,6 +79,14 @@ def test_portions_and_exploration_follow_the_iteration(folder: Path) -> None:
     assert values["report.yaml"]["policies"] == ["sft", "iter0", "iter1", "iter2", "iter3"]
     assert values["iter2/evaluate.yaml"]["initial_policy"] == "sft"
     assert values["sft/evaluate.yaml"]["initial_policy"] is None
+
+
+def test_the_title_of_a_report_names_what_changes_the_recipe(folder: Path) -> None:
+    mine("report: {title: Mine}\nvariants: {noisy: {data: {flip_rate: 0.4}}, short: {generate: {max_new_tokens: 8}}}\n")
+    run = resolve("mine-selm-noisy-short-seed3", overrides=parse_set("train.beta=0.5"))
+    assert run.variants == ("noisy", "short")
+    assert rules_of(run)["report.yaml"].settings.title == "Mine (noisy, short, train.beta=0.5)"
+    assert rules_of(resolve("mine-selm-seed3"))["report.yaml"].settings.title == "Mine"
 
 
 def test_more_than_twenty_iterations(folder: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_variant_is_laid_over_the_whole_recipe(folder: Path) -> None:
     both = resolve("mine-b-noisy-short-seed5")
     assert (both.settings.data.flip_rate, both.settings.train.label_smoothing) == (0.4, 0.4)
     assert (both.settings.generate.max_new_tokens, both.settings.seed) == (8, 5)
-    assert (both.recipe, both.name) == ("mine-b-noisy-short", "mine-b-noisy-short-seed5")
+    assert (both.recipe, both.name, both.variants) == ("mine-b-noisy-short", "mine-b-noisy-short-seed5", ("noisy", "short"))
     for name, words in (
         ("mine-b-loud", "mine-b has no variant 'loud'; it has: noisy, short"),
         ("mine-b-short-short", "no variant"),

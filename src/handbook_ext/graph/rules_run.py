@@ -74,7 +74,7 @@ def report_rule(run: Run) -> StageRule:
         pairs=[f"{name}/pairs.jsonl" for name in names],
     )  # fmt: skip
     report = run.settings.report
-    changes = [*run.recipe.split("+")[0].removeprefix(f"{run.file.parent.name}-{run.file.stem}").split("-")[1:], *run.overrides]
+    changes = [*run.variants, *run.overrides]
     title = (report.title or run.recipe) + (f" ({', '.join(changes)})" if changes and report.title else "")
     settings = files.ReportStage(stage="report", **about(run), inputs=inputs, policies=policies, title=title, report=report)
     return StageRule("", settings, "write_report.py", loads_policy=False, after=health_of(run, policies[-1]))

@@ -31,6 +31,7 @@ class Run:
     name: str
     recipe: str
     file: Path
+    variants: tuple[str, ...]
     overrides: tuple[str, ...]
     settings: Recipe
     tree: Tree
@@ -98,7 +99,7 @@ def resolve(
     recipe = "-".join([parsed.recipe, *parsed.variants]) + labels_of(overrides)
     full = recipe if parsed.seed is None else f"{recipe}-seed{parsed.seed}"
     texts = tuple(each.text for each in overrides)
-    return Run(full, recipe, parsed.file, texts, settings, tree, where, iterations)
+    return Run(full, recipe, parsed.file, parsed.variants, texts, settings, tree, where, iterations)
 
 
 def _overridden(name: RunName, overrides: Sequence[Override]) -> Tree:
