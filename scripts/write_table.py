@@ -11,6 +11,7 @@ from rich.markdown import Markdown
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import TableStage
+from handbook_ext.recipes.names import TABLE
 from handbook_ext.recipes.table_files import read_table, run_of_row
 from handbook_ext.reports.pages import render_table
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
         seeded = [run_of_row(row, name, seed) for seed in seeds]
         folders = [arguments.runs / run.name for run in seeded]
         runs[row.name] = RowRuns(seeded[0].start, seeded[0].iterations[-1].name, folders)
-    artifact = arguments.runs / f"table-{name}" / "report"
+    artifact = arguments.runs / f"{TABLE}{name}" / "report"
     inputs = {"artifacts": [os.path.relpath(path, artifact.parent) for path in table_inputs(table, runs)]}
     settings = TableStage(stage="table", recipe=name, inputs=inputs, table=table.model_dump(), seeds=seeds)
     stage = Stage(artifact, settings)

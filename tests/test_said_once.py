@@ -14,6 +14,12 @@ ONCE = [
     # Values of select.margin_reference, and a key of the report's numbers.
     ("start", "core/artifacts.py", {"recipes/settings.py", "recipes/settings_stages.py", "selection/ensemble.py",
                                     "reports/run_report.py"}),
+    ("table-", "recipes/names.py", set()),
+    ("data/rows", "graph/rule.py", set()),
+    # One of the formats is read in a way of its own.
+    (".parquet", "recipes/settings_run.py", {"data/offline.py"}),
+    # How YAML ends a value on one line.
+    ("...\n", "recipes/overrides.py", set()),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import yaml
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.makefile import run_text, settings_text, stamp_text, write_run
+from handbook_ext.graph.rule import whole_of
 from handbook_ext.graph.run_rules import StageRule, checked, run_rules
 from handbook_ext.graph.stages import ScoreCandidatesStage
 from handbook_ext.recipes.overrides import parse_set
@@ -146,6 +147,14 @@ def test_a_graph_that_reads_what_no_stage_makes_is_an_error(folder: Path) -> Non
         checked([rules[0], rules[0]])
     with pytest.raises(UserError, match="which no stage before makes"):
         checked(rules[::-1])
+
+
+def test_a_part_of_the_rows_stands_for_all_of_them(folder: Path) -> None:
+    rules = run_rules(resolve("tiny-selm"))
+    parts = {name for rule in rules for name in rule.inputs if name.startswith("data/rows")}
+    assert {whole_of(part) for part in parts} == {"data/rows"}
+    for whole in ("data/rows", "iter1/pairs.jsonl", "iter1/policy", "data/rows/other.jsonl", "data/other/sft.jsonl"):
+        assert whole_of(whole) == whole
 
 
 def test_files_outside_the_run_are_watched_by_a_stamp(folder: Path, tmp_path: Path) -> None:

@@ -19,11 +19,10 @@ from handbook_ext.data.row_checks import RawRow, Rules
 from handbook_ext.data.rubric import TINY_RUBRIC, render
 from handbook_ext.data.schemas import read_demonstrations, read_pairs
 from handbook_ext.data.tiny_writers import PairRow, WorldData, world_data
-from handbook_ext.recipes.settings import DataSettings
+from handbook_ext.recipes.settings import DATA_SUFFIXES, DataSettings
 
 T = TypeVar("T")
 
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 SFT_SPLIT = "train_sft"  # of HuggingFaceH4/ultrachat_200k
 
 
@@ -48,7 +47,7 @@ def load_offline_data(data: DataSettings, seed: int) -> OfflineData:
 
     With `prompts: demonstrations` the training rows are the demonstrations, whose completion is both chosen and rejected.
     """
-    in_world = data.dataset == "tiny_world" and not data.train.endswith(FILE_SUFFIXES)
+    in_world = data.dataset == "tiny_world" and not data.train.endswith(DATA_SUFFIXES)
     _refuse_contradictions(data, in_world)
     loaded = _tiny_world(data, seed) if in_world else _read(data, seed)
     # Held-out pairs keep their labels: evaluation is against the true ones.
@@ -83,8 +82,8 @@ def _refuse_contradictions(data: DataSettings, in_world: bool) -> None:
     if not in_world and (data.judge_rows or data.answers != 2):
         name = "judge_rows" if data.judge_rows else "answers"
         raise UserError(f"data.{name}: only the dataset tiny_world is made to order; remove data.{name}")
-    if data.sft and not data.sft_dataset and not data.sft.endswith(FILE_SUFFIXES):
-        kinds = ", ".join(FILE_SUFFIXES)
+    if data.sft and not data.sft_dataset and not data.sft.endswith(DATA_SUFFIXES):
+        kinds = ", ".join(DATA_SUFFIXES)
         raise UserError(f"data.sft: {data.sft!r} is no {kinds} file; give one, or name its data set as data.sft_dataset")
     if data.prompts == "demonstrations" and data.flip_rate > 0:
         raise UserError("data.flip_rate: demonstrations have no rejected answer to swap; set it to 0, or prompts: preferences")
@@ -194,7 +193,7 @@ def _raw_rows(
     key: str, dataset: str | None, split: str, limit: int | None, config_name: str | None, revision: str | None
 ) -> Iterator[tuple[str, RawRow]]:
     """Yields rows, each behind its file and line or its split and row number; `key` is the setting that names the data."""
-    if split.endswith(FILE_SUFFIXES):
+    if split.endswith(DATA_SUFFIXES):
         path = Path(split)
         if not path.is_file():
             raise UserError(f"data: {path} does not exist; give a .jsonl, .json or .parquet file")

@@ -34,7 +34,7 @@ VARIABLES = {
     "THREADS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
-READERS = {"run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": "table-<name>", "project": "bench and mutants"}
+READERS = {"run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "project": "bench and mutants"}
 
 
 @dataclass
@@ -178,10 +178,10 @@ class _Planner:
         names = table_names(self.root)
         if goal == "tables":
             for name in names:
-                self.plan_table(f"table-{name}")
-            self.plan.goal(goal, [f"table-{name}" for name in names])
+                self.plan_table(f"{TABLE}{name}")
+            self.plan.goal(goal, [f"{TABLE}{name}" for name in names])
             return
-        name = goal.removeprefix("table-")
+        name = goal.removeprefix(TABLE)
         needed: dict[tuple[str, str], list[str]] = {}
         for row in read_table(name, self.root).rows:
             rows = [run_of_row(row, name, seed, self.root, **self.launch) for seed in self.seeds]

@@ -18,7 +18,7 @@ import yaml
 from handbook_ext.core.artifacts import finished_manifest, manifest_path
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage_settings import identity
-from handbook_ext.graph.rule import StageRule
+from handbook_ext.graph.rule import StageRule, whole_of
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.launch_checks import Launch
@@ -136,8 +136,7 @@ def _rule_lines(rule: StageRule, folder: str, launch: Launch) -> list[str]:
     targets = targets_of(rule.artifact)
     needed = [rule.settings_file, *([_stamp(rule)] if rule.external else [])]
     for name in dict.fromkeys([*rule.inputs, *rule.after]):
-        # A part of data/rows has no manifest of its own.
-        needed += targets_of(os.path.dirname(name) if name.startswith("data/rows/") else name)
+        needed += targets_of(whole_of(name))
     sign = "&:" if len(targets) > 1 else ":"
     head = " ".join(plain(f"{folder}/{each}") for each in targets)
     prerequisites = [f"    {plain(f'{folder}/{name}')}" for name in dict.fromkeys(needed)]

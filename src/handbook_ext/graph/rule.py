@@ -15,6 +15,7 @@ from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import RankSettings, Recipe
 
 ROWS = "data/rows"
+PARTS = tuple(f"{ROWS}/{name}.jsonl" for name in ("sft", "train", "test"))
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class StageRule:
         here = os.path.dirname(self.settings_file)
         stated = [[each] if isinstance(each, str) else each for each in self.settings.inputs.values()]
         return [os.path.normpath(os.path.join(here, name)) for names in stated for name in names]
+
+
+def whole_of(name: str) -> str:
+    """Returns the artifact, with a manifest of its own, that an input is or is a part of: a file of the rows has none."""
+    return ROWS if name in PARTS else name
 
 
 def about(run: Run, iteration: Iteration | None = None) -> dict[str, Any]:

@@ -6,11 +6,10 @@ in the run's folder; the settings file of the stage holds the same path, seen fr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.rule import ROWS, StageRule
+from handbook_ext.graph.rule import StageRule, whole_of
 from handbook_ext.graph.rules_iteration import (
     generate_rule,
     health_rule,
@@ -25,8 +24,6 @@ from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 
 __all__ = ["StageRule", "checked", "run_rules"]
-
-PARTS = {ROWS: ("sft.jsonl", "train.jsonl", "test.jsonl")}
 
 
 def run_rules(run: Run) -> list[StageRule]:
@@ -58,8 +55,7 @@ def checked(rules: Sequence[StageRule]) -> list[StageRule]:
     made: set[str] = set()
     for rule in rules:
         for name in [*rule.inputs, *rule.after]:
-            whole, part = os.path.split(name)
-            if name not in made and not (whole in made and part in PARTS.get(whole, ())):
+            if whole_of(name) not in made:
                 raise UserError(
                     f"stage {rule.settings.stage} in {rule.folder or 'the run'} needs {name}, which no stage before makes"
                 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from handbook_ext.core.artifacts import current_hash, manifest_path, recorded_hash
 from handbook_ext.core.stage_settings import NOT_IDENTITY, differences
+from handbook_ext.graph.rule import whole_of
 from handbook_ext.graph.run_rules import StageRule, run_rules
 from handbook_ext.recipes.run import Run
 
@@ -50,7 +51,7 @@ def reasons(rules: Sequence[StageRule], folder: Path) -> list[tuple[str, list[st
 
 def _of(artifacts: set[str], names: Sequence[str]) -> list[str]:
     """Returns the names that are one of the artifacts, or a part of one, each once."""
-    return [name for name in dict.fromkeys(names) if {name, os.path.dirname(name)} & artifacts]
+    return [name for name in dict.fromkeys(names) if whole_of(name) in artifacts]
 
 
 def _changed_by_hand(artifact: Path) -> bool:

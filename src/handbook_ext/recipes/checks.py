@@ -11,11 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.settings import DataSettings, RankSettings, Recipe
+from handbook_ext.recipes.settings import DATA_SUFFIXES, DataSettings, RankSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Key, Tree, nearest, shown
 
 LONGEST = 60
-FILES = (".jsonl", ".json", ".parquet")
 OTHER_FILES = (".csv", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow", ".yaml", ".yml", ".xlsx")
 TEMPLATES = (".jinja", ".jinja2", ".j2")
 
@@ -172,26 +171,26 @@ def _check_checkpoint(key: Key, value: str | None, tree: Tree) -> None:
 def _found_data(data: DataSettings, tree: Tree) -> DataSettings:
     """Returns the data settings with the paths of local files, which win over `dataset`."""
     stated = {"train": data.train, "test": data.test}
-    files = [name for name, value in stated.items() if value.endswith(FILES)]
+    files = [name for name, value in stated.items() if value.endswith(DATA_SUFFIXES)]
     for name, value in stated.items():
         key = ("data", name)
         if len(files) == 1 and name not in files:
             raise UserError(
-                f"{tree.where(key)}: data.{name}: '{value}' is not a {', '.join(FILES)} file, but data.{files[0]} is "
+                f"{tree.where(key)}: data.{name}: '{value}' is not a {', '.join(DATA_SUFFIXES)} file, but data.{files[0]} is "
                 "one; give both as files, or neither"
             )
         default = DataSettings.model_fields[name].default
         if not files and data.dataset == "tiny_world" and value != default:
             raise UserError(
                 f"{tree.where(key)}: data.{name}: the dataset tiny_world has the split {default} only, not '{value}'; "
-                f"remove this line, or give a {', '.join(FILES)} file"
+                f"remove this line, or give a {', '.join(DATA_SUFFIXES)} file"
             )
         if not files and ("/" in value or value.endswith(OTHER_FILES)):
             raise UserError(
-                f"{tree.where(key)}: data.{name}: '{value}' is neither a split nor a {', '.join(FILES)} file; "
+                f"{tree.where(key)}: data.{name}: '{value}' is neither a split nor a {', '.join(DATA_SUFFIXES)} file; "
                 "convert the file to one of these"
             )
-    if data.sft is not None and data.sft.endswith(FILES):
+    if data.sft is not None and data.sft.endswith(DATA_SUFFIXES):
         data = data.model_copy(update={"sft": _found(("data", "sft"), data.sft, tree)})
     if not files:
         return data

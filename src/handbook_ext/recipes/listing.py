@@ -8,11 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from handbook_ext.core.artifacts import START
 from handbook_ext.recipes.checks import dotted
 from handbook_ext.recipes.names import RECIPES, paper_row, recipe_files, variants_of
+from handbook_ext.recipes.overrides import inline
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.settings import ENGINES_HERE, RANKERS_HERE, Recipe
 from handbook_ext.recipes.yaml_tree import Key, Tree
@@ -81,7 +80,7 @@ def shown_settings(run: Run, iteration: str | None = None) -> list[str]:
     before = dict(_leaves(stated.model_dump(), ()))
     for key, value in _leaves(settings.model_dump(), ()):
         changed = ", resolved" if before.get(key) != value else ""
-        lines.append(f"{dotted(key)}: {_inline(value)}   # {_origin(key, tree)}{changed}")
+        lines.append(f"{dotted(key)}: {inline(value)}   # {_origin(key, tree)}{changed}")
     return lines
 
 
@@ -101,9 +100,3 @@ def _leaves(value: Any, key: Key) -> list[tuple[Key, Any]]:
 def _origin(key: Key, tree: Tree) -> str:
     """Returns file and line where a setting is stated, or that it is a default."""
     return str(tree.marks[key]) if key in tree.marks else "default"
-
-
-def _inline(value: Any) -> str:
-    """Returns a value as YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1_000_000)
-    return text.removesuffix("...\n").strip()

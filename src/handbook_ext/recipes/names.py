@@ -134,7 +134,7 @@ def _no_recipe(name: str, bare: str, files: dict[str, Path], root: Path) -> User
                 f"no recipe is called '{name}', and {longest} has no variant '{rest}'{nearest(rest, known)}; it has: "
                 f"{', '.join(known)}; `variants:` in {shown(files[longest])} or its base names them"
             )
-    tables = [f"table-{path.stem}" for path in root.glob("tables/*.yaml")]
+    tables = [f"{TABLE}{path.stem}" for path in root.glob("tables/*.yaml")]
     close = nearest(re.sub(r"-(iter|seed)\d+$|-report$", "", bare), tables if bare.startswith("table") else files)
     return UserError(
         f"no recipe is called '{name}'{close}; in {shown(root)} there are: "

@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.settings import DATA_SUFFIXES
 from handbook_ext.recipes.yaml_tree import Key, Mark, Tree, merged, parsed_value
 
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 LONGEST_NAME = 120  # Of a folder's name most file systems take 255 bytes; seeds and hidden copies need some of them.
 _SETTING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -37,7 +37,7 @@ class Override:
     @property
     def text(self) -> str:
         """Returns the override as one would write it in SET."""
-        return f"{'.'.join(map(str, self.key))}={_inline(self.value)}"
+        return f"{'.'.join(map(str, self.key))}={inline(self.value)}"
 
 
 def parse_set(text: str, source: str = "SET") -> list[Override]:
@@ -68,7 +68,7 @@ def from_mapping(values: Mapping[str, Any], source: str) -> list[Override]:
         if not _SETTING.fullmatch(name):
             raise UserError(f"{source}: {name!r} is no name of a setting, such as train.beta; correct it")
     return [
-        Override(tuple(name.split(".")), value, source, _label(f"{name}-{_inline(value)}"))
+        Override(tuple(name.split(".")), value, source, _label(f"{name}-{inline(value)}"))
         for name, value in sorted(values.items())
     ]
 
@@ -115,6 +115,12 @@ def labels_of(overrides: Sequence[Override]) -> str:
     return f"+set-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
+def inline(value: Any) -> str:
+    """Returns a value as YAML on one line."""
+    text: str = yaml.dump(value, Dumper=yaml.CSafeDumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
+    return text.removesuffix("...\n").strip()
+
+
 def _label(text: str, digest: str | None = None) -> str:
     """Returns text with nothing in it that make, a shell or a file system minds; a hash tells apart what this makes equal."""
     slug = re.sub(r"[^\w.,-]+", "_", text, flags=re.ASCII)
@@ -122,9 +128,3 @@ def _label(text: str, digest: str | None = None) -> str:
     if digest is None and (slug != text or re.search(r"-seed\d+$", slug)):
         digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:10]
     return slug if digest is None else f"{slug}-{digest}"
-
-
-def _inline(value: Any) -> str:
-    """Returns a value as YAML on one line."""
-    text: str = yaml.dump(value, Dumper=yaml.CSafeDumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
-    return text.removesuffix("...\n").strip()

@@ -8,7 +8,14 @@ from pydantic import Field, model_validator
 
 from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.recipes.section import Section
-from handbook_ext.recipes.settings_run import DataSettings, LoraSettings, ModelSettings, OptimizerSettings, SFTSettings
+from handbook_ext.recipes.settings_run import (
+    DATA_SUFFIXES,
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    OptimizerSettings,
+    SFTSettings,
+)
 from handbook_ext.recipes.settings_stages import (
     ENGINES_HERE,
     FITTED,
@@ -26,9 +33,9 @@ from handbook_ext.recipes.settings_stages import (
 from handbook_ext.selection.rules import KEEP_BY, needs_of
 
 __all__ = [
-    "ENGINES_HERE", "FITTED", "RANKERS_HERE", "DataSettings", "EvaluateSettings", "FitSettings", "GenerateSettings",
-    "HealthSettings", "LoraSettings", "ModelSettings", "OptimizerSettings", "RankSettings", "Recipe", "ReportSettings",
-    "SFTSettings", "ScoreSettings", "Section", "SelectSettings", "TrainSettings",
+    "DATA_SUFFIXES", "ENGINES_HERE", "FITTED", "RANKERS_HERE", "DataSettings", "EvaluateSettings", "FitSettings",
+    "GenerateSettings", "HealthSettings", "LoraSettings", "ModelSettings", "OptimizerSettings", "RankSettings", "Recipe",
+    "ReportSettings", "SFTSettings", "ScoreSettings", "Section", "SelectSettings", "TrainSettings",
 ]  # fmt: skip
 
 
@@ -58,7 +65,7 @@ class Recipe(Section):
             raise ValueError("train.alpha above 0 needs select.explore: true")
         if self.train.max_prompt_length is not None and self.train.max_prompt_length >= self.train.max_length:
             raise ValueError("train.max_prompt_length must be below train.max_length")
-        if self.data.dataset is None and not self.data.train.endswith((".jsonl", ".json", ".parquet")):
+        if self.data.dataset is None and not self.data.train.endswith(DATA_SUFFIXES):
             raise ValueError("data needs a `dataset`, or `train` and `test` as local files")
         return self
 

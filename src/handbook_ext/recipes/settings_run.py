@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from handbook_ext.recipes.section import Fraction, Positive, Rate, Section
 
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet")  # Of local files; what ends otherwise is a split.
 TEMPLATES_HERE = ("zephyr",)
 """Chat templates that have a name; any other word of `model.chat_template` is a file."""
 
