@@ -10,7 +10,6 @@ import ctypes
 import gc
 import json
 import math
-import os
 import random
 import statistics
 import threading
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from handbook_ext.core.jsonl import replacing
 from handbook_ext.policies.packing import EncodedPair
 
 ATEN = torch.ops.aten
@@ -204,10 +204,6 @@ def gradient_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 def write_json(path: Path, content: Any) -> None:
     """Writes content as JSON: beside the file, flushed to disk, then renamed, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
+    with replacing(path) as out:
         json.dump(content, out, indent=2)
         out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(path)

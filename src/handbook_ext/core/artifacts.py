@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import replace_text
 
 Files = dict[str, dict[str, Any]]
 """For each file of an artifact by its relative name: sha256, size (bytes) and mtime_ns."""
@@ -193,10 +194,7 @@ def remembered_hashes(cache: Path) -> Callable[[Path], str]:
         if record is None or recorded != (stat.st_size, stat.st_mtime_ns):
             record = known[full] = _record(path)
             cache.parent.mkdir(parents=True, exist_ok=True)
-            # Named by process: two that write one partial file would mix their text.
-            partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
-            partial.write_text(json.dumps(known))
-            partial.replace(cache)
+            replace_text(cache, json.dumps(known))
         return str(record["sha256"])
 
     return hash_of

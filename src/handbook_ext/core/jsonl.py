@@ -78,3 +78,17 @@ def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Replaces a file by a value as JSON."""
     with replacing(path) as out:
         out.write(json.dumps(value, indent=indent) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Puts text in the place of a file that several processes may write at once; after an error the file is as before.
+
+    What can be made again at any moment, so it is not flushed to disk: `replacing` is for artifacts.
+    """
+    # Named by process: two that write one partial file would mix their text.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import yaml
 
 from handbook_ext.core.artifacts import finished_manifest, manifest_path
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import replace_text
 from handbook_ext.core.stage_settings import identity
 from handbook_ext.graph.rule import StageRule, whole_of
 from handbook_ext.graph.run_rules import run_rules
@@ -112,12 +113,7 @@ def replaced(path: Path, text: str) -> bool:
             return False
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_text(path, text)
     return True
 
 
