@@ -12,9 +12,10 @@ import pytest
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.run_rules import run_rules
-from handbook_ext.recipes.listing import listed_recipes, unsupported_settings
+from handbook_ext.recipes.listing import listed_recipes, missing_here, unsupported, unsupported_settings
 from handbook_ext.recipes.names import paper_row, recipe_files, variants_of
 from handbook_ext.recipes.run import resolve
+from handbook_ext.recipes.settings import ENGINES_HERE, RANKERS_HERE
 from handbook_ext.recipes.yaml_tree import read_recipe, read_yaml
 from tests.recipe_folder import ROOT
 from tests.recipes.delivered import FILES, course, difference, run_of
@@ -157,6 +158,10 @@ def test_figure_6_of_selm_never_updates_labels() -> None:
 
 def test_a_recipe_says_at_once_what_this_version_cannot_run() -> None:
     """Its evaluation needs the ranker too, where no iteration samples or judges."""
+    assert unsupported(run_of("zephyr-selm")) == [
+        ("generate.engine", "vllm", ENGINES_HERE), ("rank.ranker", "pairrm", RANKERS_HERE)
+    ]  # fmt: skip
+    assert missing_here(run_of("zephyr-selm"))[:2] == ["pairrm", "vllm"]
     [line] = unsupported_settings(run_of("zephyr-stepwise-dpo"))
     assert line.startswith("rank.ranker pairrm is not part of this version")
     assert len(unsupported_settings(run_of("zephyr-selm"))) == 2

@@ -44,7 +44,7 @@ def listed_recipes(root: Path = RECIPES) -> Iterator[ListedRecipe]:
 
 def missing_here(run: Run) -> list[str]:
     """Returns what a machine like this one, and this version, lacks to run a recipe; found without loading anything heavy."""
-    lacks = sorted({line.split(" is not part")[0].split()[-1] for line in unsupported_settings(run)})
+    lacks = sorted({value for _, value, _ in unsupported(run)})
     if run.launch.name not in ("cpu", "zero3-cpu"):
         gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
         if gpus < run.launch.processes:
@@ -54,17 +54,20 @@ def missing_here(run: Run) -> list[str]:
     return lacks
 
 
+def unsupported(run: Run) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Returns each engine and ranker that a recipe needs and this version does not have: setting, value, what it has."""
+    named: set[tuple[str, str, tuple[str, ...]]]
+    named = {("rank.ranker", rank.ranker, RANKERS_HERE) for rank in run.rankers}
+    named |= {("generate.engine", each.settings.generate.engine, ENGINES_HERE) for each in run.iterations if each.needs.samples}
+    return sorted((setting, value, here) for setting, value, here in named if value not in here)
+
+
 def unsupported_settings(run: Run) -> list[str]:
-    """Returns a line for each engine or ranker that a recipe names and this version does not have: its stage will refuse."""
-    names: set[tuple[str, str, tuple[str, ...]]]
-    names = {("rank.ranker", rank.ranker, RANKERS_HERE) for rank in run.rankers}
-    sampling = [each.settings.generate.engine for each in run.iterations if each.needs.samples]
-    names |= {("generate.engine", engine, ENGINES_HERE) for engine in sampling}
-    return sorted(
+    """Returns a line for each setting that this version cannot run: its stage will refuse."""
+    return [
         f"{setting} {value} is not part of this version, so the stage that needs it will stop; it has: {', '.join(here)}"
-        for setting, value, here in names
-        if value not in here
-    )
+        for setting, value, here in unsupported(run)
+    ]
 
 
 def shown_settings(run: Run, iteration: str | None = None) -> list[str]:
