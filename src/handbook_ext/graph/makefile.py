@@ -34,7 +34,7 @@ def write_run(run: Run, runs: Path) -> list[Path]:
     """Writes settings, stamps and run.mk of a run where their content changed; returns those written."""
     rules = run_rules(run)
     texts = {rule.settings_file: settings_text(rule) for rule in rules}
-    texts |= {_stamp(rule): stamp_text(rule.external) for rule in rules if rule.external}
+    texts |= {stamp_file(rule): stamp_text(rule.external) for rule in rules if rule.external}
     texts["run.mk"] = run_text(run, rules, runs)
     written = [path for name, text in texts.items() if replaced(path := runs / run.name / name, text)]
     for rule in rules:
@@ -130,7 +130,7 @@ def _rule_lines(rule: StageRule, folder: str, launch: Launch) -> list[str]:
     A file and its manifest are one target, so that a deleted file is made again as well.
     """
     targets = targets_of(rule.artifact)
-    needed = [rule.settings_file, *([_stamp(rule)] if rule.external else [])]
+    needed = [rule.settings_file, *([stamp_file(rule)] if rule.external else [])]
     for name in dict.fromkeys([*rule.inputs, *rule.after]):
         needed += targets_of(whole_of(name))
     sign = "&:" if len(targets) > 1 else ":"
@@ -157,6 +157,6 @@ def _command(rule: StageRule, folder: str, launch: Launch) -> str:
     return f"{launcher} scripts/{rule.script} {argument}"
 
 
-def _stamp(rule: StageRule) -> str:
+def stamp_file(rule: StageRule) -> str:
     """Returns the file that changes whenever a file outside the run does that the stage reads."""
     return rule.settings_file.removesuffix(".yaml") + ".files"

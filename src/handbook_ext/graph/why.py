@@ -10,6 +10,7 @@ from typing import Any
 
 from handbook_ext.core.artifacts import current_hash, manifest_path, recorded_hash
 from handbook_ext.core.stage_settings import NOT_IDENTITY, differences
+from handbook_ext.graph.makefile import stamp_file
 from handbook_ext.graph.rule import whole_of
 from handbook_ext.graph.run_rules import StageRule, run_rules
 from handbook_ext.recipes.run import Run
@@ -78,8 +79,11 @@ def _own_reasons(rule: StageRule, folder: Path) -> list[str]:
         old, new = manifest["inputs"].get(relative), recorded_hash(folder / name)
         if old is not None and new is not None and old != new:
             why.append(f"{name} is another one: sha256 {old[:12]} -> {new[:12]}")
-    written = path.stat().st_mtime_ns
-    why += [f"{file} was written since; its content decides" for file in rule.external if file.stat().st_mtime_ns > written]
+    # By the stamp, as make decides: a file that took another's place may be older than the artifact.
+    stamp = folder / stamp_file(rule)
+    if rule.external and stamp.is_file() and stamp.stat().st_mtime_ns > path.stat().st_mtime_ns:
+        names = ", ".join(path.name for path in rule.external[:3]) + ", ..." * (len(rule.external) > 3)
+        why.append(f"a file outside the run changed, of: {names}; its content decides")
     return why
 
 
