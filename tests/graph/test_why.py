@@ -125,7 +125,6 @@ def test_a_file_outside_the_run_that_changed_since_is_named(tmp_path: Path, monk
         (tmp_path / f"{name}.jsonl").write_text("{}")
     run = mine(f"data: {{train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl}}\n")
     make(run, run_rules(run)[0])
-    rows = FOLDER / "data/rows"
     assert reasons(run_rules(run)[:1], FOLDER) == [("data/rows", [])]
     os.utime(tmp_path / "train.jsonl", ns=(1, 1))  # Older than the rows, as a copy with its times kept: make goes by the stamp.
     write_run(run, FOLDER.parent)
