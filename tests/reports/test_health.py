@@ -23,6 +23,8 @@ from handbook_ext.reports.health import (
 )
 
 ASK = user("Which?")
+# What every manifest has.
+BARE = {"stage": "x", "counts": {}, "sha256": "0" * 64, "files": {}, "settings": {}, "inputs": {}, "key": ""}
 
 
 def pair(chosen: str, rejected: str, explore: str | None = None, **columns: Any) -> PreferencePair:
@@ -166,14 +168,14 @@ def iteration(tmp_path: Path) -> Path:
         write_rows(folder / f"{name}.jsonl", rows)
     set_inputs(folder, "completions.jsonl", "rankings.jsonl")
     (folder / "policy" / "trainer_state.json").write_text(json.dumps({"log_history": [logged(1, **{"rewards/margins": 4.0})]}))
-    (folder / "policy" / "manifest.json").write_text(json.dumps({"sha256": "of these weights"}))
+    (folder / "policy" / "manifest.json").write_text(json.dumps(BARE | {"sha256": "of these weights"}))
     (folder / "eval.json").write_text(json.dumps({"implicit": {"kl": 2.5}}))
-    (folder / "eval.manifest.json").write_text(json.dumps({"inputs": {"policy": "of these weights"}}))
+    (folder / "eval.manifest.json").write_text(json.dumps(BARE | {"inputs": {"policy": "of these weights"}}))
     return folder
 
 
 def set_inputs(folder: Path, *names: str) -> None:
-    manifest = {"counts": {"in": 4}, "inputs": dict.fromkeys(names, "0" * 64)}
+    manifest = BARE | {"counts": {"in": 4}, "inputs": dict.fromkeys(names, "0" * 64)}
     (folder / "pairs.manifest.json").write_text(json.dumps(manifest))
 
 
@@ -203,7 +205,7 @@ def test_the_kl_is_that_of_these_weights_or_none(iteration: Path) -> None:
         assert read_health(files_of(iteration))["kl"] is None
     evaluation.write_text(json.dumps({"implicit": {"kl": 2.5}}))
     for inputs in ({"policy": "of other weights"}, {}):
-        manifest.write_text(json.dumps({"inputs": inputs}))
+        manifest.write_text(json.dumps(BARE | {"inputs": inputs}))
         assert "kl" not in read_health(files_of(iteration))
     manifest.unlink()
     assert "kl" not in read_health(files_of(iteration))
