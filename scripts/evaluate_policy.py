@@ -13,7 +13,6 @@ from handbook_ext.evaluation.decoding import decoding_name, held_out_completions
 from handbook_ext.evaluation.implicit_reward import implicit_rewards, summarised
 from handbook_ext.graph.stages import EvaluateStage
 from handbook_ext.judging.rankers import external_ranker_hashes, open_ranker, ranker_id
-from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
 from handbook_ext.sampling.generation import generate_batch, open_policy
@@ -30,16 +29,16 @@ def main(argv: list[str]) -> None:
     stage.external |= external_ranker_hashes(rank, stage.hash_of)
     if launch.finished(stage):
         return
-    policy, tokenizer = open_policy(source, device=launch.device)
-    encoder = ChatEncoder(tokenizer, **settings.limits.model_dump())
+    limits = settings.limits.model_dump()
+    policy, encoder = open_policy(source, limits, device=launch.device)
     rows = read_rows(stage.input("rows"), OfflinePair)[: evaluate.prompts]
-    encoded = [(row, encoder.prompt_ids(row.prompt, row.source)) for row in rows]
-    prompts = [(row, ids) for row, ids in encoded if ids is not None]
+    encoded = encoder.prompts([(row.prompt, row.source) for row in rows])
+    prompts = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if ids is not None]
     ranker = open_ranker(rank, fitted, device=launch.device)
     decodings: dict[str, dict[str, Any]] = {}
     for temperature in evaluate.temperatures:
         answer = partial(
-            generate_batch, policy, tokenizer, temperature=temperature, top_p=evaluate.top_p,
+            generate_batch, policy, encoder.tokenizer, temperature=temperature, top_p=evaluate.top_p,
             max_new_tokens=evaluate.max_new_tokens, end_ids=encoder.end_ids(),
         )  # fmt: skip
         answers = sample_held_out(
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> None:
             "judge": ranker_id(rank, fitted, stage.external), "decodings": decodings,
         }  # fmt: skip
         if initial is not None:
-            base, _ = open_policy(initial, device=launch.device)
+            base, _ = open_policy(initial, limits, device=launch.device)
             completions = held_out_completions([row for row, _ in prompts], decodings, ranker)
             summary = summarised(implicit_rewards(policy, base, completions, encoder))
             result["implicit"] = {"initial_policy": settings.initial_policy, **summary}

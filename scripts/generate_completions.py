@@ -8,7 +8,6 @@ from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import GenerateStage
-from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
 from handbook_ext.recipes.settings import ENGINES_HERE
@@ -26,15 +25,14 @@ def main(argv: list[str]) -> None:
     source = policy_of(stage)
     if launch.finished(stage):
         return
-    policy, tokenizer = open_policy(source, device=launch.device)
-    encoder = ChatEncoder(tokenizer, **settings.limits.model_dump())
+    policy, encoder = open_policy(source, settings.limits.model_dump(), device=launch.device)
     rows = portion(read_rows(stage.input("rows"), OfflinePair), settings.portion.index, settings.portion.of)
     jobs, long_prompts = jobs_of(
         rows, encoder, samples=generate.num_completions, seed=settings.seed, iteration=settings.iteration
     )
     batches = batched(jobs, generate.batch_size)
     answer = partial(
-        generate_batch, policy, tokenizer, temperature=generate.temperature, top_p=generate.top_p,
+        generate_batch, policy, encoder.tokenizer, temperature=generate.temperature, top_p=generate.top_p,
         max_new_tokens=generate.max_new_tokens, end_ids=encoder.end_ids(),
     )  # fmt: skip
     shards = stage.workspace / "shards"

@@ -57,12 +57,11 @@ def main(argv: list[str]) -> None:
 def self_judge(source: PolicySource, rank: RankSettings, launch: Launch) -> Ranker:
     """Returns the policy that made the samples, as their judge."""
     from handbook_ext.judging.self_judge import SelfJudge, rubric_text  # noqa: PLC0415
-    from handbook_ext.policies.chat import ChatEncoder  # noqa: PLC0415 - no other ranker needs a language model
-    from handbook_ext.sampling.generation import open_policy  # noqa: PLC0415
+    from handbook_ext.sampling.generation import open_policy  # noqa: PLC0415 - no other ranker needs a language model
 
-    policy, tokenizer = open_policy(source, device=launch.device)
-    encoder = ChatEncoder(tokenizer, rank.max_length, long_prompts="drop")
-    return SelfJudge(policy, tokenizer, encoder, rubric_text(rank.rubric), rank.max_new_tokens, rank.batch_size)
+    limits = {"max_length": rank.max_length, "long_prompts": "drop"}
+    policy, encoder = open_policy(source, limits, device=launch.device)
+    return SelfJudge(policy, encoder.tokenizer, encoder, rubric_text(rank.rubric), rank.max_new_tokens, rank.batch_size)
 
 
 def judged(batch: list[list[Completion]], offline: dict[str, OfflinePair], ranker: Ranker) -> list[Ranking]:

@@ -11,7 +11,6 @@ from handbook_ext.core.records import Completion, OfflinePair
 from handbook_ext.core.shards import batched, fill_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import BatchSizes, ScoreCandidatesStage
-from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, named_policy, policy_of
 from handbook_ext.selection.log_prob_store import read_stores
@@ -40,12 +39,13 @@ def main(argv: list[str]) -> None:
     offline = portion(read_rows(stage.input("rows"), OfflinePair), settings.portion.index, settings.portion.of)
     samples = [row for path in stage.inputs("completions") for row in read_rows(path, Completion)]
     groups = {kind: text_groups(offline, samples, kind) for kind in ("offline", "samples")}
-    encoder = ChatEncoder(source.load_tokenizer(), **settings.limits.model_dump())
+    encoder = source.encoder(settings.limits.model_dump(), stage.run)
     known, scored, stored, too_long, prompts, first = read_stores(stage.inputs("log_probs")), {}, {}, 0, set(), 0
     for name, kinds in settings.texts.items():
         wanted = joined([group for kind in kinds for group in groups[kind]])
         new = [group.without(known.under(policies[name].sha256)) for group in wanted]
-        encoded = encode_groups(new, encoder)
+        with launch.main_first():
+            encoded = encode_groups(new, encoder)
         prompts |= {group.prompt_id for group in wanted}
         scored[name], too_long = sum(len(group.texts) for group in new), max(too_long, encoded.too_long)
         stored[name] = sum(len(group.texts) for group in wanted) - scored[name]

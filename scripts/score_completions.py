@@ -9,7 +9,6 @@ from handbook_ext.core.shards import fill_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import ScorePairsStage
 from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
-from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
@@ -24,14 +23,21 @@ def main(argv: list[str]) -> None:
     source = policy_of(stage)
     if launch.finished(stage):
         return
-    tokenizer = source.load_tokenizer()
-    policy = open_as_trained(source, launch).to(launch.device)
+    encoder = source.encoder(settings.limits.model_dump(), stage.run)
+    pad_id = encoder.tokenizer.pad_token_id
     pairs = read_rows(stage.input("pairs"), PreferencePair)
-    encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings.limits.model_dump()), explore=settings.explore)
+    with launch.main_first():
+        encoded = encode_pairs(pairs, encoder, explore=settings.explore)
+    policy = open_as_trained(source, launch).to(launch.device)
     micro_batch = fitting_micro_batch(settings.global_batch_size, sizes.per_device_train_batch_size, launch.processes)
     plan = BatchPlan(encoded.lengths, settings.global_batch_size, micro_batch, settings.seed)
     work = partial(
-        score_shard, policy, encoded, policy_name=source.sha256, pad_id=tokenizer.pad_token_id, head_chunk=sizes.head_chunk
+        score_shard,
+        policy,
+        encoded,
+        policy_name=source.sha256,
+        pad_id=pad_id,
+        head_chunk=sizes.head_chunk,
     )
     with launch.precision(sizes.bf16):
         fill_shards(

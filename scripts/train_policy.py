@@ -15,7 +15,6 @@ from handbook_ext.graph.stages import TrainStage
 from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.adapters import ADAPTER, adapted, save_adapted
-from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
@@ -36,9 +35,12 @@ def main(argv: list[str]) -> None:
         return
     checkpoints = stage.workspace / launch.checkpoints
     arguments = TrainingArguments(**optimizer_arguments(train, checkpoints, launch.processes, settings.seed))
-    tokenizer = source.load_tokenizer()
-    pairs = read_rows(stage.input("pairs"), PreferencePair)
-    encoded = encode_pairs(pairs, ChatEncoder(tokenizer, **settings.limits.model_dump()), explore=train.alpha > 0)
+    encoder = source.encoder(settings.limits.model_dump(), stage.run)
+    tokenizer, pairs = encoder.tokenizer, read_rows(stage.input("pairs"), PreferencePair)
+    rows_in = len(pairs)
+    with launch.main_first():
+        encoded = encode_pairs(pairs, encoder, explore=train.alpha > 0)
+    del pairs  # Their texts take many times the memory of their tokens, which lie in a mapped file.
     if train.alpha > 0 and not encoded.notes["explored"]:
         raise UserError(f"{stage.input('pairs')}: no pair has an explored sample, but train.alpha is {train.alpha}; set it to 0")
     if train.needs_reference:
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
     if launch.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(
-            {"in": len(pairs), "out": len(encoded.pairs), "dropped": dict(encoded.dropped)},
+            {"in": rows_in, "out": len(encoded.pairs), "dropped": dict(encoded.dropped)},
             start=source.sha256, notes=dict(encoded.notes), steps=trainer.state.global_step, processes=launch.processes,
             micro_batch=micro_batch,
         )  # fmt: skip

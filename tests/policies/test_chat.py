@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages, PreferencePair, assistant
-from handbook_ext.policies.chat import ZEPHYR_TEMPLATE, ChatEncoder, apply_template
+from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import encode_pairs
+from handbook_ext.policies.templates import ZEPHYR_TEMPLATE, apply_template
 
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
@@ -129,10 +130,11 @@ def test_a_template_without_end_token_gets_one(tokenizer: PreTrainedTokenizerFas
     assert ids.count(bare.eos_token_id) == 1
 
 
-def test_a_long_prompt_keeps_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_long_prompt_keeps_the_header_of_its_first_message_and_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
     whole = prompt_of(encoder_of(tokenizer), DIALOGUE)
     encoder = encoder_of(tokenizer, 60, max_prompt_length=20)
-    assert prompt_of(encoder, DIALOGUE) == whole[-20:]
+    head = tokenizer("<|system|>\n", add_special_tokens=False)["input_ids"]
+    assert prompt_of(encoder, DIALOGUE) == whole[: len(head)] + whole[len(head) - 20 :]
     assert encoder.cut_prompts == 1
     fits = encoder_of(tokenizer, 400, max_prompt_length=len(whole))
     assert prompt_of(fits, DIALOGUE) == whole
@@ -159,7 +161,7 @@ def test_a_prompt_that_leaves_no_room_can_be_dropped_or_cut_in_half_of_the_room(
     whole = prompt_of(encoder_of(tokenizer), DIALOGUE)
     assert encoder_of(tokenizer, 30, long_prompts="drop").prompt_ids(DIALOGUE, "prompt p") is None
     assert encoder_of(tokenizer, 30, max_prompt_length=20, long_prompts="drop").prompt_ids(DIALOGUE, "p") is None
-    assert prompt_of(encoder_of(tokenizer, 30, long_prompts="truncate"), DIALOGUE) == whole[-15:]
+    assert prompt_of(encoder_of(tokenizer, 30, long_prompts="truncate"), DIALOGUE) == whole[:2] + whole[-13:]
 
 
 def test_a_template_that_does_not_go_on_from_its_own_prompt_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

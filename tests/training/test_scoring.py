@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from handbook_ext.core.records import Answer, Messages, assistant, completion_id, user
@@ -36,7 +37,7 @@ def test_a_group_without_what_is_known_keeps_prompt_and_other_texts() -> None:
 
 def test_groups_are_batched_from_long_to_short_and_equal_ones_in_order() -> None:
     lengths = [3, 5, 3, 9, 5]
-    encoded = EncodedGroups([EncodedGroup([1], [[2] * (length - 1)]) for length in lengths])
+    encoded = EncodedGroups([np.array([1])] * 5, [[np.full(length - 1, 2)] for length in lengths])
     assert encoded.batches(2) == [[3, 1], [4, 0], [2]]
     assert encoded.batches(8) == [[3, 1, 4, 0, 2]]
 
@@ -55,8 +56,8 @@ def test_texts_are_encoded_once_per_group_and_every_name_is_kept(tokenizer: PreT
         [[name("q", "what", "a")], [name("q", "what", "b")]],
     ]
     long, short = (encoder.completion_ids(user("ask"), assistant(text), len(prompt)) for text in (texts[0], "short"))
-    assert encoded.groups[0] == EncodedGroup(prompt, [list(long), list(short)])
-    assert [len(each.completions) for each in encoded.groups] == [2, 2]
+    assert encoded.group(0) == EncodedGroup(prompt, [list(long), list(short)])
+    assert [len(each) for each in encoded.completions] == [2, 2]
 
 
 def test_prompts_that_are_too_long_are_counted_and_empty_groups_are_not(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -67,7 +68,7 @@ def test_prompts_that_are_too_long_are_counted_and_empty_groups_are_not(tokenize
     encoded = encode_groups(groups, encoder)
     assert encoded.too_long == 1
     assert encoded.names == [[[name("q", "ask", "y")]]]
-    assert len(encoded.groups) == 1
+    assert len(encoded) == 1
 
 
 def test_the_store_is_filled_in_the_micro_batches_of_the_first_epoch() -> None:

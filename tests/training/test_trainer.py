@@ -163,7 +163,7 @@ def test_one_wrong_pair_of_the_first_batch_is_enough_to_refuse_the_store(
     wrong = plan_of(encoded).epoch(0)[0][slot].index
     pair = ready.pairs[wrong]
     chosen, rejected, explored = pair.reference
-    ready.pairs[wrong] = replace(pair, reference=(chosen + error * len(pair.chosen), rejected, explored))
+    ready.rows[wrong] = replace(ready.rows[wrong], reference=(chosen + error * len(pair.chosen), rejected, explored))
     trainer = trainer_of(policy, ready, arguments(max_steps=1), tolerance=0.01)
     with pytest.raises(UserError, match=r"by 0\.02 nats per token") if refused else contextlib.nullcontext():
         trainer.train()

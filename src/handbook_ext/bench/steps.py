@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Steps:
             "selm_ours": self.trainers["selm"].model, "selm_official": self.padded_policy,
         }  # fmt: skip
 
-    def _plan(self, pairs: list[EncodedPair]) -> BatchPlan:
+    def _plan(self, pairs: Sequence[EncodedPair]) -> BatchPlan:
         """Returns the plan of one optimizer step per epoch."""
         return BatchPlan([len(pair) for pair in pairs], self.size.pairs, self.size.micro_batch, self.seed)
 

@@ -83,9 +83,12 @@ def ranker_artifact(rank: RankSettings) -> str | None:
 
 
 def limits_of(settings: Recipe) -> Limits:
-    """Returns how many tokens there may be."""
-    train = settings.train
-    return Limits(max_length=train.max_length, max_prompt_length=train.max_prompt_length, long_prompts=settings.data.long_prompts)
+    """Returns how messages become tokens, and how many there may be."""
+    train, data = settings.train, settings.data
+    return Limits(
+        max_length=train.max_length, max_prompt_length=train.max_prompt_length, long_prompts=data.long_prompts,
+        truncation=train.truncation, legacy_template=train.legacy_template, special_tokens=data.special_tokens,
+    )  # fmt: skip
 
 
 def health_of(run: Run, policy: str) -> tuple[str, ...]:

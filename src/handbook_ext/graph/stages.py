@@ -27,11 +27,14 @@ EVALUATION_FORMAT = 3  # Of eval.json; an older one is made again.
 
 
 class Limits(Section):
-    """How many tokens there may be, and what becomes of a prompt that leaves no room."""
+    """How messages become tokens, how many there may be, and what becomes of a prompt that leaves no room."""
 
     max_length: int
     max_prompt_length: int | None
     long_prompts: Literal["error", "truncate", "drop"]
+    truncation: Literal["always", "as_needed"] = "always"
+    legacy_template: bool = False
+    special_tokens: Literal["text", "keep"] = "text"
 
 
 class Portion(Section):

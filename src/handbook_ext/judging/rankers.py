@@ -67,6 +67,7 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
         from handbook_ext.policies.models import without_dropout  # noqa: PLC0415
+        from handbook_ext.policies.text_tokens import TextTokens  # noqa: PLC0415
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
@@ -82,14 +83,13 @@ class RewardModel:
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
         model.config.pad_token_id = tokenizer.pad_token_id
-        self.model, self.tokenizer = model.eval().to(device), tokenizer
+        self.model, self.tokenizer, self.text = model.eval().to(device), tokenizer, TextTokens(tokenizer)
         self.batch_size, self.max_length = batch_size, max_length
 
     @torch.no_grad()
     def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
         """Returns the classifier's logits; texts of similar length share a batch, so that little is padded."""
-        texts = [self.tokenizer.apply_chat_template([*prompt, *assistant(text)], tokenize=False) for prompt, text in items]
-        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        ids = self.text.ids([self.text.render([*prompt, *assistant(text)]) for prompt, text in items])
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         verdicts: dict[int, Verdict] = {}
         for start in range(0, len(order), self.batch_size):

@@ -76,6 +76,10 @@ class Launch:
         """Returns the context of a training forward pass: bf16 autocast where the recipe asks for it, not under DeepSpeed."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16 and not self.sharded)
 
+    def main_first(self) -> AbstractContextManager[Any]:
+        """Returns a context that the first process passes before the others: they then read what it has written."""
+        return PartialState().main_process_first()
+
     def wait(self) -> None:
         """Returns once every process has called this."""
         PartialState().wait_for_everyone()

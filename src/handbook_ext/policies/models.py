@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -24,7 +25,7 @@ from transformers.utils import cached_file
 from handbook_ext.core.artifacts import checkpoint_files, sha256_of, weights_hash
 from handbook_ext.core.errors import UserError
 from handbook_ext.policies.adapters import AdapterFiles, find_adapter, load_adapter
-from handbook_ext.policies.chat import apply_template
+from handbook_ext.policies.templates import apply_template
 from handbook_ext.recipes.settings import ModelSettings
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -73,6 +74,21 @@ def load_tokenizer(source: str, settings: ModelSettings, *, trained_here: bool) 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def generation_ends(source: str, settings: ModelSettings, *, trained_here: bool) -> frozenset[int]:
+    """Returns the ids at which a checkpoint's generation_config stops, none where it has no such file.
+
+    An adapter without one has its base's.
+    """
+    revision = None if trained_here else settings.revision
+    with loading_errors(source):
+        adapter = find_adapter(source, revision)
+    try:
+        found = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
+    except OSError:
+        return frozenset() if adapter is None else generation_ends(adapter.base, _of_base(settings, adapter), trained_here=False)
+    return frozenset([] if found is None else [found] if isinstance(found, int) else found)
 
 
 def policy_hash(source: str, settings: ModelSettings, hash_of: Callable[[Path], str] = sha256_of) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from handbook_ext.core.artifacts import START, read_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
-from handbook_ext.policies.models import external_checkpoint_hashes, load_policy, load_tokenizer
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.models import external_checkpoint_hashes, generation_ends, load_policy, load_tokenizer
+from handbook_ext.policies.token_store import TokenStore
 from handbook_ext.recipes.settings import ModelSettings
+
+TOKENS = ".tokens"  # The folder of a run that keeps token ids; it can be deleted at any time.
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,14 @@ class PolicySource:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Returns the policy's tokenizer, with a chat template and a pad token."""
         return load_tokenizer(self.location, self.model, trained_here=self.trained_here)
+
+    def encoder(self, limits: Mapping[str, Any], run: Path | None = None) -> ChatEncoder:
+        """Returns the encoder of the policy's tokenizer under a stage's limits; with `run`, its folder keeps the token ids."""
+        tokenizer = self.load_tokenizer()
+        ends = generation_ends(self.location, self.model, trained_here=self.trained_here)
+        modes = [limits.get("legacy_template", False), limits.get("special_tokens", "text"), sorted(ends)]
+        store = None if run is None else TokenStore(run / TOKENS, tokenizer, *modes)
+        return ChatEncoder(tokenizer, **limits, generation_ends=ends, store=store)
 
 
 def policy_of(stage: Stage[Any], role: str = "policy") -> PolicySource:

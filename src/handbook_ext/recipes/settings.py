@@ -65,6 +65,14 @@ class Recipe(Section):
             raise ValueError("train.alpha above 0 needs select.explore: true")
         if self.train.max_prompt_length is not None and self.train.max_prompt_length >= self.train.max_length:
             raise ValueError("train.max_prompt_length must be below train.max_length")
+        needs = needs_of(self.select)
+        if self.train.truncation == "as_needed" and self.train.max_prompt_length is None:
+            raise ValueError("train.truncation as_needed needs train.max_prompt_length, to which a prompt is cut")
+        if needs.log_probs and (self.train.truncation == "as_needed" or self.train.legacy_template):
+            raise ValueError(
+                f"select.rule {self.select.rule} scores completions before they are paired, but with train.truncation as_needed "
+                "or train.legacy_template a completion's tokens depend on its pair; use always, and false"
+            )
         if self.data.dataset is None and not self.data.train.endswith(DATA_SUFFIXES):
             raise ValueError("data needs a `dataset`, or `train` and `test` as local files")
         return self

@@ -98,6 +98,9 @@ class DataSettings(Section):
     long_prompts: Literal["error", "truncate", "drop"] = Field(
         "error", description="what to do with a prompt that leaves no room: stop, keep its end, or drop the row"
     )
+    special_tokens: Literal["text", "keep"] = Field(
+        "text", description="special tokens that stand in a message: text like any other, or special tokens (SELM's code)"
+    )
     empty_completions: Literal["error", "drop"] = Field("error", description="what to do with an empty answer")
     ties: Literal["error", "drop", "keep"] = Field(
         "drop", description="what to do with a row whose two answers have equal scores, where the schema has scores"

@@ -118,7 +118,17 @@ class TrainSettings(OptimizerSettings):
         "log_ratio", description="exploration term on log pi - log pi_ref (official code) or log pi (paper)"
     )
     max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="tokens of the prompt kept, its end; null keeps all"
+        None, description="tokens of the prompt kept, its head and its end; null keeps all"
+    )
+    truncation: Literal["always", "as_needed"] = Field(
+        "always",
+        description="always: prompts have max_prompt_length tokens at most, in all stages; as_needed: only where prompt and "
+        "longest completion exceed max_length, and completions only if that does not suffice (SELM's code)",
+    )
+    legacy_template: bool = Field(
+        False,
+        description="encode as SELM's code does, to reproduce it: a completion with its role header and two EOS, BOS before the "
+        "rendered prompt, a cut prompt without its head",
     )
     head_chunk: Positive = Field(4096, description="completion tokens that meet the LM head at once")
 

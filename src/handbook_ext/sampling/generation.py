@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -140,8 +140,7 @@ def jobs_of(
     The seed of a request depends on the run's seed, the iteration, the prompt and the sample, never on batch or clock.
     """
     jobs, long_prompts = [], 0
-    for row in rows:
-        ids = encoder.prompt_ids(row.prompt, row.source)
+    for row, ids in zip(rows, encoder.prompts([(row.prompt, row.source) for row in rows]), strict=True):
         long_prompts += ids is None
         for sample in range(samples if ids else 0):
             jobs.append(Job(row.prompt_id, sample, row.prompt, ids or [], derived_seed(seed, iteration, row.prompt_id, sample)))
@@ -149,6 +148,6 @@ def jobs_of(
     return sorted(jobs, key=lambda job: (len(job.prompt_ids), job.prompt_id, job.sample)), long_prompts
 
 
-def open_policy(source: PolicySource, *, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns policy and tokenizer, ready to sample on a device."""
-    return source.load(attn_implementation="sdpa").to(device), source.load_tokenizer()
+def open_policy(source: PolicySource, limits: Mapping[str, Any], *, device: torch.device) -> tuple[PreTrainedModel, ChatEncoder]:
+    """Returns the policy, ready to sample on a device, and the encoder of its prompts under the limits of a stage."""
+    return source.load(attn_implementation="sdpa").to(device), source.encoder(limits)

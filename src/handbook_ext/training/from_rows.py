@@ -19,7 +19,7 @@ from handbook_ext.data.row_checks import Rules, Unusable, messages
 from handbook_ext.data.schemas import plain_pair
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.objective import Objective
-from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import EncodedPairs, encode_pairs
 from handbook_ext.policies.forward import PrefixShared, prefix_shared
 from handbook_ext.policies.models import without_dropout
@@ -44,7 +44,7 @@ class PairLogProbs(NamedTuple):
 class PreparedRows:
     """Encoded pairs with reference log-probs, the order to train in, and the token that fills up rows."""
 
-    pairs: list[EncodedPair]
+    pairs: Sequence[EncodedPair]
     plan: BatchPlan
     pad_id: int
 
@@ -78,11 +78,14 @@ def score_pairs(
     made to share prefixes, dropout off, in place; its mode stays as it was.
     """
     encoder = chat_encoder(tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
-    groups = []
-    for number, pair in enumerate(pairs):
-        prompt = encoder.prompt_ids(pair.prompt, f"pairs[{number}]") or []
-        texts = [pair.chosen, pair.rejected, *([pair.explore] if pair.explore else [])]
-        groups.append(EncodedGroup(prompt, [encoder.completion_ids(pair.prompt, text, len(prompt)) for text in texts]))
+    rows = [
+        Conversation(pair.prompt, [pair.chosen, pair.rejected, *([pair.explore] if pair.explore else [])], [], f"pairs[{number}]")
+        for number, pair in enumerate(pairs)
+    ]
+    groups = [
+        EncodedGroup([] if prompt is None else prompt.tolist(), [ids.tolist() for ids in texts])
+        for prompt, texts in encoder.encode(rows)
+    ]
     # A notebook may go on training with the model that it gives: the mode is restored below.
     policy, was_training = sharing_prefixes(model), model.training
     policy.eval()

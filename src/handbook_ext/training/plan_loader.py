@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -13,7 +13,7 @@ from handbook_ext.policies.packing import EncodedPair
 class Pairs(Dataset):  # type: ignore[type-arg]
     """The pairs, by slot of the plan."""
 
-    def __init__(self, pairs: list[EncodedPair]) -> None:
+    def __init__(self, pairs: Sequence[EncodedPair]) -> None:
         """Takes the encoded pairs."""
         self.pairs = pairs
 

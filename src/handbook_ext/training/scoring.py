@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from handbook_ext.core.records import Answer, Messages
 from handbook_ext.core.shards import batched
 from handbook_ext.objectives.batching import BatchPlan, Slot
-from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import EncodedPairs
 from handbook_ext.policies.forward import prefix_shared, uses_one_row
 from handbook_ext.policies.launch import Launch
 from handbook_ext.policies.packing import EncodedGroup, EncodedPair, pack
 from handbook_ext.policies.source import PolicySource
+from handbook_ext.policies.truncation import Ids
 from handbook_ext.selection.log_prob_store import store_row
 
 MICRO_BATCHES_PER_SHARD = 32  # A process that was killed repeats at most these.
@@ -93,31 +94,47 @@ class TextGroup:
 
 @dataclass
 class EncodedGroups:
-    """Groups as token ids, and for each distinct completion the ids of the texts that have these tokens."""
+    """Groups as arrays of ids, and for each distinct completion the ids of the texts that have these tokens."""
 
-    groups: list[EncodedGroup] = field(default_factory=list)
+    prompts: list[Ids] = field(default_factory=list)
+    completions: list[list[Ids]] = field(default_factory=list)
     names: list[list[list[str]]] = field(default_factory=list)
     too_long: int = 0
 
+    def __len__(self) -> int:
+        """Returns how many groups there are."""
+        return len(self.prompts)
+
+    def group(self, index: int) -> EncodedGroup:
+        """Returns a group as lists of ids."""
+        return EncodedGroup(self.prompts[index].tolist(), [ids.tolist() for ids in self.completions[index]])
+
     def batches(self, size: int) -> list[list[int]]:
         """Returns the groups' indices in micro-batches of similar length, the longest first."""
-        order = sorted(range(len(self.groups)), key=lambda index: (-len(self.groups[index]), index))
+        lengths = [len(prompt) + sum(map(len, texts)) for prompt, texts in zip(self.prompts, self.completions, strict=True)]
+        order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
         return batched(order, size)
 
 
 def encode_groups(groups: Iterable[TextGroup], encoder: ChatEncoder) -> EncodedGroups:
     """Returns groups of at least one completion as token ids; prompts that a recipe drops as too long are counted."""
     result = EncodedGroups()
-    for group in groups:
-        prompt = encoder.prompt_ids(group.prompt, f"prompt {group.prompt_id}") if group.texts else None
+    rows = [
+        Conversation(group.prompt, list(group.texts.values()), list(group.texts), f"prompt {group.prompt_id}")
+        for group in groups
+        if group.texts
+    ]
+    for row, (prompt, completions) in zip(rows, encoder.encode(rows), strict=True):
         if prompt is None:
-            result.too_long += bool(group.texts)
+            result.too_long += 1
             continue
         # Texts may differ and their tokens not, after truncation: one forward pass, and a row of the store for each text.
-        names: dict[tuple[int, ...], list[str]] = {}
-        for name, text in group.texts.items():
-            names.setdefault(tuple(encoder.completion_ids(group.prompt, text, len(prompt))), []).append(name)
-        result.groups.append(EncodedGroup(prompt, [list(ids) for ids in names]))
+        names: dict[bytes, list[str]] = {}
+        for name, ids in zip(row.ids, completions, strict=True):
+            names.setdefault(ids.tobytes(), []).append(name)
+        distinct = {ids.tobytes(): ids for ids in completions}
+        result.prompts.append(prompt)
+        result.completions.append([distinct[each] for each in names])
         result.names.append(list(names.values()))
     return result
 
@@ -128,7 +145,7 @@ def score_groups(
     """Returns the store's rows of a shard of micro-batches: one for every text."""
     rows = []
     for batch in shard:
-        groups = [encoded.groups[index] for index in batch]
+        groups = [encoded.group(index) for index in batch]
         scored = score_batch(policy, groups, pad_id=pad_id, head_chunk=head_chunk)
         for index, group, values in zip(batch, groups, scored, strict=True):
             for names, ids, value in zip(encoded.names[index], group.completions, values, strict=True):

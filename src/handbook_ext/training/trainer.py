@@ -39,7 +39,7 @@ class PreferenceTrainer(Trainer):
     """transformers.Trainer over a batch plan; the loss of a step is the mean over its pairs for every launch."""
 
     def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, pairs: list[EncodedPair], plan: BatchPlan,
+        self, model: PreTrainedModel, args: TrainingArguments, pairs: Sequence[EncodedPair], plan: BatchPlan,
         objective: Objective, *, pad_id: int, head_chunk: int = 4096, tolerance: float | None = None,
         callbacks: Sequence[TrainerCallback] = (), **kwargs: Any,
     ) -> None:  # fmt: skip
