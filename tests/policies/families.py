@@ -8,6 +8,7 @@ shortened to the roles that occur here.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -70,8 +71,8 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
-    """Returns the tokenizer of a family."""
+def tokenizer_of(name: str, texts: Sequence[str] = WORDS, size: int = 700) -> PreTrainedTokenizerFast:
+    """Returns the tokenizer of a family, trained on texts to at most `size` entries."""
     family = FAMILIES[name]
     bpe = Tokenizer(models.BPE(byte_fallback=family.sentencepiece, unk_token="<unk>" if family.sentencepiece else None))
     if family.sentencepiece:
@@ -84,10 +85,10 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
         bpe.decoder = decoders.ByteLevel()
     special = [AddedToken(token, special=True, normalized=False, rstrip=family.rstrip) for token in family.special]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, show_progress=False,
+        vocab_size=size, special_tokens=special, show_progress=False,
         initial_alphabet=[] if family.sentencepiece else pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    bpe.train_from_iterator(WORDS, trainer)
+    bpe.train_from_iterator(texts, trainer)
     if family.sentencepiece:  # Bytes are pieces of the vocabulary, and no special tokens.
         parts = json.loads(bpe.to_str())
         vocabulary = parts["model"]["vocab"]

@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages
+from handbook_ext.core.shards import batched
 
+TEXTS_PER_BATCH = 256
 FIRST_MARK = 0xF0000
 MARK = re.compile("[\U000f0000-\U000ffffd]")
 """The plane of private use in which marks are looked for; no tokenizer merges its characters with others."""
@@ -53,12 +55,26 @@ class TextTokens:
         """
         if not texts:
             return []
-        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        found: list[list[int]] = []
+        for batch in batched(list(texts), TEXTS_PER_BATCH):
+            found += self._plain_ids(batch)
         if self._marks:
             for index, text in enumerate(texts):
                 if MARK.search(text):
                     found[index] = self._with_literals(text)
         return found
+
+    def _plain_ids(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of texts as they stand."""
+        if not self.tokenizer.is_fast:
+            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            return ids
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        # Without offsets and masks, which take several times the time and many times the memory of the ids.
+        return [each.ids for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def shown(self, text: str) -> str:
         """Returns the text of a message as `render` gives it to the template: with marks."""

@@ -24,7 +24,7 @@ from handbook_ext.policies.truncation import Ids
 if TYPE_CHECKING:
     from handbook_ext.policies.chat import Conversation
 
-ROWS_PER_BATCH = 1000
+ROWS_PER_BATCH = 500
 SCHEMA = pa.schema([("id", pa.uint64()), ("ids", pa.list_(pa.int32()))])
 
 
