@@ -9,7 +9,7 @@ from handbook_ext.core.records import content_id
 from handbook_ext.core.stage import Stage
 from handbook_ext.data.offline import load_offline_data
 from handbook_ext.graph.stages import DataStage
-from handbook_ext.selection.rules import require
+from handbook_ext.selection.rules import portion, require
 
 
 def main(argv: list[str]) -> None:
@@ -24,6 +24,8 @@ def main(argv: list[str]) -> None:
     for need in stage.settings.needs:
         for row in loaded.train:
             require(row, need)  # Now, and not after a training.
+    for index in range(data.portions):
+        portion(loaded.train, index, data.portions)  # Now as well.
     stage.out.mkdir(exist_ok=True)
     write_rows(stage.out / "sft.jsonl", loaded.demonstrations)
     write_rows(stage.out / "train.jsonl", loaded.train)
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
         {"in": loaded.read, "out": loaded.kept, "dropped": dict(loaded.dropped)},
         rows={"sft": len(loaded.demonstrations), "train": len(loaded.train), "test": len(loaded.test)},
         swapped=[pair.prompt_id for pair in loaded.train if pair.swapped],
-        unused=len(loaded.train) % data.portions,
+        unused=sum(row.raw_row >= row.raw_rows - row.raw_rows % data.portions for row in loaded.train),
         left_out=dict(loaded.left_out),
         held_out_prompts_in_train=len(seen),
     )

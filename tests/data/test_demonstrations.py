@@ -52,6 +52,12 @@ def test_the_loop_may_use_the_prompts_of_the_demonstrations(tmp_path: Path) -> N
     assert all(row.chosen == row.rejected and row.score_chosen is row.score_rejected is None for row in loaded.train)
     assert loaded.test[0].prompt_id == "id99" and loaded.test[0].rejected[0]["content"] == "bad"
     assert (len(loaded.demonstrations), loaded.read) == (3, 4)
+    assert [(row.raw_row, row.raw_rows) for row in loaded.train] == [(0, 2), (1, 2)]
+    gap = load(
+        tmp_path, [pair(1)], sft=[chat("a", ""), chat("c", "d"), chat("e", "f")], prompts="demonstrations", train_rows=2,
+        empty_completions="drop",
+    )  # fmt: skip
+    assert [(row.chosen[0]["content"], row.raw_row, row.raw_rows) for row in gap.train] == [("d", 1, 2)]
     own = load(tmp_path, [pair(1), pair(2)], prompts="demonstrations", sft_rows=1)
     assert [row.rejected[0]["content"] for row in own.train] == ["good"]
 

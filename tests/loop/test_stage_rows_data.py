@@ -47,6 +47,9 @@ def test_data_writes_the_usable_rows_of_the_files_and_counts_the_others(tmp_path
         assert [row[f"score_{name}"] for name in sides] == [2.0, 1.0]
         assert [row[f"{name}_id"] for name in sides] == [id_of(row, raw[name]) for name in ("chosen", "rejected")]
     assert len({row["prompt_id"] for row in train}) == len(usable) == 9
+    places = [(number, len(PAIRS)) for number, row in enumerate(PAIRS) if row in usable]
+    assert [(row["raw_row"], row["raw_rows"]) for row in train] == places
+    assert [(row["raw_row"], row["raw_rows"]) for row in demonstrations] == places[:4]
     assert [question(row) for row in held_out] == [row["prompt"] for row in HELD_OUT[:4]]
     assert not any(row["swapped"] for row in held_out)
     assert [question(row) for row in demonstrations] == [row["prompt"] for row in usable[:4]]
@@ -59,7 +62,7 @@ def test_data_writes_the_usable_rows_of_the_files_and_counts_the_others(tmp_path
     assert about["swapped"] == [row["prompt_id"] for row in train if row["swapped"]]
     flipped = random.Random(request_seed("flip", 1)).sample(range(9), round(0.34 * 9))
     assert about["swapped"] == [train[index]["prompt_id"] for index in sorted(flipped)]
-    assert about["unused"] == 1  # Two parts of four.
+    assert about["unused"] == 1  # Two parts of five raw rows, of which the first has lost two.
     assert about["held_out_prompts_in_train"] == 1 and "note: 1 held-out prompts are also training prompts" in said
     assert "data: 2 of 15 rows were dropped" in said
     files = {f"recipes/mine/{name}.jsonl": sha256(workspace.folder / f"recipes/mine/{name}.jsonl") for name in ("train", "test")}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.records import OfflinePair
 from handbook_ext.selection.keep_by import KEEP_BY
 from handbook_ext.selection.log_prob_store import LogProb, ScoreStore, read_stores, reference_sums, store_row
 from handbook_ext.selection.material import Material, Needs, by_prompt, portion, require
@@ -18,11 +19,35 @@ from tests.selection.rows import offline, samples
 
 def test_portions_are_equal_consecutive_and_disjoint() -> None:
     """Seven rows in three portions: two each, and the last row is left unused."""
-    assert [portion(list("abcdefg"), index, 3) for index in range(3)] == [["a", "b"], ["c", "d"], ["e", "f"]]
-    assert portion(list("ab"), 0, 1) == ["a", "b"]
-    assert portion(list("ab"), 1, 2) == ["b"]
+    assert [numbers(portion(raw(7), index, 3)) for index in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert numbers(portion(raw(2), 0, 1)) == [0, 1]
+    assert numbers(portion(raw(2), 1, 2)) == [1]
     with pytest.raises(UserError, match=r"^data.portions: 2 rows cannot make 3 portions; lower it or give more rows$"):
-        portion(list("ab"), 0, 3)
+        portion(raw(2), 0, 3)
+
+
+def test_a_dropped_row_makes_its_portion_smaller_and_moves_no_other_row() -> None:
+    """SELM's code slices the raw split: its second portion begins at the same row whatever a first one has lost."""
+    assert [numbers(portion(raw(7, 0, 4), index, 3)) for index in range(3)] == [[1], [2, 3], [5]]
+    assert numbers(portion(raw(7, 6), 2, 3)) == [4, 5]
+    with pytest.raises(UserError, match=r"^data.portions: all 2 rows of portion 2 of 3 were dropped; lower it, or see"):
+        portion(raw(7, 2, 3), 1, 3)
+
+
+def test_rows_of_an_earlier_version_make_one_portion_alone() -> None:
+    assert numbers(portion([offline(0)], 0, 1)) == [0]
+    with pytest.raises(UserError, match=r"^data.portions: the rows do not say where .*; delete data/rows and run make$"):
+        portion([offline(0), offline(0)], 0, 2)
+
+
+def raw(count: int, *dropped: int) -> list[OfflinePair]:
+    """What is kept of so many raw rows."""
+    return [offline(raw_row=number, raw_rows=count) for number in range(count) if number not in dropped]
+
+
+def numbers(rows: list[OfflinePair]) -> list[int]:
+    """The places of rows in the raw data."""
+    return [row.raw_row for row in rows]
 
 
 def test_samples_are_gathered_by_prompt_in_their_order() -> None:

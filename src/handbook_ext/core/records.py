@@ -48,6 +48,7 @@ class OfflinePair(Row):
     """A labelled pair as the data set gives it; `swapped` is true where label noise flipped it.
 
     `answers` are all rated completions, best first, where the data set rates several; label noise does not touch them.
+    `raw_row` is the row's number in the raw data, from 0, and `raw_rows` how many those are, dropped ones included.
     """
 
     prompt_id: str
@@ -61,6 +62,8 @@ class OfflinePair(Row):
     swapped: bool = False
     source: str = ""
     answers: list[RatedAnswer] = Field(default_factory=list)
+    raw_row: int = 0
+    raw_rows: int = 0
 
     @classmethod
     def of(
@@ -81,7 +84,7 @@ class OfflinePair(Row):
     def renamed(self, prompt_id: str) -> Self:
         """Returns the pair under another prompt id, on which the ids of its completions depend."""
         # Made anew rather than copied: the ids hash the prompt id, and a copy would keep those of the old one.
-        others = self.model_dump(include={"score_chosen", "score_rejected", "swapped", "source"})
+        others = self.model_dump(include={"score_chosen", "score_rejected", "swapped", "source", "raw_row", "raw_rows"})
         answers = [(each.text, each.score) for each in self.answers]
         return self.of(prompt_id, self.prompt, self.chosen, self.rejected, answers=answers, **others)
 
@@ -97,12 +100,14 @@ class OfflinePair(Row):
 
 
 class Demonstration(Row):
-    """A prompt with its demonstration for supervised fine-tuning."""
+    """A prompt with its demonstration for supervised fine-tuning; `raw_row` and `raw_rows` as in OfflinePair."""
 
     prompt_id: str
     prompt: Messages
     completion: Messages
     source: str = ""
+    raw_row: int = 0
+    raw_rows: int = 0
 
 
 class Completion(Row):

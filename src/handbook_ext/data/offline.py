@@ -15,6 +15,7 @@ import pyarrow.parquet
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import iter_jsonl
 from handbook_ext.core.records import Demonstration, OfflinePair, assistant, content_id, derived_seed, user
+from handbook_ext.data.raw_places import CountedRows, distinct_ids, golden, numbered
 from handbook_ext.data.row_checks import RawRow, Rules
 from handbook_ext.data.rubric import TINY_RUBRIC, render
 from handbook_ext.data.schemas import read_demonstrations, read_pairs
@@ -101,66 +102,56 @@ def _read(data: DataSettings, seed: int) -> OfflineData:
         loaded.demonstrations = _demonstrations(data, rules, loaded)
     else:
         loaded.demonstrations = [
-            Demonstration(prompt_id=pair.prompt_id, prompt=pair.prompt, completion=pair.chosen, source=pair.source)
+            Demonstration(
+                prompt_id=pair.prompt_id, prompt=pair.prompt, completion=pair.chosen, source=pair.source,
+                raw_row=pair.raw_row, raw_rows=pair.raw_rows,
+            )
             for pair in loaded.train[: data.sft_rows]
-        ]
+        ]  # fmt: skip
     if data.prompts == "demonstrations":
-        loaded.train = _golden(loaded.demonstrations[: data.train_rows])
+        loaded.train = golden(loaded.demonstrations, data.train_rows)
     return loaded
 
 
 def _pairs(data: DataSettings, name: str, rules: Rules, loaded: OfflineData) -> list[OfflinePair]:
     """Returns the pairs of the train or the test rows, counted."""
     split, limit = (data.train, data.train_rows) if name == "train" else (data.test, data.test_rows)
-    rows = _raw_rows("dataset", data.dataset, split, limit, data.config_name, data.revision)
-    pairs = _unique(read_pairs(_counted(rows, loaded), data.form, rules, loaded.dropped, loaded.left_out))
-    return _some(pairs, name, loaded)
+    raw = CountedRows(_raw_rows("dataset", data.dataset, split, limit, data.config_name, data.revision))
+    pairs = numbered(read_pairs(raw, data.form, rules, loaded.dropped, loaded.left_out), raw)
+    return _some(distinct_ids(pairs), name, raw, loaded)
 
 
 def _demonstrations(data: DataSettings, rules: Rules, loaded: OfflineData) -> list[Demonstration]:
     """Returns the demonstrations that the recipe names, counted."""
     revision = data.revision if data.sft_dataset == data.dataset else None
-    rows = _raw_rows("sft_dataset", data.sft_dataset, data.sft or SFT_SPLIT, data.sft_rows, None, revision)
-    return _some(list(read_demonstrations(_counted(rows, loaded), rules, loaded.dropped, loaded.left_out)), "sft", loaded)
+    raw = CountedRows(_raw_rows("sft_dataset", data.sft_dataset, data.sft or SFT_SPLIT, data.sft_rows, None, revision))
+    return _some(numbered(read_demonstrations(raw, rules, loaded.dropped, loaded.left_out), raw), "sft", raw, loaded)
 
 
-def _counted(rows: Iterable[tuple[str, RawRow]], loaded: OfflineData) -> Iterator[tuple[str, RawRow]]:
-    """Yields the rows and counts them as read."""
-    for row in rows:
-        loaded.read += 1
-        yield row
-
-
-def _some(kept: list[T], name: str, loaded: OfflineData) -> list[T]:
-    """Returns the rows, counted as kept; a UserError when there is none."""
+def _some(kept: list[T], name: str, raw: CountedRows, loaded: OfflineData) -> list[T]:
+    """Returns the rows, counted as read and as kept; a UserError when there is none."""
+    loaded.read += raw.count
     if not kept:
         raise UserError(f"data.{name}: no usable row is left of {loaded.read} read; dropped: {dict(loaded.dropped) or 'none'}")
     loaded.kept += len(kept)
     return kept
 
 
-def _golden(demonstrations: list[Demonstration]) -> list[OfflinePair]:
-    """Returns training rows whose prompts are those of the demonstrations; the demonstration is both chosen and rejected."""
-    return _unique(
-        OfflinePair.of(row.prompt_id, row.prompt, row.completion, row.completion, source=row.source) for row in demonstrations
-    )
-
-
 def _tiny_world(data: DataSettings, seed: int) -> OfflineData:
     """Returns the embedded world's rows; the SFT policy, the judge, the pairs and the test prompts share no prompt."""
-    golden = data.prompts == "demonstrations"
+    as_golden = data.prompts == "demonstrations"
     world = world_data(
-        seed=seed, sft=data.sft_rows or 8000, train=0 if golden else data.train_rows or 4000, test=data.test_rows or 300,
+        seed=seed, sft=data.sft_rows or 8000, train=0 if as_golden else data.train_rows or 4000, test=data.test_rows or 300,
         flip_rate=0.0, answers=data.answers, judge=data.judge_rows,
     )  # fmt: skip
     demonstrations = [
         Demonstration(
             prompt_id=content_id(row["prompt"]), prompt=user(row["prompt"]), completion=assistant(row["answer"]),
-            source=f"tiny_world:{row['writer']}",
+            source=f"tiny_world:{row['writer']}", raw_row=number, raw_rows=len(world.sft),
         )
-        for row in world.sft
+        for number, row in enumerate(world.sft)
     ]  # fmt: skip
-    train = _golden(demonstrations[: data.train_rows]) if golden else _world_pairs("train", world.train)
+    train = golden(demonstrations, data.train_rows) if as_golden else _world_pairs("train", world.train)
     test = _world_pairs("test", world.test)
     made = len(train) + len(test)
     return OfflineData(demonstrations + _judgements(world), train, test, read=made, kept=made)
@@ -168,11 +159,11 @@ def _tiny_world(data: DataSettings, seed: int) -> OfflineData:
 
 def _world_pairs(name: str, rows: list[PairRow]) -> list[OfflinePair]:
     """Returns the tiny world's rows in the form of all pairs."""
-    return _unique(
+    return distinct_ids(
         OfflinePair.of(
             content_id(user(row["prompt"])), user(row["prompt"]), assistant(row["chosen"]), assistant(row["rejected"]),
             score_chosen=row["score_chosen"], score_rejected=row["score_rejected"], answers=row["answers"],
-            source=f"tiny_world {name} row {number}",
+            source=f"tiny_world {name} row {number}", raw_row=number - 1, raw_rows=len(rows),
         )
         for number, row in enumerate(rows, 1)
     )  # fmt: skip
@@ -230,17 +221,3 @@ def _parquet(path: Path) -> Iterable[RawRow]:
         raise UserError(f"{path}: is no Parquet file that can be read ({error}); make it again") from None
     rows: Iterable[RawRow] = datasets.Dataset(datasets.table.InMemoryTable(table))
     return rows
-
-
-def _unique(pairs: Iterable[OfflinePair]) -> list[OfflinePair]:
-    """Returns the pairs with distinct prompt ids: the second of a repeated prompt gets '#2' appended to its id.
-
-    The ids of its completions follow, so that equal texts of two rows are two completions of the score store.
-    """
-    seen: Counter[str] = Counter()
-    result = []
-    for pair in pairs:
-        seen[pair.prompt_id] += 1
-        count = seen[pair.prompt_id]
-        result.append(pair if count == 1 else pair.renamed(f"{pair.prompt_id}#{count}"))
-    return result

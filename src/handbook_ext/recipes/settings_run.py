@@ -94,7 +94,7 @@ class DataSettings(Section):
     flip_rate: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.0, description="share of training pairs whose chosen and rejected are swapped, by seed"
     )
-    portions: Positive = Field(1, description="equal consecutive parts, one per iteration; 1 gives each all rows")
+    portions: Positive = Field(1, description="equal consecutive parts of the raw rows, one per iteration; 1 gives each all rows")
     long_prompts: Literal["error", "truncate", "drop"] = Field(
         "error", description="what to do with a prompt that leaves no room: stop, keep its end, or drop the row"
     )

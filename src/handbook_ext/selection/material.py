@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Completion, OfflinePair, PreferencePair, Ranking
 from handbook_ext.selection.ensemble import StoredLogProbs
-
-T = TypeVar("T")
 
 
 class SelectOptions(Protocol):
@@ -118,13 +116,24 @@ class Selected:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def portion(rows: list[T], index: int, of: int) -> list[T]:
-    """Returns the index-th of `of` equal consecutive parts; floor division leaves the last rows unused."""
-    # Equal parts, so that every iteration takes as many steps; at most of - 1 rows are left over.
-    size = len(rows) // of
+def portion(rows: list[OfflinePair], index: int, of: int) -> list[OfflinePair]:
+    """Returns the rows in the index-th of `of` equal consecutive parts of the raw data; floor division leaves the last unused.
+
+    A row that was dropped makes its own part smaller and moves no other row, as where SELM's code slices the raw split.
+    Raises UserError where there is no row in the part.
+    """
+    if of == 1:
+        return rows
+    raw = rows[0].raw_rows
+    if raw == 0:
+        raise UserError("data.portions: the rows do not say where in the raw data they stand; delete data/rows and run make")
+    size = raw // of
     if size == 0:
-        raise UserError(f"data.portions: {len(rows)} rows cannot make {of} portions; lower it or give more rows")
-    return rows[index * size : (index + 1) * size]
+        raise UserError(f"data.portions: {raw} rows cannot make {of} portions; lower it or give more rows")
+    part = [row for row in rows if index * size <= row.raw_row < (index + 1) * size]
+    if not part:
+        raise UserError(f"data.portions: all {size} rows of portion {index + 1} of {of} were dropped; lower it, or see data/rows")
+    return part
 
 
 def by_prompt(completions: Iterable[Completion]) -> dict[str, list[Completion]]:
