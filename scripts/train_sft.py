@@ -1,6 +1,7 @@
 """Demonstrations -> the SFT policy: `train_sft.py runs/<run>`; resumes from its last checkpoint."""
 
 import shutil
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.models import build_policy, template_hashes, train_tokenizer
 from handbook_ext.policies.source import policy_of
+from handbook_ext.training.sft_examples import sft_examples
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
 from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
 
@@ -38,10 +40,8 @@ def main(argv: list[str]) -> None:
         model = model.model_copy(update={"lora": None})  # Adapters on random weights that stay as they are learn little.
     else:
         tokenizer, policy = source.load_tokenizer(), source.load(dtype=launch.training_dtype(model))
-    encoder = ChatEncoder(tokenizer, sft.max_length, long_prompts=stage.settings.long_prompts)
-    trainer, dropped = sft_trainer(
-        policy, tokenizer, rows, sft, arguments=arguments, encoder=encoder, callbacks=[MarkComplete()], lora=model.lora
-    )
+    examples = sft_examples(rows, partial(ChatEncoder, tokenizer, long_prompts=stage.settings.long_prompts), sft)
+    trainer = sft_trainer(policy, tokenizer, examples, sft, arguments=arguments, callbacks=[MarkComplete()], lora=model.lora)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     if model.lora is None:
         policy.to(getattr(torch, model.dtype))
@@ -51,8 +51,8 @@ def main(argv: list[str]) -> None:
     if launch.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(
-            {"in": len(rows), "out": len(rows) - dropped, "dropped": {"prompt too long": dropped}},
-            completions_cut=encoder.cut_completions,
+            {"in": len(rows), "out": len(examples.rows), "dropped": {"prompt too long": examples.dropped}},
+            completions_cut=examples.cut, answers_left_out=examples.answers_left_out,
             weights=sum(parameter.numel() for parameter in policy.parameters()),
         )  # fmt: skip
     launch.wait()

@@ -136,5 +136,18 @@ class OptimizerSettings(Section):
 class SFTSettings(OptimizerSettings):
     """Supervised fine-tuning on the demonstrations (tiny_world) or the chosen completions."""
 
+    loss_on: Literal["completion", "assistant", "all"] = Field(
+        "completion", description="tokens that count in the loss: the last answer, every answer of the conversation, or all"
+    )
     packing: bool = Field(False, description="TRL's packing of several examples into one row")
+    packing_strategy: Literal["bfd", "wrapped"] = Field(
+        "bfd", description="TRL's: examples stay whole and attend to themselves alone, or are strung together and cut anywhere"
+    )
     group_by_length: bool = Field(False, description="draw batches from examples of similar length: less padding, less random")
+
+    @model_validator(mode="after")
+    def _packed_by_a_strategy(self) -> SFTSettings:
+        """Raises for a strategy of packing where nothing is packed."""
+        if self.packing_strategy != "bfd" and not self.packing:
+            raise ValueError(f"packing_strategy {self.packing_strategy} needs packing: true; set it, or remove both")
+        return self

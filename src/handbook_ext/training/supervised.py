@@ -17,12 +17,12 @@ from transformers import (
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import Demonstration, OfflinePair
+from handbook_ext.core.records import OfflinePair
 from handbook_ext.objectives.batching import accumulation_steps, fitting_micro_batch
 from handbook_ext.policies.adapters import adapted, find_adapter
-from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.models import load_policy, without_dropout
 from handbook_ext.recipes.settings import FitSettings, LoraSettings, ModelSettings, OptimizerSettings, SFTSettings
+from handbook_ext.training.sft_examples import SFTExamples
 
 
 def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: int, seed: int) -> dict[str, Any]:
@@ -67,39 +67,20 @@ def batch_arguments(global_batch_size: int, per_device: int, processes: int) -> 
 
 
 def sft_trainer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Demonstration], settings: SFTSettings, *,
-    arguments: dict[str, Any], encoder: ChatEncoder, callbacks: list[TrainerCallback], lora: LoraSettings | None = None,
-) -> tuple[SFTTrainer, int]:  # fmt: skip
-    """Returns TRL's SFTTrainer over token ids, with a loss on completions alone, and how many rows were dropped as too long.
-
-    With `lora` only new adapters are trained. The ids come from the encoder of all later stages, so that SFT and preference
-    training see the same tokens. Raises UserError where every prompt is too long.
-    """
-    examples = []
-    for row in rows:
-        prompt = encoder.prompt_ids(row.prompt, row.source or f"prompt {row.prompt_id}")
-        if prompt is None:
-            continue
-        completion = encoder.completion_ids(row.prompt, row.completion, len(prompt))
-        # To pack rows, TRL prepares them, which makes labels of the masks; otherwise preparation is skipped, and the rows bring
-        # labels (-100 counts in no loss).
-        if settings.packing:
-            target = {"completion_mask": [0] * len(prompt) + [1] * len(completion)}
-        else:
-            target = {"labels": [-100] * len(prompt) + completion}
-        examples.append({"input_ids": prompt + completion, **target})
-    if not examples:
-        raise UserError("sft: every prompt is too long for sft.max_length; raise it")
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: SFTExamples, settings: SFTSettings, *,
+    arguments: dict[str, Any], callbacks: list[TrainerCallback], lora: LoraSettings | None = None,
+) -> SFTTrainer:  # fmt: skip
+    """Returns TRL's SFTTrainer over token ids and labels; with `lora` only new adapters are trained."""
     config = SFTConfig(
-        **arguments, max_length=settings.max_length, packing=settings.packing, completion_only_loss=True,
-        dataset_kwargs={"skip_prepare_dataset": not settings.packing}, loss_type="nll",
+        **arguments, max_length=settings.max_length, packing=settings.packing, packing_strategy=settings.packing_strategy,
+        # TRL prepares rows to pack them alone, and leaves the labels that they bring.
+        dataset_kwargs={"skip_prepare_dataset": not settings.packing}, loss_type="nll", completion_only_loss=True,
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
     )  # fmt: skip
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=model if lora is None else adapted(model, lora, config.seed, config), args=config,
-        train_dataset=Dataset.from_list(examples), processing_class=tokenizer, callbacks=callbacks,
+        train_dataset=Dataset.from_list(examples.rows), processing_class=tokenizer, callbacks=callbacks,
     )  # fmt: skip
-    return trainer, len(rows) - len(examples)
 
 
 def reward_trainer(
