@@ -142,10 +142,30 @@ def test_what_selm_has_in_common_for_all_models(model: str) -> None:
     run = run_of(f"{model}-selm")
     for setting, value in {
         "train.beta": 0.01, "train.max_length": 1024, "train.max_prompt_length": 512, "train.alpha_scale": "alpha_beta",
-        "generate.num_completions": 1, "generate.temperature": 0.0, "generate.max_new_tokens": 1024, "rank.ranker": "pairrm",
+        "train.logging_steps": 10, "generate.num_completions": 1, "generate.temperature": 0.0, "generate.max_new_tokens": 1024,
+        "rank.ranker": "pairrm",
     }.items():  # fmt: skip
         assert set(course(run, setting)) == {value}
     assert run.start == "start"
+
+
+@pytest.mark.parametrize(("model", "batch", "saved"), [("zephyr", (8, 4), 20), ("llama3", (4, 4), 100), ("phi3", (4, 4), 100)])
+def test_a_step_of_selm_is_split_over_eight_gpus_as_in_its_code(model: str, batch: tuple[int, int], saved: int) -> None:
+    """Pairs per device and accumulation; a checkpoint to resume from comes before the end of an iteration."""
+    run, (per_device, accumulated) = run_of(f"{model}-selm"), batch
+    assert set(course(run, "train.per_device_train_batch_size")) == {per_device}
+    assert set(course(run, "train.global_batch_size")) == {per_device * accumulated * 8}
+    rows = 61_135 // run.settings.data.portions
+    assert set(course(run, "train.save_steps")) == {saved} and saved < rows // (per_device * accumulated * 8)
+
+
+@pytest.mark.parametrize("model", ["tinyllama", "pythia"])
+def test_sft_of_sera_is_the_handbooks(model: str) -> None:
+    """Conversations strung together, cut anywhere, and a loss on every token."""
+    sft = run_of(f"{model}-sera").settings.sft
+    assert sft is not None
+    assert (sft.loss_on, sft.packing, sft.packing_strategy, sft.max_length) == ("all", True, "wrapped", 2048)
+    assert (sft.learning_rate, sft.global_batch_size, sft.logging_steps, sft.save_steps) == (2e-5, 128, 5, 100)
 
 
 def test_figure_6_of_selm_never_updates_labels() -> None:
