@@ -1,7 +1,6 @@
 """Demonstrations -> the SFT policy: `train_sft.py runs/<run>`; resumes from its last checkpoint."""
 
 import shutil
-from functools import partial
 
 import torch
 
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
         model = model.model_copy(update={"lora": None})  # Adapters on random weights that stay as they are learn little.
     else:
         tokenizer, policy = source.load_tokenizer(), source.load(dtype=launch.training_dtype(model))
-    examples = sft_examples(rows, partial(ChatEncoder, tokenizer, long_prompts=stage.settings.long_prompts), sft)
+    examples = sft_examples(rows, ChatEncoder(tokenizer, sft.max_length, long_prompts=stage.settings.long_prompts), sft)
     trainer = sft_trainer(policy, tokenizer, examples, sft, arguments=arguments, callbacks=[MarkComplete()], lora=model.lora)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     if model.lora is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,8 @@ def row(turns: Messages = TURNS) -> Demonstration:
 
 
 def made(tokenizer: Any, *rows: Demonstration, long_prompts: str = "error", **more: Any) -> SFTExamples:
-    return sft_examples(list(rows), partial(ChatEncoder, tokenizer, long_prompts=long_prompts), settings_of(**more))
+    settings = settings_of(**more)
+    return sft_examples(list(rows), ChatEncoder(tokenizer, settings.max_length, long_prompts=long_prompts), settings)
 
 
 def parts(tokenizer: Any, turns: Messages = TURNS) -> tuple[list[int], list[int]]:

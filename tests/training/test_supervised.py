@@ -1,6 +1,5 @@
 """What SFT feeds to TRL's trainer."""
 
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +22,7 @@ def padding(folder: Path, tokenizer: PreTrainedTokenizerFast, build: BuildPolicy
         learning_rate=1e-3, global_batch_size=4, per_device_train_batch_size=4, max_length=200, group_by_length=group
     )
     arguments = optimizer_arguments(settings, folder, 1, 3)
-    examples = sft_examples(rows, partial(ChatEncoder, tokenizer, long_prompts="cut"), settings)
+    examples = sft_examples(rows, ChatEncoder(tokenizer, 200, long_prompts="cut"), settings)
     trainer = sft_trainer(build(), tokenizer, examples, settings, arguments=arguments, callbacks=[])
     masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
     assert examples.dropped == 0

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Demonstration
-from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.core.shards import batched
+from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.recipes.settings import SFTSettings
 
 IGNORED = -100  # The label of a token that counts in no loss.
-NO_LIMIT = 1 << 30  # More tokens than a conversation has.
+ROWS_AT_ONCE = 512  # Conversations that go through the tokenizer together.
 
 
 @dataclass
@@ -33,24 +33,22 @@ class SFTExamples:
         self.rows.append({"input_ids": ids, "labels": labels})
 
 
-def sft_examples(
-    demonstrations: list[Demonstration], encoder_of: Callable[[int], ChatEncoder], settings: SFTSettings
-) -> SFTExamples:
-    """Returns the rows of SFT, with the ids of all later stages; `encoder_of` makes the encoder of a length limit (tokens).
+def sft_examples(demonstrations: list[Demonstration], encoder: ChatEncoder, settings: SFTSettings) -> SFTExamples:
+    """Returns the rows of SFT, with the ids of all later stages; the encoder's limit is the `max_length` of the settings.
 
     loss_on `completion` counts the last answer alone; `assistant` every answer as the completion of the conversation before it;
     `all` every token. For the last two max_length cuts the conversation's end, and `long_prompts` is about the prompt of its
     first answer. Nothing is cut where the rows are packed `wrapped`, which splits them.
     Raises UserError where no row is left, or where a template has no answer but the last one that could be counted.
     """
-    limit = NO_LIMIT if settings.packing and settings.packing_strategy == "wrapped" else settings.max_length
-    limited, whole, examples = encoder_of(limit), encoder_of(NO_LIMIT), SFTExamples()
-    for row in demonstrations:
+    examples = SFTExamples()
+    limit = None if settings.packing and settings.packing_strategy == "wrapped" else settings.max_length
+    for batch in batched(demonstrations, ROWS_AT_ONCE):
         if settings.loss_on == "completion":
-            _add_completion(examples, row, limited)
+            _add_completions(examples, batch, encoder, limit)
         else:
-            _add_conversation(examples, row, limited, whole, limit=limit, every_token=settings.loss_on == "all")
-    examples.cut += limited.cut_completions
+            _add_conversations(examples, batch, encoder, limit, every_token=settings.loss_on == "all")
+    examples.cut += encoder.cut_completions
     if not examples.rows:
         raise UserError("sft: every prompt is too long for sft.max_length; raise it")
     if examples.answers_left_out and not examples.answers_found:
@@ -61,50 +59,64 @@ def sft_examples(
     return examples
 
 
-def _where(row: Demonstration) -> str:
+def _place(row: Demonstration) -> str:
     """Returns the name of a row in a UserError."""
     return row.source or f"prompt {row.prompt_id}"
 
 
-def _add_completion(examples: SFTExamples, row: Demonstration, limited: ChatEncoder) -> None:
-    """Adds the row with a loss on its completion alone, or counts it as dropped."""
-    prompt = limited.prompt_ids(row.prompt, _where(row))
-    if prompt is None:
-        examples.dropped += 1
-        return
-    completion = limited.completion_ids(row.prompt, row.completion, len(prompt))
-    examples.add(prompt + completion, [IGNORED] * len(prompt) + completion)
+def _add_completions(examples: SFTExamples, rows: list[Demonstration], encoder: ChatEncoder, limit: int | None) -> None:
+    """Adds rows with a loss on their completions alone, or counts them as dropped."""
+    asked = [Conversation(row.prompt, [row.completion], [], _place(row)) for row in rows]
+    if limit is None:
+        encoded = encoder.whole_ids(asked)
+    else:
+        encoded = [(None if ids is None else ids.tolist(), [text.tolist()]) for ids, [text] in encoder.encode(asked)]
+    for prompt, [completion] in encoded:
+        if prompt is None:
+            examples.dropped += 1
+        else:
+            examples.add(prompt + completion, [IGNORED] * len(prompt) + completion)
 
 
-def _add_conversation(
-    examples: SFTExamples, row: Demonstration, limited: ChatEncoder, whole: ChatEncoder, *, limit: int, every_token: bool
+def _add_conversations(
+    examples: SFTExamples, rows: list[Demonstration], encoder: ChatEncoder, limit: int | None, *, every_token: bool
 ) -> None:
-    """Adds the row with a loss on all its answers, or on every token; or counts it as dropped."""
-    turns = [*row.prompt, *row.completion]
-    last = len(row.prompt)
-    head = whole.prompt_ids(row.prompt, _where(row)) or []
-    ids = head + whole.completion_ids(row.prompt, row.completion, len(head))
-    spans = {last: (len(head), len(ids))}
-    for index in range(last - 1, 0, -1):
-        if turns[index]["role"] != "assistant" or all(turn["role"] != "user" for turn in turns[:index]):
+    """Adds rows with a loss on all their answers, or on every token; or counts them as dropped."""
+    answers = [_answers(row) for row in rows]
+    encoded = iter(encoder.whole_ids([each for row in answers for each in row]))
+    for row in answers:
+        # The last answer first: its prompt and itself are the whole conversation.
+        (head, [tail]), *earlier = [next(encoded) for _ in row]
+        ids, spans, prompts = head + tail, [(len(head), len(head) + len(tail))], [row[0].prompt]
+        for asked, (before, [answer]) in zip(row[1:], earlier, strict=True):
+            end = len(before) + len(answer)
+            # Else tokens merge across a border, or the template renders earlier answers in another way.
+            if ids[:end] == before + answer:
+                spans.append((len(before), end))
+                prompts.append(asked.prompt)
+            elif not every_token:
+                examples.answers_left_out += 1
+        first = spans[-1][0]
+        prompt = ids[:first] if limit is None else encoder.prompt_ids(prompts[-1], row[0].where)
+        if prompt is None:
+            examples.dropped += 1
             continue
-        before = whole.prompt_ids(turns[:index], _where(row)) or []
-        after = before + whole.completion_ids(turns[:index], turns[index : index + 1], len(before))
-        # Tokens that merge across a border, or a template that renders earlier answers in another way.
-        if ids[: len(after)] == after:
-            spans[index] = (len(before), len(after))
-        elif not every_token:
-            examples.answers_left_out += 1
-    first = min(spans)
-    prompt = limited.prompt_ids(turns[:first], _where(row))
-    if prompt is None:
-        examples.dropped += 1
-        return
-    examples.answers_found += len(spans) - 1
-    shift = len(prompt) - spans[first][0]
-    ids = prompt + ids[spans[first][0] :]
-    labels = ids if every_token else [IGNORED] * len(ids)
-    for start, end in [] if every_token else spans.values():
-        labels[start + shift : end + shift] = ids[start + shift : end + shift]
-    examples.cut += len(ids) > limit
-    examples.add(ids[:limit], labels[:limit])
+        examples.answers_found += len(spans) - 1
+        shift = len(prompt) - first
+        ids = prompt + ids[first:]
+        labels = ids if every_token else [IGNORED] * len(ids)
+        for start, end in [] if every_token else spans:
+            labels[start + shift : end + shift] = ids[start + shift : end + shift]
+        examples.cut += limit is not None and len(ids) > limit
+        examples.add(ids[:limit], labels[:limit])
+
+
+def _answers(row: Demonstration) -> list[Conversation]:
+    """Returns every answer of a conversation as the completion of what stands before it, the last one first."""
+    turns, last = [*row.prompt, *row.completion], len(row.prompt)
+    places = [
+        index
+        for index in range(last - 1, 0, -1)
+        if turns[index]["role"] == "assistant" and any(turn["role"] == "user" for turn in turns[:index])
+    ]
+    return [Conversation(turns[:index], [turns[index : index + 1]], [], _place(row)) for index in (last, *places)]
