@@ -1,0 +1,103 @@
+"""What differs between the token ids of the two sides, row by row, each with its reason; and how far numbers are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tests.referee.expected import Layout
+from tests.referee.records import PARTS, Ids, Step
+
+HEADER = "role header: they score it as the completion's first tokens, we have it at the end of the prompt"
+SECOND_END = "second end: they score the template's line break and one more EOS behind the end of the turn, we stop at the first"
+TWO_BOS = "BOS: they put one in front of the template's own, we have one"
+BOS_LOST = "BOS: their cut prompt begins without one, ours keeps it"
+BOS_KEPT = "BOS: our cut prompt begins without one, theirs keeps it"
+LONGER_PROMPT = "prompt: we keep more of it (they cut to max_prompt_length where prompt and longer answer exceed max_length)"
+SHORTER_PROMPT = "prompt: they keep more of it (we make room for the answers, or hold max_prompt_length always)"
+OTHER_PROMPT = "prompt: both are cut, we keep the beginning of the conversation as well"
+LONGER_ANSWER = "{}: we keep more of it (they cut all to max_length - max_prompt_length, whatever prompt and answer take)"
+SHORTER_ANSWER = "{}: they keep more of it (theirs may exceed max_length, or its prompt is shorter)"
+OVERLONG = "explored: theirs exceeds max_length with its prompt, since its length is not checked"
+UNREAD = "row: they train on it, our loader drops it: {}"
+DROPPED = "pair: they train on chosen equal to rejected, we drop it"
+CUT_EQUAL = "pair: truncation makes chosen and rejected equal for us, and we drop it"
+UNEXPLAINED = "{}: NOT EXPLAINED by the reasons above"
+
+
+def unequal_parts(ours: Ids, theirs: Ids) -> list[str]:
+    """Returns which of prompt, chosen, rejected and explored differ."""
+    return [part for part in PARTS if getattr(ours, part) != getattr(theirs, part)]
+
+
+def reasons(ours: Ids, theirs: Ids, layout: Layout, max_length: int) -> list[str]:
+    """Returns why the ids of a row differ; a difference without a known reason is UNEXPLAINED."""
+    found = _prompt_reasons(ours.prompt, theirs.prompt, layout)
+    header, second_end = False, False
+    for part in PARTS[1:]:
+        mine, other = getattr(ours, part), getattr(theirs, part)
+        text, has_header, ends_twice = _bare(other, layout)
+        own, own_header, own_twice = _bare(mine, layout)
+        header, second_end = header or has_header > own_header, second_end or ends_twice > own_twice
+        if own != text:
+            kind = _longer(own, text, LONGER_ANSWER, SHORTER_ANSWER)
+            found.append(kind.format(part))
+    found += [HEADER] * header + [SECOND_END] * second_end
+    if len(theirs.prompt) + len(theirs.explored) > max_length >= len(ours.prompt) + len(ours.explored):
+        found.append(OVERLONG)
+    return found
+
+
+def _prompt_reasons(mine: list[int], other: list[int], layout: Layout) -> list[str]:
+    """Returns why two prompts differ, besides the role header."""
+    found = [TWO_BOS] * (other[:2] == [layout.bos] * 2 != mine[:2])
+    starts = [ids[:1] == [layout.bos] for ids in (mine, other)]
+    found += [BOS_LOST] * (starts[0] > starts[1]) + [BOS_KEPT] * (starts[0] < starts[1])
+    size = len(layout.header)
+    own = mine[:-size] if mine[-size:] == layout.header else mine
+    own, text = ([token for token in ids if token != layout.bos] for ids in (own, other))
+    if own != text:
+        # Prompts lose their beginning, so they are compared from the end.
+        kind = _longer(own[::-1], text[::-1], LONGER_PROMPT, SHORTER_PROMPT)
+        shared = next((n for n, pair in enumerate(zip(own[::-1], text[::-1], strict=False)) if pair[0] != pair[1]), 0)
+        found.append(OTHER_PROMPT if kind == UNEXPLAINED and shared >= size else kind.format("prompt"))
+    return found
+
+
+def _bare(ids: list[int], layout: Layout) -> tuple[list[int], bool, bool]:
+    """Returns a completion without role header and without what follows its first EOS, and whether it had them."""
+    size = len(layout.header)
+    has_header = ids[:size] == layout.header
+    text = ids[size:] if has_header else ids
+    # Truncation may leave a part of what follows.
+    for count in range(len(layout.tail), 0, -1):
+        ending = [layout.eos, *layout.tail[:count]]
+        if text[-len(ending) :] == ending:
+            return text[:-count], has_header, True
+    return text, has_header, False
+
+
+def _longer(own: list[int], text: list[int], longer: str, shorter: str) -> str:
+    """Returns which of two texts is the longer, where one begins with the other."""
+    common = min(len(own), len(text))
+    if own[:common] != text[:common]:
+        return UNEXPLAINED
+    return longer if len(own) > len(text) else shorter
+
+
+def largest_difference(ours: Iterable[float], theirs: Iterable[float], *, relative: bool) -> float:
+    """Returns the largest absolute or relative difference of two lists of numbers."""
+    pairs = list(zip(ours, theirs, strict=True))
+    if not pairs:
+        return float("nan")
+    return max(abs(a - b) / (max(abs(a), abs(b), 1e-30) if relative else 1) for a, b in pairs)
+
+
+def step_losses(steps: Sequence[Step], micro_batches: int) -> list[float]:
+    """Returns the mean loss of each optimizer step, which has so many micro-batches."""
+    means = [sum(step.losses) / len(step.losses) for step in steps]
+    return [sum(means[i : i + micro_batches]) / micro_batches for i in range(0, len(means), micro_batches)]
+
+
+def log_probs(steps: Sequence[Step]) -> list[float]:
+    """Returns all log-probs of policy and reference, in order."""
+    return [value for step in steps for row in step.logprobs for value in row]
