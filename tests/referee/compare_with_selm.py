@@ -33,7 +33,7 @@ from tests.referee.report import Report
 
 BATCH, ACCUMULATION = 2, 2
 BETA, ALPHA = 0.1, 0.1  # Larger than the official ones, so that the exploration term is no rounding error of the loss.
-LOSS_LIMIT, LOG_PROB_LIMIT, WEIGHT_LIMIT = 1e-4, 1e-4, 1e-3
+LOSS_LIMIT, LOG_PROB_LIMIT, NORM_LIMIT, WEIGHT_LIMIT = 1e-4, 1e-4, 1e-3, 1e-3
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _compare_training(
     trainer.train_dataset = trainer.train_dataset.select(sorted(legacy))
     trainer.train()
     objective = ours.Recording(beta=BETA, alpha=ALPHA)
-    ours.train(models[1], legacy, recorded.rows, arguments, objective, compared.tokenizer.pad_token_id)
+    own_trainer = ours.train(models[1], legacy, recorded.rows, arguments, objective, compared.tokenizer.pad_token_id)
     report, steps = compared.report, (objective.steps, recorded.steps)
     losses = [differences.step_losses(each, ACCUMULATION) for each in steps]
     report.say("optimizer steps", f"{len(losses[1])}, loss {losses[1][0]:.4f} to {losses[1][-1]:.4f}")
@@ -170,6 +170,9 @@ def _compare_training(
     values = [differences.log_probs(side) for side in steps]
     report.at_most("log-prob, relative difference", differences.largest_difference(*values, relative=True), LOG_PROB_LIMIT)
     report.say("log-prob, absolute difference", f"{differences.largest_difference(*values, relative=False):.1e} nats")
+    # AdamW and clipping hide the scale of gradients from losses and weights.
+    norms = [differences.gradient_norms(each.state.log_history) for each in (own_trainer, trainer)]
+    report.at_most("gradient norm, relative difference", differences.largest_difference(*norms, relative=True), NORM_LIMIT)
     with torch.no_grad():
         weights = [torch.cat([weight.flatten() for weight in model.parameters()]) for model in models]
         start = torch.cat([weight.flatten() for weight in trainer.ref_model.parameters()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tests.referee.expected import Layout
 from tests.referee.records import PARTS, Ids, Step
@@ -96,6 +96,11 @@ def step_losses(steps: Sequence[Step], micro_batches: int) -> list[float]:
     """Returns the mean loss of each optimizer step, which has so many micro-batches."""
     means = [sum(step.losses) / len(step.losses) for step in steps]
     return [sum(means[i : i + micro_batches]) / micro_batches for i in range(0, len(means), micro_batches)]
+
+
+def gradient_norms(history: Iterable[Mapping[str, float]]) -> list[float]:
+    """Returns the gradient's norm in each step of a trainer's log, before clipping."""
+    return [float(line["grad_norm"]) for line in history if "grad_norm" in line]
 
 
 def log_probs(steps: Sequence[Step]) -> list[float]:

@@ -32,7 +32,6 @@ PATCHES = (
     "Trainer.__init__(tokenizer=) is passed on as processing_class=, its name in transformers 5",
     "get_batch_samples is Trainer's: TRL 0.8.6 has another method of this name, which transformers 5 would call",
     "compute_loss and log take one argument more, which transformers 5 passes and TRL 0.8.6 does not know",
-    "model_accepts_loss_kwargs is False: transformers 4.40.2 divides every micro-batch's loss by the accumulation steps",
 )
 
 
@@ -166,7 +165,6 @@ def make_trainer(
             model, reference, args=args, alpha=args.alpha, beta=args.beta, train_dataset=texts, tokenizer=tokenizer,
             max_length=args.max_length, max_prompt_length=args.max_prompt_length, loss_type=args.loss_type,
         )  # fmt: skip
-    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -57,9 +57,11 @@ def ranked(offline: Sequence[OfflinePair], rows: Sequence[RawPair]) -> list[Rank
 
 def chosen_texts(rankings: Sequence[Ranking]) -> dict[int, tuple[str, str, str]]:
     """Returns the texts of chosen, rejected and explored sample by rule A, by row; pairs of one text included."""
-    return {
-        int(row.prompt_id): (*(each.text for each in best_and_worst(row)), row.candidates[0].text) for row in rankings
-    }  # fmt: skip
+    found = {}
+    for row in rankings:
+        chosen, rejected = best_and_worst(row)
+        found[int(row.prompt_id)] = (chosen.text, rejected.text, row.candidates[0].text)
+    return found
 
 
 def selected_pairs(offline: Sequence[OfflinePair], rankings: Sequence[Ranking]) -> dict[int, PreferencePair]:
@@ -123,7 +125,7 @@ class SameOrder(BatchPlan):
 def train(
     model: PreTrainedModel, pairs: dict[int, EncodedPairs], batches: Sequence[Sequence[int]], arguments: dict[str, Any],
     objective: Recording, pad_id: int,
-) -> None:  # fmt: skip
+) -> PreferenceTrainer:  # fmt: skip
     """Trains the model on the micro-batches of rows, in their order; what is computed is in `objective.steps`."""
     places = {number: place for place, number in enumerate(pairs)}
     every = EncodedPairs([each.pairs[0] for each in pairs.values()], [each.ids[0] for each in pairs.values()])
@@ -142,3 +144,4 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    return trainer

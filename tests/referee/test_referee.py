@@ -136,6 +136,7 @@ def test_differences_of_numbers_are_relative_where_asked() -> None:
     assert differences.largest_difference([1.0, -200.0], [1.0, -201.0], relative=True) == pytest.approx(1 / 201)
     steps = [Step([[-1.0], [-2.0]], [1.0, 3.0]), Step([[-3.0], [-4.0]], [6.0])]
     assert differences.step_losses(steps, 2) == [4.0]
+    assert differences.gradient_norms([{"grad_norm": 2.0}, {"train_runtime": 1.0}, {"grad_norm": 3.0}]) == [2.0, 3.0]
     assert differences.log_probs(steps) == [-1.0, -2.0, -3.0, -4.0]
     assert differences.unequal_parts(OURS, OURS._replace(explored=[])) == ["explored"]
 
