@@ -27,7 +27,7 @@ from handbook_ext.policies.chat import ZEPHYR_TEMPLATE
 from handbook_ext.policies.encoding import EncodedPairs
 from tests.referee import differences, official, ours
 from tests.referee.expected import Layout, expected_ids, rendered
-from tests.referee.material import TOKENIZERS, RawPair, make_model, make_tokenizer, read_rows, texts_of
+from tests.referee.material import LLAMA3_TEMPLATE, TOKENIZERS, RawPair, make_model, make_tokenizer, read_rows, texts_of
 from tests.referee.records import PARTS, Ids
 from tests.referee.report import Report
 
@@ -59,9 +59,10 @@ def main(argv: Sequence[str]) -> int:
     rows = read_rows(args.pairs, args.rows)
     code = official.load_official(args.selm, args.trl)
     datasets.disable_progress_bars()
-    tokenizer = make_tokenizer(args.tokenizer, texts_of(rows), code.data.DEFAULT_CHAT_TEMPLATE)
+    theirs, own = {"zephyr": (code.data.DEFAULT_CHAT_TEMPLATE, ZEPHYR_TEMPLATE), "llama3": (LLAMA3_TEMPLATE,) * 2}[args.template]
+    tokenizer = make_tokenizer(args.tokenizer, texts_of(rows), theirs)
     own_tokenizer = copy.deepcopy(tokenizer)
-    own_tokenizer.chat_template = ZEPHYR_TEMPLATE
+    own_tokenizer.chat_template = own
     compared = Comparison(args, rows, code, tokenizer, own_tokenizer)
     compare(compared)
     print(compared.report.text())
@@ -76,7 +77,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=Path, required=True, help="a .jsonl file in the form of ultrafeedback_binarized")
     parser.add_argument("--rows", type=int, default=200, help="of the file, from its beginning")
     parser.add_argument("--steps", type=int, default=20, help=f"of the optimizer, {BATCH * ACCUMULATION} pairs each")
-    parser.add_argument("--tokenizer", choices=tuple(TOKENIZERS), default="byte_level")
+    parser.add_argument("--tokenizer", choices=tuple(TOKENIZERS), default="sentencepiece")
+    parser.add_argument("--template", choices=("zephyr", "llama3"), default="zephyr", help="each side's own of Zephyr, or one")
     parser.add_argument("--max-length", type=int, default=384, help="tokens of prompt and completion")
     parser.add_argument("--max-prompt-length", type=int, default=64, help="tokens")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
@@ -120,7 +122,7 @@ def _compare_pairs(compared: Comparison, updated: datasets.Dataset, asked: list[
     offline, _ = ours.offline_pairs(rows)
     rankings = ours.ranked(offline, rows)
     found = ours.chosen_texts(rankings)
-    report.say("rows compared", f"{len(rows)}, tokenizer {compared.args.tokenizer}, {compared.limits}")
+    report.say("rows compared", f"{len(rows)}, {compared.args.tokenizer}, {compared.args.template}, {compared.limits}")
     prompts = [rendered(compared.own_tokenizer, pair.prompt, ask=True) for pair in offline]
     numbers = [int(pair.prompt_id) for pair in offline]
     report.equal(

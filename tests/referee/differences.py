@@ -10,6 +10,9 @@ from tests.referee.records import PARTS, Ids, Step
 HEADER = "role header: they score it as the completion's first tokens, we have it at the end of the prompt"
 SECOND_END = "second end: they score the template's line break and one more EOS behind the end of the turn, we stop at the first"
 TWO_BOS = "BOS: they put one in front of the template's own, we have one"
+BOS_INSIDE = (
+    "BOS: they have one within the conversation, scored before the answer's role header; the template is applied to it alone"
+)
 BOS_LOST = "BOS: their cut prompt begins without one, ours keeps it"
 BOS_KEPT = "BOS: our cut prompt begins without one, theirs keeps it"
 LONGER_PROMPT = "prompt: we keep more of it (they cut to max_prompt_length where prompt and longer answer exceed max_length)"
@@ -32,16 +35,13 @@ def unequal_parts(ours: Ids, theirs: Ids) -> list[str]:
 def reasons(ours: Ids, theirs: Ids, layout: Layout, max_length: int) -> list[str]:
     """Returns why the ids of a row differ; a difference without a known reason is UNEXPLAINED."""
     found = _prompt_reasons(ours.prompt, theirs.prompt, layout)
-    header, second_end = False, False
+    around: set[str] = set()
     for part in PARTS[1:]:
-        mine, other = getattr(ours, part), getattr(theirs, part)
-        text, has_header, ends_twice = _bare(other, layout)
-        own, own_header, own_twice = _bare(mine, layout)
-        header, second_end = header or has_header > own_header, second_end or ends_twice > own_twice
+        (own, mine), (text, other) = (_bare(getattr(ids, part), layout) for ids in (ours, theirs))
+        around |= other - mine
         if own != text:
-            kind = _longer(own, text, LONGER_ANSWER, SHORTER_ANSWER)
-            found.append(kind.format(part))
-    found += [HEADER] * header + [SECOND_END] * second_end
+            found.append(_longer(own, text, LONGER_ANSWER, SHORTER_ANSWER).format(part))
+    found += sorted(around)
     if len(theirs.prompt) + len(theirs.explored) > max_length >= len(ours.prompt) + len(ours.explored):
         found.append(OVERLONG)
     return found
@@ -63,17 +63,20 @@ def _prompt_reasons(mine: list[int], other: list[int], layout: Layout) -> list[s
     return found
 
 
-def _bare(ids: list[int], layout: Layout) -> tuple[list[int], bool, bool]:
-    """Returns a completion without role header and without what follows its first EOS, and whether it had them."""
+def _bare(ids: list[int], layout: Layout) -> tuple[list[int], set[str]]:
+    """Returns a completion without what surrounds the text and its EOS, and the reasons for which that may differ."""
+    around, text = set(), ids
+    if text[:1] == [layout.bos]:
+        around, text = {BOS_INSIDE}, text[1:]
     size = len(layout.header)
-    has_header = ids[:size] == layout.header
-    text = ids[size:] if has_header else ids
+    if text[:size] == layout.header:
+        around, text = around | {HEADER}, text[size:]
     # Truncation may leave a part of what follows.
     for count in range(len(layout.tail), 0, -1):
         ending = [layout.eos, *layout.tail[:count]]
         if text[-len(ending) :] == ending:
-            return text[:-count], has_header, True
-    return text, has_header, False
+            return text[:-count], around | {SECOND_END}
+    return text, around
 
 
 def _longer(own: list[int], text: list[int], longer: str, shorter: str) -> str:

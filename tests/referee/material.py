@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import iter_jsonl
 
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
+# The layout of Llama 3, which begins every rendered text with BOS and trims what is said.
+LLAMA3_TEMPLATE = (
+    "{% for message in messages %}{% set said = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+    "+ message['content'] | trim + eos_token %}{% if loop.index0 == 0 %}{% set said = bos_token + said %}{% endif %}"
+    "{{ said }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+# Where Llama 3's tokenizer splits texts: a run of line breaks is one word, whatever follows.
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 VOCABULARY = 1000
 GRADES = 6  # Few, so that candidates tie in some rows, and all three of them in one row of 36.
 
@@ -87,9 +97,10 @@ def texts_of(rows: Iterable[RawPair]) -> Iterator[str]:
 
 
 def byte_level(texts: Iterable[str]) -> Tokenizer:
-    """Returns a byte-level BPE tokenizer, as Llama 3 and Phi 3's relatives have."""
+    """Returns a byte-level BPE tokenizer that splits as Llama 3's does."""
     bpe = Tokenizer(models.BPE(unk_token=None))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.Split(Regex(LLAMA3_WORDS), behavior="isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(

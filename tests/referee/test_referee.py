@@ -117,6 +117,7 @@ OURS = Ids([1, 20, 21, 7, 8], [30, 31, 2], [40, 2], [50, 2])
         (OURS._replace(explored=[50]), THEIRS._replace(explored=[7, 8, 50, 51, 2, 9, 2]), ["explored: they keep more"]),
         (OURS, THEIRS._replace(rejected=[7, 8, 41, 2]), ["rejected: NOT EXPLAINED"]),
         (OURS, THEIRS._replace(prompt=[1, 1, 20, 21]), [differences.TWO_BOS]),
+        (OURS, THEIRS._replace(rejected=[1, *THEIRS.rejected]), [differences.BOS_INSIDE]),
         (OURS, THEIRS._replace(prompt=[21]), [differences.BOS_LOST, "prompt: we keep more"]),
         (OURS._replace(prompt=[21, 7, 8]), THEIRS, [differences.BOS_KEPT, "prompt: they keep more"]),
         (OURS._replace(prompt=[1, 33, 20, 21, 7, 8]), THEIRS._replace(prompt=[1, 34, 20, 21]), [differences.OTHER_PROMPT]),
