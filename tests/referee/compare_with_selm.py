@@ -23,10 +23,10 @@ from transformers import PreTrainedTokenizerBase
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import PreferencePair
-from handbook_ext.policies.chat import ZEPHYR_TEMPLATE
 from handbook_ext.policies.encoding import EncodedPairs
+from handbook_ext.policies.templates import ZEPHYR_TEMPLATE
 from tests.referee import differences, official, ours
-from tests.referee.expected import Layout, expected_ids, rendered
+from tests.referee.expected import Layout, expected_ids, question, rendered
 from tests.referee.material import LLAMA3_TEMPLATE, TOKENIZERS, RawPair, make_model, make_tokenizer, read_rows, texts_of
 from tests.referee.records import PARTS, Ids
 from tests.referee.report import Report
@@ -71,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the settings of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.referee", description="Compare with the official code of SELM.")
+    patches = f"Patched in their code as it runs: {'; '.join(official.PATCHES)}."
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.referee", description="Compare with the official code of SELM.", epilog=patches
+    )
     parser.add_argument("--selm", type=Path, required=True, help="a clone of shenao-zhang/SELM")
     parser.add_argument("--trl", type=Path, required=True, help="the folder that holds the package trl 0.8.6")
     parser.add_argument("--pairs", type=Path, required=True, help="a .jsonl file in the form of ultrafeedback_binarized")
@@ -194,6 +197,8 @@ def _compare_defaults(compared: Comparison, pairs: dict[int, PreferencePair], th
         elif number not in default:
             counts[differences.CUT_EQUAL] += 1
         else:
-            counts.update(set(differences.reasons(ours.token_ids(default[number]), ids, layout, compared.args.max_length)))
+            whole = [token for token in question(compared.tokenizer, compared.rows[number].prompt)[1] if token != layout.bos]
+            mine = ours.token_ids(default[number])
+            counts.update(set(differences.reasons(mine, ids, layout, compared.args.max_length, whole)))
     report.counted("differences under our default settings", counts, len(theirs))
     report.faults += [reason for reason in counts if "NOT EXPLAINED" in reason]

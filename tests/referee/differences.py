@@ -15,9 +15,9 @@ BOS_INSIDE = (
 )
 BOS_LOST = "BOS: their cut prompt begins without one, ours keeps it"
 BOS_KEPT = "BOS: our cut prompt begins without one, theirs keeps it"
-LONGER_PROMPT = "prompt: we keep more of it (they cut to max_prompt_length where prompt and longer answer exceed max_length)"
-SHORTER_PROMPT = "prompt: they keep more of it (we make room for the answers, or hold max_prompt_length always)"
-OTHER_PROMPT = "prompt: both are cut, we keep the beginning of the conversation as well"
+THEIR_CUT = "prompt: theirs is cut, ours is whole"
+OUR_CUT = "prompt: ours is cut, theirs is whole (they cut where it exceeds max_length with the longer of chosen and rejected)"
+BOTH_CUT = "prompt: both are cut, at other places: they keep the end alone, we the beginning as well and room for the role header"
 LONGER_ANSWER = "{}: we keep more of it (they cut all to max_length - max_prompt_length, whatever prompt and answer take)"
 SHORTER_ANSWER = "{}: they keep more of it (theirs may exceed max_length, or its prompt is shorter)"
 OVERLONG = "explored: theirs exceeds max_length with its prompt, since its length is not checked"
@@ -32,9 +32,12 @@ def unequal_parts(ours: Ids, theirs: Ids) -> list[str]:
     return [part for part in PARTS if getattr(ours, part) != getattr(theirs, part)]
 
 
-def reasons(ours: Ids, theirs: Ids, layout: Layout, max_length: int) -> list[str]:
-    """Returns why the ids of a row differ; a difference without a known reason is UNEXPLAINED."""
-    found = _prompt_reasons(ours.prompt, theirs.prompt, layout)
+def reasons(ours: Ids, theirs: Ids, layout: Layout, max_length: int, whole: list[int]) -> list[str]:
+    """Returns why the ids of a row differ; a difference without a known reason is UNEXPLAINED.
+
+    whole: the row's prompt before any cut, without BOS and without the role header of the answer.
+    """
+    found = _prompt_reasons(ours.prompt, theirs.prompt, layout, whole)
     around: set[str] = set()
     for part in PARTS[1:]:
         (own, mine), (text, other) = (_bare(getattr(ids, part), layout) for ids in (ours, theirs))
@@ -47,7 +50,7 @@ def reasons(ours: Ids, theirs: Ids, layout: Layout, max_length: int) -> list[str
     return found
 
 
-def _prompt_reasons(mine: list[int], other: list[int], layout: Layout) -> list[str]:
+def _prompt_reasons(mine: list[int], other: list[int], layout: Layout, whole: list[int]) -> list[str]:
     """Returns why two prompts differ, besides the role header."""
     found = [TWO_BOS] * (other[:2] == [layout.bos] * 2 != mine[:2])
     starts = [ids[:1] == [layout.bos] for ids in (mine, other)]
@@ -55,12 +58,17 @@ def _prompt_reasons(mine: list[int], other: list[int], layout: Layout) -> list[s
     size = len(layout.header)
     own = mine[:-size] if mine[-size:] == layout.header else mine
     own, text = ([token for token in ids if token != layout.bos] for ids in (own, other))
-    if own != text:
-        # Prompts lose their beginning, so they are compared from the end.
-        kind = _longer(own[::-1], text[::-1], LONGER_PROMPT, SHORTER_PROMPT)
-        shared = next((n for n, pair in enumerate(zip(own[::-1], text[::-1], strict=False)) if pair[0] != pair[1]), 0)
-        found.append(OTHER_PROMPT if kind == UNEXPLAINED and shared >= size else kind.format("prompt"))
-    return found
+    if own == text:
+        return found
+    if not (_is_cut_of(own, whole) and text == whole[len(whole) - len(text) :]):
+        return [*found, UNEXPLAINED.format("prompt")]
+    return [*found, THEIR_CUT if own == whole else OUR_CUT if text == whole else BOTH_CUT]
+
+
+def _is_cut_of(ids: list[int], whole: list[int]) -> bool:
+    """Returns whether ids are a beginning and an end of the whole, either of them possibly empty."""
+    missing = len(whole) - len(ids)
+    return missing >= 0 and any(ids == whole[:kept] + whole[kept + missing :] for kept in range(len(ids) + 1))
 
 
 def _bare(ids: list[int], layout: Layout) -> tuple[list[int], set[str]]:

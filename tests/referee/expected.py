@@ -22,9 +22,9 @@ class Layout:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Layout:
         """Returns the layout of a tokenizer's template: the official code adds EOS behind the template's line break."""
-        question = [{"role": "user", "content": "a"}]
-        asked, head = (rendered(tokenizer, question, ask=ask) for ask in (True, False))
-        whole = ids_of(tokenizer, rendered(tokenizer, [*question, {"role": "assistant", "content": "b"}]))
+        prompt = [{"role": "user", "content": "a"}]
+        asked, head = (rendered(tokenizer, prompt, ask=ask) for ask in (True, False))
+        whole = ids_of(tokenizer, rendered(tokenizer, [*prompt, {"role": "assistant", "content": "b"}]))
         end = len(whole) - whole[::-1].index(tokenizer.eos_token_id)
         header = ids_of(tokenizer, asked)[len(ids_of(tokenizer, head)) :]
         return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, header, [*whole[end:], tokenizer.eos_token_id])
@@ -40,20 +40,25 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def question(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[str, list[int]]:
+    """Returns a prompt as text and as ids, without the role header of the answer."""
+    head = rendered(tokenizer, [{"role": "user", "content": prompt}])
+    return head, ids_of(tokenizer, head)
+
+
 def expected_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, answers: Sequence[str], *, max_length: int, max_prompt_length: int
 ) -> Ids:
     """Returns the ids of a prompt and its chosen, rejected and explored answers, as the official tokenize_row has them."""
-    head = rendered(tokenizer, [{"role": "user", "content": prompt}])
-    before = ids_of(tokenizer, head)
+    head, before = question(tokenizer, prompt)
     turns = [rendered(tokenizer, [{"role": "assistant", "content": answer}]) for answer in answers]
     # The header is scored, and EOS is added to a turn that the template has ended already.
     completions = [[*ids_of(tokenizer, head + turn)[len(before) :], tokenizer.eos_token_id] for turn in turns]
-    question = [tokenizer.bos_token_id, *before]
+    asked = [tokenizer.bos_token_id, *before]
     longer = max(len(completions[0]), len(completions[1]))  # The explored answer's length is not asked.
-    if len(question) + longer > max_length:
-        question = question[-max_prompt_length:]
-    if len(question) + longer > max_length:
+    if len(asked) + longer > max_length:
+        asked = asked[-max_prompt_length:]
+    if len(asked) + longer > max_length:
         completions = [ids[: max_length - max_prompt_length] for ids in completions]
     chosen, rejected, explored = completions
-    return Ids(question, chosen, rejected, explored)
+    return Ids(asked, chosen, rejected, explored)

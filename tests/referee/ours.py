@@ -128,14 +128,14 @@ def train(
 ) -> PreferenceTrainer:  # fmt: skip
     """Trains the model on the micro-batches of rows, in their order; what is computed is in `objective.steps`."""
     places = {number: place for place, number in enumerate(pairs)}
-    every = EncodedPairs([each.pairs[0] for each in pairs.values()], [each.ids[0] for each in pairs.values()])
+    every = EncodedPairs([each.rows[0] for each in pairs.values()], [each.ids[0] for each in pairs.values()])
     args = TrainingArguments(**arguments)
     size = args.per_device_train_batch_size
     order = [[places[number] for number in batch] for batch in batches]
     plan = SameOrder(every.lengths, size * args.gradient_accumulation_steps, size, args.seed, order)
     policy = sharing_prefixes(model).eval()
-    drawn = EncodedPairs([every.pairs[i] for batch in order for i in batch], [every.ids[i] for batch in order for i in batch])
-    slots = [[Slot(start + i, 1.0) for i in range(size)] for start in range(0, len(drawn.pairs), size)]
+    drawn = EncodedPairs([every.rows[i] for batch in order for i in batch], [every.ids[i] for batch in order for i in batch])
+    slots = [[Slot(start + i, 1.0) for i in range(size)] for start in range(0, len(drawn.rows), size)]
     rows = score_shard(policy, drawn, slots, policy_name=POLICY, pad_id=pad_id, head_chunk=4096)
     # Pairs that no step draws need no reference.
     store = dict.fromkeys((name for names in every.ids for name in names), 0.0) | {row["completion"]: row["sum"] for row in rows}

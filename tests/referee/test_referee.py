@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.policies.chat import ZEPHYR_TEMPLATE
+from handbook_ext.policies.templates import ZEPHYR_TEMPLATE
 from tests.referee import differences
 from tests.referee.expected import Layout, expected_ids
 from tests.referee.material import TOKENIZERS, RawPair, grade, make_tokenizer, read_rows, stand_in
@@ -118,16 +118,17 @@ OURS = Ids([1, 20, 21, 7, 8], [30, 31, 2], [40, 2], [50, 2])
         (OURS, THEIRS._replace(rejected=[7, 8, 41, 2]), ["rejected: NOT EXPLAINED"]),
         (OURS, THEIRS._replace(prompt=[1, 1, 20, 21]), [differences.TWO_BOS]),
         (OURS, THEIRS._replace(rejected=[1, *THEIRS.rejected]), [differences.BOS_INSIDE]),
-        (OURS, THEIRS._replace(prompt=[21]), [differences.BOS_LOST, "prompt: we keep more"]),
-        (OURS._replace(prompt=[21, 7, 8]), THEIRS, [differences.BOS_KEPT, "prompt: they keep more"]),
-        (OURS._replace(prompt=[1, 33, 20, 21, 7, 8]), THEIRS._replace(prompt=[1, 34, 20, 21]), [differences.OTHER_PROMPT]),
+        (OURS, THEIRS._replace(prompt=[21]), [differences.BOS_LOST, differences.THEIR_CUT]),
+        (OURS._replace(prompt=[21, 7, 8]), THEIRS, [differences.BOS_KEPT, differences.OUR_CUT]),
+        (OURS._replace(prompt=[1, 20, 7, 8]), THEIRS._replace(prompt=[21]), [differences.BOS_LOST, differences.BOTH_CUT]),
         (OURS._replace(prompt=[1, 33, 7, 8]), THEIRS, ["prompt: NOT EXPLAINED"]),
+        (OURS, THEIRS._replace(prompt=[1, 20]), ["prompt: NOT EXPLAINED"]),
         (OURS, THEIRS._replace(explored=[7, 8, *range(60, 80)]), [differences.OVERLONG, "explored: NOT EXPLAINED"]),
     ],
 )
 def test_every_difference_has_its_reason(ours: Ids, theirs: Ids, found: list[str]) -> None:
     expected = found if ours is theirs or differences.HEADER in found else [differences.HEADER, differences.SECOND_END, *found]
-    got = differences.reasons(ours, theirs, LAYOUT, 20)
+    got = differences.reasons(ours, theirs, LAYOUT, 20, [20, 21])
     assert len(got) == len(expected)
     assert all(any(one.startswith(start) for one in got) for start in expected)
 
