@@ -23,7 +23,7 @@ SHORTER_ANSWER = "{}: they keep more of it (theirs may exceed max_length, or its
 OVERLONG = "explored: theirs exceeds max_length with its prompt, since its length is not checked"
 UNREAD = "row: they train on it, our loader drops it: {}"
 DROPPED = "pair: they train on chosen equal to rejected, we drop it"
-CUT_EQUAL = "pair: truncation makes chosen and rejected equal for us, and we drop it"
+CUT_EQUAL = "pair: truncation, or the template, gives chosen and rejected the same token ids, and we drop it"
 UNEXPLAINED = "{}: NOT EXPLAINED by the reasons above"
 
 
