@@ -106,7 +106,10 @@ def compare(compared: Comparison) -> None:
         legacy = ours.encoded(compared.own_tokenizer, pairs, compared.limits, ours.LEGACY)
         _compare_ids(compared, updated, theirs, {number: ours.token_ids(each) for number, each in legacy.items()})
         _compare_training(compared, trainer, recorded, legacy, (trained, copy.deepcopy(model)), arguments)
-    _compare_defaults(compared, pairs, theirs)
+    _explain(compared, pairs, theirs, {}, "differences under our default settings")
+    _explain(
+        compared, pairs, theirs, {"truncation": "as_needed"}, "differences with truncation as_needed, as recipes/zephyr has it"
+    )
 
 
 def _training(args: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -185,20 +188,22 @@ def _compare_training(
     report.at_most("weights after training, over their way", float((weights[0] - weights[1]).norm()) / moved, WEIGHT_LIMIT)
 
 
-def _compare_defaults(compared: Comparison, pairs: dict[int, PreferencePair], theirs: dict[int, Ids]) -> None:
-    """Reports why token ids differ under our default settings, and how many rows each reason touches."""
+def _explain(
+    compared: Comparison, pairs: dict[int, PreferencePair], theirs: dict[int, Ids], settings: dict[str, Any], title: str
+) -> None:
+    """Reports why token ids differ under settings of ours, and how many rows each reason touches."""
     report, layout = compared.report, Layout.of(compared.tokenizer)
-    default = ours.encoded(compared.own_tokenizer, pairs, compared.limits, {})
+    own = ours.encoded(compared.own_tokenizer, pairs, compared.limits, settings)
     _, unread = ours.offline_pairs(compared.rows, ties="drop")
     counts = Counter({differences.UNREAD.format(reason): count for reason, count in unread.items()})
     for number, ids in theirs.items():
         if number not in pairs:
             counts[differences.DROPPED] += 1
-        elif number not in default:
+        elif number not in own:
             counts[differences.CUT_EQUAL] += 1
         else:
             whole = [token for token in question(compared.tokenizer, compared.rows[number].prompt)[1] if token != layout.bos]
-            mine = ours.token_ids(default[number])
+            mine = ours.token_ids(own[number])
             counts.update(set(differences.reasons(mine, ids, layout, compared.args.max_length, whole)))
-    report.counted("differences under our default settings", counts, len(theirs))
+    report.counted(title, counts, len(theirs))
     report.faults += [reason for reason in counts if "NOT EXPLAINED" in reason]

@@ -44,7 +44,7 @@ class Report:
 
     def text(self) -> str:
         """Returns the table, and a last line that says whether the comparison holds."""
-        width = max(len(name) for name, value in self.lines if value)
+        width = max(len(name) for name, value in self.lines if value)  # Titles have no value.
         table = [f"{name:{width}}  {value}".rstrip() for name, value in self.lines]
         end = "the comparison holds" if self.holds else f"THE COMPARISON FAILS: {'; '.join(self.faults)}"
         return "\n".join([*table, end])
