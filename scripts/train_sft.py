@@ -31,15 +31,19 @@ def main(argv: list[str]) -> None:
     checkpoints = stage.workspace / launch.checkpoints
     arguments = optimizer_arguments(sft, checkpoints, launch.processes, seed)
     rows = read_rows(stage.input("rows"), Demonstration)
+    limits = {"max_length": sft.max_length, "long_prompts": stage.settings.long_prompts}
+    limits["special_tokens"] = stage.settings.special_tokens
     if source is None:
         # Behind a role header each message begins a line, and its first word is another token than inside a sentence.
         texts = ("\n" + message["content"] for row in rows for message in [*row.prompt, *row.completion])
         tokenizer = train_tokenizer(texts, model)
         policy = build_policy(model, tokenizer, seed)
+        encoder = ChatEncoder(tokenizer, **limits)
         model = model.model_copy(update={"lora": None})  # Adapters on random weights that stay as they are learn little.
     else:
-        tokenizer, policy = source.load_tokenizer(), source.load(dtype=launch.training_dtype(model))
-    examples = sft_examples(rows, ChatEncoder(tokenizer, sft.max_length, long_prompts=stage.settings.long_prompts), sft)
+        encoder, policy = source.encoder(limits), source.load(dtype=launch.training_dtype(model))
+        tokenizer = encoder.tokenizer
+    examples = sft_examples(rows, encoder, sft)
     trainer = sft_trainer(policy, tokenizer, examples, sft, arguments=arguments, callbacks=[MarkComplete()], lora=model.lora)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     if model.lora is None:

@@ -34,7 +34,7 @@ def sft_rule(run: Run) -> StageRule:
     """Returns the rule that fine-tunes the policy that the loop starts from."""
     settings = files.SFTStage(
         stage="sft", **about(run), inputs=seen_from("sft", rows=f"{ROWS}/sft.jsonl"), model=run.settings.model,
-        long_prompts=run.settings.data.long_prompts, sft=run.settings.sft,
+        long_prompts=run.settings.data.long_prompts, special_tokens=run.settings.data.special_tokens, sft=run.settings.sft,
     )  # fmt: skip
     return StageRule("", settings, "train_sft.py", external=checkpoint_of(run))
 

@@ -68,6 +68,7 @@ class SFTStage(StageSettings):
     artifact: ClassVar[str] = "policy"
     model: ModelSettings
     long_prompts: Literal["error", "truncate", "drop"]
+    special_tokens: Literal["text", "keep"] = "text"
     sft: SFTSettings
 
 
