@@ -1,6 +1,5 @@
 """pairs.jsonl + logprobs/ -> policy/: `train_policy.py runs/<run>/iter<N>`; resumes from its last checkpoint when killed."""
 
-import os
 import shutil
 import sys
 
@@ -14,10 +13,10 @@ from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import TrainStage
 from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
 from handbook_ext.objectives.objective import Objective
-from handbook_ext.policies.adapters import ADAPTER, adapted, save_adapted
+from handbook_ext.policies.adapters import adapted, save_adapted
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.launch import begin
-from handbook_ext.policies.source import policy_of
+from handbook_ext.policies.source import base_of, policy_of
 from handbook_ext.reports.health import files_of, read_health, summary_line
 from handbook_ext.selection.log_prob_store import reference_sums
 from handbook_ext.training.scoring import open_as_trained
@@ -58,8 +57,7 @@ def main(argv: list[str]) -> None:
         policy.to(getattr(torch, model.dtype))
         save_policy(trainer, tokenizer, stage.out)
     else:
-        base = source.location if source.artifact is None else os.path.relpath(source.artifact, stage.artifact / ADAPTER)
-        save_adapted(trainer, tokenizer, stage.out, base)
+        save_adapted(trainer, tokenizer, stage.out, base_of(source, stage.artifact))
     if launch.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(

@@ -13,7 +13,7 @@ from handbook_ext.policies.adapters import save_adapted
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.models import build_policy, template_hashes, train_tokenizer
-from handbook_ext.policies.source import policy_of
+from handbook_ext.policies.source import base_of, policy_of
 from handbook_ext.training.sft_examples import sft_examples
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
 from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
     stage = Stage.open(stage_folder(argv), SFTStage)
     sft, model, seed = stage.settings.sft, stage.settings.model, stage.settings.seed
     source = policy_of(stage) if model.name_or_path is not None else None
-    stage.external |= template_hashes(model, stage.hash_of)
+    if source is None or source.artifact is None:  # A fetched one was saved with its template.
+        stage.external |= template_hashes(model, stage.hash_of)
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / launch.checkpoints
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
         policy.to(getattr(torch, model.dtype))
         save_policy(trainer, tokenizer, stage.out)
     else:
-        save_adapted(trainer, tokenizer, stage.out, model.name_or_path)
+        save_adapted(trainer, tokenizer, stage.out, base_of(source, stage.artifact))
     if launch.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(

@@ -57,6 +57,25 @@ def test_each_stage_reads_what_the_loop_says(folder: Path) -> None:
     assert {"iter3/eval.json", "sft/eval.json", "iter3/policy"} <= set(inputs["report.yaml"])
 
 
+def test_a_package_makes_the_checkpoint_an_artifact_that_every_reader_of_the_start_waits_for(folder: Path) -> None:
+    package = (
+        "data: {dataset: some/pairs}\nmodel: {name_or_path: some/model, package: some-model==1.0, chat_template: own.jinja}\n"
+    )
+    (folder / "own.jinja").write_text("{{ messages }}")
+    rules = rules_of(mine(package + "sft: null\n", "no-sft"))
+    checkpoint = rules["start/checkpoint.yaml"]
+    assert (checkpoint.artifact, checkpoint.script, checkpoint.inputs) == ("start/policy", "fetch_checkpoint.py", [])
+    assert [path.name for path in checkpoint.external] == ["own.jinja"]
+    for path in ("ranker/ranker.yaml", "start/evaluate.yaml", "iter0/score.yaml", "iter0/train.yaml", "iter1/evaluate.yaml"):
+        assert "start/policy" in rules[path].inputs, path
+        assert not rules[path].external, path
+    assert rules_of(mine(package, "with-sft"))["sft/sft.yaml"].inputs == ["data/rows/sft.jsonl", "start/policy"]
+    assert "start/checkpoint.yaml" not in rules_of(mine("seed: 1\n"))
+    # What a run does with the checkpoint is no reason to fetch it again.
+    other = rules_of(mine(package + "sft: null\nseed: 9\n", "other"))["start/checkpoint.yaml"].settings
+    assert other.model_copy(update={"recipe": checkpoint.settings.recipe}) == checkpoint.settings
+
+
 def test_a_stage_opens_with_the_inputs_that_make_waits_for(folder: Path) -> None:
     run = mine(SERA)
     write_run(run, Path("runs"))

@@ -32,6 +32,37 @@ def test_mappings_merge_and_everything_else_replaces(folder: Path) -> None:
     assert (architecture["hidden_size"], architecture["model_type"]) == (64, "mistral")
 
 
+PLACES = ("name_or_path", "architecture", "tokenizer_vocab_size", "chat_template", "revision", "package")
+
+
+def origin(text: str, name: str = "selm", *, overrides: str = "") -> tuple[object, ...]:
+    """What `model` says of where the policy comes from; an architecture by its type."""
+    mine(text, name)
+    model = resolve(f"mine-{name}", overrides=parse_set(overrides)).settings.model.model_dump()
+    model["architecture"] = (model["architecture"] or {}).get("model_type")
+    return tuple(model[each] for each in PLACES)
+
+
+def test_a_checkpoint_alone_takes_the_place_of_an_architecture_and_the_other_way_round(folder: Path) -> None:
+    own = "model: {name_or_path: a/b, revision: v1, package: ab==1.0, chat_template: zephyr}\n"
+    assert origin("model: {name_or_path: a/b}\n") == ("a/b", None, None, None, None, None)
+    assert origin(own) == ("a/b", None, None, "zephyr", "v1", "ab==1.0")
+    mine(own, "parent")
+    # A checkpoint's template is no part of it: it may be what the recipe wants of any.
+    assert origin("base: parent.yaml\nmodel: {name_or_path: c/d}\n") == ("c/d", None, None, "zephyr", None, None)
+    stated = "model: {name_or_path: c/d, package: cd==2}\n"
+    assert origin("base: parent.yaml\n" + stated) == ("c/d", None, None, "zephyr", None, "cd==2")
+    assert origin("base: parent.yaml\nmodel: {dtype: float32}\n") == origin(own, "again")
+    back = "base: parent.yaml\nmodel: {architecture: {model_type: llama}, tokenizer_vocab_size: 512}\n"
+    assert origin(back) == (None, "llama", 512, "zephyr", None, None)
+    assert origin("seed: 1\n", overrides="model.chat_template=zephyr model.name_or_path=e/f") == (
+        "e/f", None, None, "zephyr", None, None,
+    )  # fmt: skip
+    mine("model: {name_or_path: a/b}\n", "shown")
+    lines = [line for line in shown_settings(resolve("mine-shown")) if line.startswith(("model.architecture", "model.tokenizer"))]
+    assert lines == [f"model.{each}: null   # recipes/mine/shown.yaml:2" for each in PLACES[1:3]]
+
+
 def test_null_replaces_a_section_and_drops_its_marks() -> None:
     here, there = Mark(Path("a"), 1), Mark(Path("b"), 2)
     parent = Tree({"sft": {"x": [1, 2]}}, {(): here, ("sft",): here, ("sft", "x"): here, ("sft", "x", 0): here})
@@ -88,7 +119,7 @@ def test_null_removes_an_inherited_iteration(folder: Path) -> None:
 
 
 def test_without_sft_the_first_iteration_starts_from_the_checkpoint(folder: Path) -> None:
-    run = mine("sft: null\nmodel: {architecture: null, name_or_path: some/model}\n")
+    run = mine("sft: null\nmodel: {name_or_path: some/model}\n")
     rules = {rule.settings_file: rule for rule in run_rules(run)}
     assert run.start == "start"
     assert rules["start/evaluate.yaml"].inputs == ["data/rows/test.jsonl"]

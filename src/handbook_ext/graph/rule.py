@@ -72,9 +72,9 @@ def seen_from(folder: str, **artifacts: str | list[str] | None) -> dict[str, str
     }
 
 
-def policy_artifact(name: str) -> str | None:
-    """Returns the artifact of a policy of the run; None for `start`, the recipe's checkpoint."""
-    return None if name == START else f"{name}/policy"
+def policy_artifact(run: Run, name: str) -> str | None:
+    """Returns the artifact of a policy of the run; None for `start` where that is a checkpoint that no stage makes."""
+    return None if name == START and run.settings.model.package is None else f"{name}/policy"
 
 
 def ranker_artifact(rank: RankSettings) -> str | None:
@@ -99,11 +99,11 @@ def health_of(run: Run, policy: str) -> tuple[str, ...]:
 def checkpoint_of(run: Run, *policies: str) -> tuple[Path, ...]:
     """Returns the local files that make up the recipe's checkpoint, if `start` is among the policies (none: it is).
 
-    They are those of its folder, and a chat template that is a file; a policy trained here was saved with its template.
+    They are those of its folder, and a chat template that is a file; a policy made here was saved with its template.
     """
-    if policies and START not in policies:
-        return ()
     model = run.settings.model
+    if (policies and START not in policies) or model.package is not None:
+        return ()
     return (*folder_files(model.name_or_path), *([model.template_file] if model.template_file else []))
 
 

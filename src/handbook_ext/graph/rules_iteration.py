@@ -27,7 +27,7 @@ TOLERANCE, TOLERANCE_BF16 = 1e-3, 2e-2  # Nats per token; bf16 rounds by the sha
 
 def generate_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that samples from the policy that starts the iteration."""
-    inputs = seen_from(each.name, rows=f"{ROWS}/train.jsonl", policy=policy_artifact(each.starts_from))
+    inputs = seen_from(each.name, rows=f"{ROWS}/train.jsonl", policy=policy_artifact(run, each.starts_from))
     settings = files.GenerateStage(
         stage="generate", **about(run, each), inputs=inputs, portion=_portion(run, each), model=each.settings.model,
         generate=each.settings.generate, limits=limits_of(each.settings),
@@ -41,7 +41,7 @@ def generate_rule(run: Run, each: Iteration) -> StageRule:
 def rank_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that judges the samples."""
     rank = each.settings.rank
-    judge = policy_artifact(each.starts_from) if rank.ranker == "self" else None
+    judge = policy_artifact(run, each.starts_from) if rank.ranker == "self" else None
     inputs = seen_from(
         each.name,
         completions=f"{each.name}/completions.jsonl",
@@ -68,7 +68,7 @@ def score_candidates_rule(run: Run, each: Iteration) -> StageRule:
             texts.setdefault(policy, _kinds(offline=needs.offline_margins, samples=needs.sample_margins))
     completions = f"{each.name}/completions.jsonl" if needs.sample_log_probs else None
     inputs = seen_from(
-        each.name, rows=f"{ROWS}/train.jsonl", completions=completions, policy=policy_artifact(each.starts_from),
+        each.name, rows=f"{ROWS}/train.jsonl", completions=completions, policy=policy_artifact(run, each.starts_from),
         log_probs=_stores(run, each),
     )  # fmt: skip
     settings = files.ScoreCandidatesStage(
@@ -82,7 +82,7 @@ def score_candidates_rule(run: Run, each: Iteration) -> StageRule:
 
 def score_pairs_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that scores the pairs of training."""
-    inputs = seen_from(each.name, pairs=f"{each.name}/pairs.jsonl", policy=policy_artifact(each.starts_from))
+    inputs = seen_from(each.name, pairs=f"{each.name}/pairs.jsonl", policy=policy_artifact(run, each.starts_from))
     train = each.settings.train
     settings = files.ScorePairsStage(
         stage="score", **about(run, each), inputs=inputs, model=each.settings.model, score=each.settings.score,
@@ -116,7 +116,7 @@ def train_rule(run: Run, each: Iteration) -> StageRule:
     train = each.settings.train
     inputs = seen_from(
         each.name, pairs=f"{each.name}/pairs.jsonl", log_probs=f"{each.name}/logprobs" if train.needs_reference else None,
-        policy=policy_artifact(each.starts_from),
+        policy=policy_artifact(run, each.starts_from),
     )  # fmt: skip
     tolerance = each.settings.score.tolerance
     if tolerance is None:
@@ -135,7 +135,7 @@ def health_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that stops a run whose iteration exceeds a limit of the recipe."""
     needs, health = each.needs, each.settings.health
     inputs = seen_from(
-        each.name, pairs=f"{each.name}/pairs.jsonl", policy=policy_artifact(each.name),
+        each.name, pairs=f"{each.name}/pairs.jsonl", policy=policy_artifact(run, each.name),
         evaluation=f"{each.name}/eval.json" if health.max_kl is not None else None,
         completions=f"{each.name}/completions.jsonl" if needs.samples else None,
         rankings=f"{each.name}/rankings.jsonl" if needs.rankings else None,

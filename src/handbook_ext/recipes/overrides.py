@@ -19,7 +19,8 @@ import yaml
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.settings import DATA_SUFFIXES
-from handbook_ext.recipes.yaml_tree import Key, Mark, Tree, merged, parsed_value
+from handbook_ext.recipes.tree import Key, Mark, Tree, cleared, laid
+from handbook_ext.recipes.yaml_tree import parsed_value
 
 LONGEST_NAME = 120  # Of a folder's name most file systems take 255 bytes; seeds and hidden copies need some of them.
 _SETTING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -98,13 +99,24 @@ def parse_data(folder: str, source: str = "DATA") -> list[Override]:
 
 def laid_over(tree: Tree, overrides: Sequence[Override]) -> Tree:
     """Returns the recipe's tree with the overrides over it; each keeps where it was said."""
-    for each in overrides:
-        values: Any = each.value
-        for name in reversed(each.key):
-            values = {name: values}
-        mark = Mark(Path(f"{each.source} {'.'.join(map(str, each.key))}"), 0)
-        tree = merged(tree, Tree(values, {each.key[:depth]: mark for depth in range(1, len(each.key) + 1)}))
+    trees = [_tree_of(each) for each in overrides]
+    stated = Tree({}, {})
+    for each in trees:
+        stated = laid(stated, each)
+    # All of them at once: the package that stands beside a checkpoint is not what the checkpoint replaces.
+    tree = cleared(tree, stated)
+    for each in trees:
+        tree = laid(tree, each)
     return tree
+
+
+def _tree_of(override: Override) -> Tree:
+    """Returns an override as a tree of one value."""
+    values: Any = override.value
+    for name in reversed(override.key):
+        values = {name: values}
+    mark = Mark(Path(f"{override.source} {'.'.join(map(str, override.key))}"), 0)
+    return Tree(values, {override.key[:depth]: mark for depth in range(1, len(override.key) + 1)})
 
 
 def labels_of(overrides: Sequence[Override]) -> str:

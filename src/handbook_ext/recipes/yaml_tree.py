@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import yaml
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.tree import Key, Mark, Tree, merged, shown
 
-Key = tuple[str | int, ...]
-"""The names, and positions in lists, that lead to a value of a recipe."""
+__all__ = ["Key", "Mark", "Tree", "merged", "nearest", "parsed_value", "read_recipe", "read_yaml", "shown"]
 
 DEEPEST = 16
 FILE_KEYS = ("base", "paper")  # What a file says of itself; its children do not inherit it.
@@ -39,78 +38,10 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
 
 
-@dataclass(frozen=True)
-class Mark:
-    """Where a value is written; line 0 stands for a place that is no file."""
-
-    file: Path
-    line: int
-
-    def __str__(self) -> str:
-        """Returns `file:line`, the file relative to the current folder where it lies inside."""
-        return f"{shown(self.file)}:{self.line}" if self.line else str(self.file)
-
-
-@dataclass
-class Tree:
-    """Nested values, and the mark of each by its key; the key () is the recipe itself."""
-
-    values: dict[str, Any]
-    marks: dict[Key, Mark]
-
-    def where(self, key: Key) -> Mark:
-        """Returns the mark of a value, or of the nearest one around it."""
-        while key not in self.marks:
-            key = key[:-1]
-        return self.marks[key]
-
-    def without(self, *names: str) -> Tree:
-        """Returns the tree without some names at its top."""
-        values = {each: value for each, value in self.values.items() if each not in names}
-        return Tree(values, {key: mark for key, mark in self.marks.items() if not key or key[0] not in names})
-
-    def inside(self) -> Tree:
-        """Returns the tree without the mark of its top, to be laid over another whose top stays where it is."""
-        return Tree(self.values, {key: mark for key, mark in self.marks.items() if key})
-
-    def below(self, key: Key) -> Tree:
-        """Returns the mapping at a key as a tree of its own."""
-        values: Any = self.values
-        for name in key:
-            values = values[name]
-        marks = {place[len(key) :]: mark for place, mark in self.marks.items() if place[: len(key)] == key}
-        return Tree(values, {(): self.where(key), **marks})
-
-
-def shown(path: Path) -> str:
-    """Returns a path without detours, relative to the current folder when it lies inside, else absolute."""
-    full = Path(os.path.abspath(path))
-    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
-
-
 def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> str:
     """Returns " (did you mean 'x'?)" for the most similar name, or nothing where none is similar enough."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)
     return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def merged(parent: Tree, child: Tree) -> Tree:
-    """Returns the child over the parent: mappings merge, everything else replaces, lists whole."""
-    marks = dict(parent.marks)
-    values = _overlaid(parent.values, child.values, (), marks)
-    return Tree(values, {**marks, **child.marks})
-
-
-def _overlaid(below: Any, above: Any, key: Key, marks: dict[Key, Mark]) -> Any:
-    """Returns the merged value; marks of what is replaced are removed."""
-    if isinstance(below, dict) and isinstance(above, dict):
-        result = dict(below)
-        for name, value in above.items():
-            result[name] = _overlaid(below.get(name), value, (*key, name), marks)
-        return result
-    for place in [place for place in marks if place[: len(key)] == key]:
-        del marks[place]
-    return above
 
 
 def read_recipe(path: Path) -> Tree:
