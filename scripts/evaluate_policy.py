@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
     encoded = encoder.prompts([(row.prompt, row.source) for row in rows])
     prompts = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if ids is not None]
     ranker = open_ranker(rank, fitted, device=launch.device)
+    labelled_by = next(iter(stage.inputs("labeller")), None)
+    labeller = None if labelled_by is None else open_ranker(rank, labelled_by, device=launch.device)
     decodings: dict[str, dict[str, Any]] = {}
     for temperature in evaluate.temperatures:
         answer = partial(
@@ -45,12 +47,14 @@ def main(argv: list[str]) -> None:
             prompts, answer, stage.workspace, launch, temperature=temperature, seed=settings.seed, batch_size=evaluate.batch_size
         )
         if launch.main:
-            decodings[decoding_name(temperature)] = judged_decoding(prompts, answers, ranker, temperature)
+            decodings[decoding_name(temperature)] = judged_decoding(prompts, answers, ranker, temperature, labeller)
     if launch.main:
         result: dict[str, Any] = {
             "policy": {"name": settings.policy, "sha256": source.sha256}, "seed": settings.seed, "ranker": rank.ranker,
             "judge": ranker_id(rank, fitted, stage.external), "decodings": decodings,
         }  # fmt: skip
+        if labelled_by is not None:
+            result["labeller"] = ranker_id(rank, labelled_by, stage.external)
         if initial is not None:
             base, _ = open_policy(initial, limits, device=launch.device)
             completions = held_out_completions([row for row, _ in prompts], decodings, ranker)

@@ -7,10 +7,10 @@ from pathlib import Path
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import CheckpointStage
-from handbook_ext.policies.chat import apply_template
 from handbook_ext.policies.fetching import GGUF, fetched
 from handbook_ext.policies.gguf import load_gguf
 from handbook_ext.policies.models import load_policy, load_tokenizer, template_hashes
+from handbook_ext.policies.templates import apply_template
 
 
 def main(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.graph.run_rules import run_rules
-from handbook_ext.graph.stages import EvaluateStage
+from handbook_ext.graph.stages import EvaluateStage, RankerStage
 from tests.recipe_folder import enter_folder, mine
 
 OTHER = "data: {dataset: some/pairs}\n"
@@ -37,3 +37,29 @@ def test_one_judge_marks_all_policies_and_a_reward_model_is_fitted_for_its_reade
     assert run.evaluator.ranker == evaluator
     made, read = ("ranker/model" in {rule.artifact for rule in rules}, any("ranker/model" in rule.inputs for rule in rules))
     assert (run.trains_reward_model, made, read) == (fitted, fitted, fitted)
+
+
+APART = OTHER + "evaluate: {judge: apart}\n"
+
+
+@pytest.mark.parametrize(("text", "reads"), [
+    (APART, ["judge/model", "ranker/model"]),
+    # Nobody labels: there is no second column, and no ranker for it.
+    (APART + LABELS, ["judge/model"]),
+    (APART + "rank: {fit: {model: some/encoder}}\n", ["judge/model", "ranker/model"]),
+])  # fmt: skip
+def test_a_judge_apart_marks_all_policies_and_labels_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reads: list[str]
+) -> None:
+    enter_folder(tmp_path, monkeypatch)
+    rules = {rule.settings_file: rule for rule in run_rules(mine(text))}
+    for path in ("sft/evaluate.yaml", "iter3/evaluate.yaml"):
+        inputs = rules[path].settings.inputs
+        assert [inputs[role] for role in ("ranker", "labeller") if role in inputs] == [f"../{each}" for each in reads]
+    fitted = {rule.artifact: rule.settings for rule in rules.values() if isinstance(rule.settings, RankerStage)}
+    assert {path: settings.part for path, settings in fitted.items()} == dict(
+        zip(reads, ["judge", "labels"][: len(reads)], strict=True)
+    )
+    assert all(("policy" in settings.inputs) == ("fit" not in text) for settings in fitted.values())
+    if "iter1/rank.yaml" in rules:
+        assert rules["iter1/rank.yaml"].settings.inputs["ranker"] == "../ranker/model"

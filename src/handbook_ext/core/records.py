@@ -16,6 +16,9 @@ Message = dict[str, str]
 Messages = list[Message]
 Origin = Literal["offline", "on_policy"]
 
+LABELLER = "labeller_reward"
+"""In eval.json, a completion's reward from the ranker that labelled the pairs, where another one judges."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

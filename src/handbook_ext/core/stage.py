@@ -108,8 +108,7 @@ class Stage(Generic[S]):
     def finished(self, *, share: bool = False) -> bool:
         """Verifies the inputs, then returns whether the artifact was made from exactly these inputs and settings.
 
-        share: take over a sibling run's equal artifact in any case, not only under HANDBOOK_SHARE=1.
-
+        With `share` a sibling run's equal artifact is taken over in any case, not only under HANDBOOK_SHARE=1.
         A finished artifact is touched, so that make sees it newer than its inputs. Otherwise the workspace is made
         ready; one left by other settings or inputs is deleted, saying what changed.
         """

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from handbook_ext.core.records import Answer, OfflinePair, assistant, derived_seed
+from handbook_ext.core.records import LABELLER, Answer, OfflinePair, assistant, derived_seed
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.evaluation.implicit_reward import ScoredCompletion
 from handbook_ext.judging.rankers import Ranker
@@ -51,10 +51,16 @@ def sample_held_out(
     return [found[row.prompt_id] for row, _ in prompts]
 
 
-def judged_decoding(prompts: Prompts, answers: Sequence[dict[str, Any]], ranker: Ranker, temperature: float) -> dict[str, Any]:
-    """Returns eval.json's entry of a decoding: each completion with its reward (the ranker's unit) and tokens, and the means."""
+def judged_decoding(
+    prompts: Prompts, answers: Sequence[dict[str, Any]], ranker: Ranker, temperature: float, labeller: Ranker | None = None
+) -> dict[str, Any]:
+    """Returns eval.json's entry of a decoding: each completion with its reward (the ranker's unit) and tokens, and the means.
+
+    labeller: the ranker that labelled the pairs, where another one judges; its rewards stand beside those of record.
+    """
     rows = [row for row, _ in prompts]
-    verdicts = ranker.score([(row.prompt, answer["text"]) for row, answer in zip(rows, answers, strict=True)])
+    texts = [(row.prompt, answer["text"]) for row, answer in zip(rows, answers, strict=True)]
+    verdicts = ranker.score(texts)
     judged = [
         {
             "prompt_id": row.prompt_id, "reward": verdict.score, "tokens": answer["completion_tokens"],
@@ -62,7 +68,10 @@ def judged_decoding(prompts: Prompts, answers: Sequence[dict[str, Any]], ranker:
         }
         for row, answer, verdict in zip(rows, answers, verdicts, strict=True)
     ]  # fmt: skip
-    means = {f"mean_{name}": fmean(row[name] for row in judged) for name in ("reward", "tokens")}
+    if labeller is not None:
+        judged = [row | {LABELLER: verdict.score} for row, verdict in zip(judged, labeller.score(texts), strict=True)]
+    measured = ("reward", "tokens", *([LABELLER] if labeller is not None else []))
+    means = {f"mean_{name}": fmean(row[name] for row in judged) for name in measured}
     return {"temperature": temperature, **means, "rows": judged}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from handbook_ext.core.artifacts import START
 from handbook_ext.graph import stages as files
@@ -20,6 +21,9 @@ from handbook_ext.graph.rule import (
 )
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import Recipe
+
+JUDGE = "judge"
+"""The folder of the judge that labels no pair."""
 
 
 def data_rule(run: Run) -> StageRule:
@@ -53,20 +57,40 @@ def sft_rule(run: Run) -> StageRule:
 
 def ranker_rule(run: Run) -> StageRule:
     """Returns the rule that fits the run's own reward model to the offline pairs."""
-    inputs = seen_from("ranker", rows=f"{ROWS}/train.jsonl", policy=policy_artifact(run, run.start))
+    part = "labels" if run.judged_apart else "all"
+    return _fit_rule(run, "", files.RankerStage(**_fitting(run, "ranker"), stage="ranker", part=part))
+
+
+def judge_rule(run: Run) -> StageRule:
+    """Returns the rule that fits the judge of evaluation to the half of the pairs that the labelling ranker has not seen."""
+    return _fit_rule(run, JUDGE, files.JudgeStage(**_fitting(run, JUDGE), stage="judge", part="judge"))
+
+
+def _fitting(run: Run, folder: str) -> dict[str, Any]:
+    """Returns what both reward models share; a body of another model leaves the policy out."""
     rank = run.settings.rank
-    settings = files.RankerStage(
-        stage="ranker", **about(run), inputs=inputs, model=run.settings.model, max_length=rank.max_length, fit=rank.fit,
-    )  # fmt: skip
-    return StageRule("", settings, "train_ranker.py", external=checkpoint_of(run, run.start))
+    policy = policy_artifact(run, run.start) if rank.fit.model is None else None
+    inputs = seen_from(folder, rows=f"{ROWS}/train.jsonl", policy=policy)
+    return {**about(run), "inputs": inputs, "model": run.settings.model, "max_length": rank.max_length, "fit": rank.fit}
+
+
+def _fit_rule(run: Run, folder: str, settings: files.RankerStage) -> StageRule:
+    """Returns the rule of a reward model's training."""
+    body = run.settings.rank.fit.model
+    return StageRule(
+        folder, settings, "train_ranker.py", external=checkpoint_of(run, run.start) if body is None else folder_files(body)
+    )
 
 
 def evaluate_rule(run: Run, policy: str, settings: Recipe) -> StageRule:
     """Returns the rule that measures a policy; one judge marks all policies of a run, whoever labels in an iteration."""
     rank = run.evaluator
     initial = run.start if policy != run.start and settings.evaluate.implicit_reward else None
+    fitted = ranker_artifact(rank)
+    apart = {"ranker": f"{JUDGE}/model", "labeller": fitted if run.trains_reward_model else None}
     inputs = seen_from(
-        policy, rows=f"{ROWS}/test.jsonl", policy=policy_artifact(run, policy), ranker=ranker_artifact(rank),
+        policy, rows=f"{ROWS}/test.jsonl", policy=policy_artifact(run, policy),
+        **(apart if run.judged_apart else {"ranker": fitted}),
         initial_policy=None if initial is None else policy_artifact(run, initial),
     )  # fmt: skip
     stage = files.EvaluateStage(

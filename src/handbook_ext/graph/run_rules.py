@@ -19,7 +19,7 @@ from handbook_ext.graph.rules_iteration import (
     select_rule,
     train_rule,
 )
-from handbook_ext.graph.rules_run import checkpoint_rule, data_rule, evaluate_rule, ranker_rule, report_rule, sft_rule
+from handbook_ext.graph.rules_run import checkpoint_rule, data_rule, evaluate_rule, judge_rule, ranker_rule, report_rule, sft_rule
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 
@@ -35,6 +35,8 @@ def run_rules(run: Run) -> list[StageRule]:
         rules.append(sft_rule(run))
     if run.trains_reward_model:
         rules.append(ranker_rule(run))
+    if run.judged_apart:
+        rules.append(judge_rule(run))
     rules.append(evaluate_rule(run, run.start, run.settings))
     for each in run.iterations:
         stages: list[tuple[bool, Callable[[Run, Iteration], StageRule]]] = [

@@ -23,7 +23,7 @@ from handbook_ext.recipes.settings import (
     TrainSettings,
 )
 
-EVALUATION_FORMAT = 3  # Of eval.json; an older one is made again.
+EVALUATION_FORMAT = 4  # Of eval.json; an older one is made again.
 
 
 class Limits(Section):
@@ -81,13 +81,20 @@ class SFTStage(StageSettings):
 
 
 class RankerStage(StageSettings):
-    """Fitting the run's own reward model."""
+    """Fitting the run's own reward model, to all offline pairs or to the half that labels or judges."""
 
     file: ClassVar[str] = "ranker/ranker.yaml"
     artifact: ClassVar[str] = "model"
     model: ModelSettings
     max_length: int
     fit: FitSettings
+    part: Literal["all", "labels", "judge"] = "all"
+
+
+class JudgeStage(RankerStage):
+    """Fitting the judge of evaluation that labels no pair, in a folder of its own."""
+
+    file: ClassVar[str] = "judge.yaml"
 
 
 class IterationStage(StageSettings):

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -62,10 +63,11 @@ class RewardModel:
     def __init__(
         self, source: str, *, device: torch.device, batch_size: int, max_length: int, revision: str | None = None
     ) -> None:
-        """Loads the classifier; max_length is in tokens of prompt and completion, whose end is kept."""
+        """Loads the classifier; max_length is in tokens of prompt and completion, whose end is kept (`kept_end`)."""
         # Imported here: it takes seconds, and the oracle needs none of it.
         from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
+        from handbook_ext.policies.conversations import kept_end  # noqa: PLC0415
         from handbook_ext.policies.models import without_dropout  # noqa: PLC0415
         from handbook_ext.policies.text_tokens import TextTokens  # noqa: PLC0415
 
@@ -85,6 +87,7 @@ class RewardModel:
         model.config.pad_token_id = tokenizer.pad_token_id
         self.model, self.tokenizer, self.text = model.eval().to(device), tokenizer, TextTokens(tokenizer)
         self.batch_size, self.max_length = batch_size, max_length
+        self._kept = partial(kept_end, tokenizer, max_length=max_length)
 
     @torch.no_grad()
     def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
@@ -94,7 +97,7 @@ class RewardModel:
         verdicts: dict[int, Verdict] = {}
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            kept = {"input_ids": [ids[place][-self.max_length :] for place in places]}
+            kept = {"input_ids": [self._kept(ids[place]) for place in places]}
             batch = self.tokenizer.pad(kept, return_tensors="pt").to(self.model.device)
             scores = self.model(**batch).logits[:, 0].float().tolist()
             for place, score in zip(places, scores, strict=True):

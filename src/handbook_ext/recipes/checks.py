@@ -151,6 +151,7 @@ def derived(settings: Recipe, tree: Tree) -> Recipe:
         rank = rank.model_copy(update={"rubric": _found(("rank", "rubric"), str(rank.rubric), tree)})
     _check_checkpoint(("model", "name_or_path"), model.name_or_path, tree)
     _check_checkpoint(("rank", "model"), rank.model, tree)
+    _check_checkpoint(("rank", "fit", "model"), rank.fit.model, tree)
     return settings.model_copy(update={"model": model, "data": data, "rank": rank})
 
 

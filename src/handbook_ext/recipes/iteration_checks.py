@@ -27,6 +27,11 @@ def check_override(name: str, own: Tree) -> None:
             f"{own.where(('rank', 'fit'))}: iterations.{name} cannot change rank.fit: a run fits one ranker; "
             "state it in the section `rank`"
         )
+    if ("evaluate", "judge") in own.marks:
+        raise UserError(
+            f"{own.where(('evaluate', 'judge'))}: iterations.{name} cannot change evaluate.judge: one judge marks all "
+            "policies of a run; state it in the section `evaluate`"
+        )
 
 
 def check_first_pairs(each: Iteration, *, first: bool) -> None:

@@ -54,6 +54,11 @@ class Run:
         return rank
 
     @property
+    def judged_apart(self) -> bool:
+        """Tells whether a second reward model, which labels no pair, marks the policies."""
+        return self.settings.evaluate.judge == "apart"
+
+    @property
     def rankers(self) -> list[RankSettings]:
         """Returns the evaluator, and the ranker of each iteration that judges its samples."""
         return [self.evaluator, *(each.settings.rank for each in self.iterations if each.needs.rankings)]
@@ -61,7 +66,7 @@ class Run:
     @property
     def trains_reward_model(self) -> bool:
         """Tells whether the run trains its own reward model: one of its rankers is a reward model, and no checkpoint."""
-        return any(rank.ranker == "reward_model" and rank.model is None for rank in self.rankers)
+        return any(_fitted(rank) for rank in (self.rankers[1:] if self.judged_apart else self.rankers))
 
     def iteration(self, name: str) -> Iteration:
         """Returns an iteration by name; a UserError names those that exist."""
@@ -99,7 +104,19 @@ def resolve(
     recipe = "-".join([parsed.recipe, *parsed.variants]) + labels_of(overrides)
     full = recipe if parsed.seed is None else f"{recipe}-seed{parsed.seed}"
     texts = tuple(each.text for each in overrides)
-    return Run(full, recipe, parsed.file, parsed.variants, texts, settings, tree, where, iterations)
+    run = Run(full, recipe, parsed.file, parsed.variants, texts, settings, tree, where, iterations)
+    if run.judged_apart and not _fitted(run.evaluator):
+        raise UserError(
+            f"{tree.where(('evaluate', 'judge'))}: evaluate.judge: apart fits a second reward model like the ranker, but "
+            f"here the ranker is {run.evaluator.model or run.evaluator.ranker}; set rank.ranker: reward_model and no "
+            "rank.model, or evaluate.judge: ranker"
+        )
+    return run
+
+
+def _fitted(rank: RankSettings) -> bool:
+    """Tells whether the run trains this ranker: a reward model that is no checkpoint."""
+    return rank.ranker == "reward_model" and rank.model is None
 
 
 def _overridden(name: RunName, overrides: Sequence[Override]) -> Tree:

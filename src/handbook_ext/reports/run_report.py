@@ -4,13 +4,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.records import LABELLER
 from handbook_ext.core.stage_settings import read_settings
 from handbook_ext.objectives.metrics import Scores, comparable, compare_scores, summarise_scores
 from handbook_ext.recipes.settings import FITTED
@@ -33,7 +34,8 @@ class FinishedRun:
     """One seed of one recipe, as its stages left it.
 
     `policies` maps policy, then decoding, to scores; the policy that the loop starts from comes first. `history` maps an
-    iteration to the logged steps of its training, `skipped` names the iterations without an evaluation.
+    iteration to the logged steps of its training, `skipped` names the iterations without an evaluation. Where
+    the judge labelled no pair, `labeller` is the ranker that did, and `labelled` has its scores in the form of `policies`.
     """
 
     folder: Path
@@ -47,6 +49,8 @@ class FinishedRun:
     pairs: list[Json]
     health: list[Json]
     skipped: list[str]
+    labeller: str = ""
+    labelled: dict[str, dict[str, Scores]] = field(default_factory=dict)
 
 
 def read_json(path: Path) -> Json:
@@ -57,14 +61,14 @@ def read_json(path: Path) -> Json:
         raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and make its stage again") from error
 
 
-def read_evaluation(path: Path) -> tuple[dict[str, Scores], Evaluator]:
+def read_evaluation(path: Path, reward: str = "reward") -> tuple[dict[str, Scores], Evaluator]:
     """Returns the scores in an eval.json by decoding, and what evaluated them; raises UserError where the file is unusable."""
     content = read_json(path)
     try:
         scores = {}
         for name, decoding in content["decodings"].items():
             # In the order of prompt ids, so that the arrays of two policies are aligned by prompt.
-            rows = sorted((str(row["prompt_id"]), float(row["reward"]), float(row["tokens"])) for row in decoding["rows"])
+            rows = sorted((str(row["prompt_id"]), float(row[reward]), float(row["tokens"])) for row in decoding["rows"])
             ids, numbers = tuple(row[0] for row in rows), np.array([row[1:] for row in rows])
             if not rows or len(set(ids)) < len(ids) or not np.isfinite(numbers).all():
                 raise ValueError(f"decoding {name} is empty, repeats a prompt, or holds nan")
@@ -72,6 +76,15 @@ def read_evaluation(path: Path) -> tuple[dict[str, Scores], Evaluator]:
         return scores, Evaluator(int(content["seed"]), str(content["ranker"]), str(content["judge"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: is not a usable evaluation ({error!r}); delete it and evaluate again") from error
+
+
+def read_labelled(path: Path) -> tuple[str, dict[str, Scores]]:
+    """Returns the id of the ranker that labelled the pairs and its scores by decoding; nothing where the judge is that ranker."""
+    content = read_json(path)
+    if not content.get("labeller"):
+        return "", {}
+    scores, _ = read_evaluation(path, reward=LABELLER)
+    return str(content["labeller"]), scores
 
 
 def start_of(folder: Path) -> str:
@@ -97,17 +110,21 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedR
             raise UserError(f"{path}: (seed, ranker, judge) is {found}, in {start} {wanted}; evaluate again with one")
         if not comparable(policies[name], initial):
             raise UserError(f"{path}: has not the prompts and decodings of {start}; evaluate both on the same")
+    labelled = {name: read_labelled(folder / name / "eval.json") for name in names}
     states = {name: folder / name / "policy" / "trainer_state.json" for name in names[1:]}
     logs = {name: read_json(path).get("log_history", []) for name, path in states.items() if path.is_file()}
     steps = {name: [row for row in rows if "loss" in row and "step" in row] for name, rows in logs.items()}
     history = {name: rows for name, rows in steps.items() if rows}
-    stages = [stage for name in ("data", "ranker", *names) for stage in read_stages(folder / name)]
+    stages = [stage for name in ("data", "ranker", "judge", *names) for stage in read_stages(folder / name)]
     pairs = [read_pairs(folder / name / "pairs.jsonl") for name in names if (folder / name / "pairs.jsonl").is_file()]
     trained = [folder / name for name in names if (folder / name / "pairs.manifest.json").is_file()]
     health = [{"iteration": path.name, **read_health(files_of(path))} for path in trained]
     skipped = [name for name in iterations if name not in names]
     recipe = str(read_settings(folder / "report.yaml")["recipe"])
-    return FinishedRun(folder, recipe, *evaluator, policies, history, stages, pairs, health, skipped)
+    return FinishedRun(
+        folder, recipe, *evaluator, policies, history, stages, pairs, health, skipped, labelled[start][0],
+        {name: scores for name, (_, scores) in labelled.items() if scores},
+    )  # fmt: skip
 
 
 def judged_by(run: FinishedRun) -> str:
@@ -174,6 +191,8 @@ def summarise(groups: Sequence[Sequence[FinishedRun]], *, title: str, resamples:
     # The decoding of headline and histogram: "sampled" where there is one, or else the first.
     primary = min(recipes[0]["temperatures"], key=lambda key: key != "sampled")
     summary = {"title": title, "ranker": ours.ranker, "reward": reward, "primary": primary, **bootstrap}
+    labellers = [run.labeller for group in groups for run in group if run.labeller]
+    summary |= {"labeller": labellers[0]} if labellers else {}
     return summary | {"recipes": recipes, "beside": beside}
 
 
@@ -188,6 +207,10 @@ def summarise_recipe(runs: Sequence[FinishedRun], **bootstrap: Any) -> Json:
     known = {name for run in runs for name in [*run.policies, *run.skipped]}
     scores = {key: [[run.policies[name][key] for run in runs] for name in names] for key in decodings}
     table = {key: summarise_scores(column, **bootstrap) for key, column in scores.items()}
+    if all(run.labelled for run in runs):
+        for key in decodings:
+            beside = summarise_scores([[run.labelled[name][key] for run in runs] for name in names], **bootstrap)
+            table[key] = [own | {LABELLER: other["reward"]} for own, other in zip(table[key], beside, strict=True)]
     return {
         "recipe": runs[0].recipe,
         "start": names[0],

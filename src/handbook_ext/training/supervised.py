@@ -51,6 +51,7 @@ def fit_arguments(fit: FitSettings, folder: Path, processes: int, seed: int) -> 
     settings = OptimizerSettings(
         learning_rate=fit.learning_rate, num_train_epochs=fit.num_train_epochs, global_batch_size=fit.global_batch_size,
         per_device_train_batch_size=fit.per_device_train_batch_size, max_length=8, save_steps=fit.save_steps,
+        bf16=fit.bf16,
     )  # fmt: skip
     return optimizer_arguments(settings, folder, processes, seed)
 

@@ -1,0 +1,19 @@
+"""A whole conversation for a reward model: the template of one that has none, and what is kept where it is too long."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+# For an encoder, which has no chat template of its own: [CLS]user: What is ...?[SEP]assistant: It is ...[SEP]
+PLAIN_TEMPLATE = (
+    "{{ cls_token }}{% for message in messages %}"
+    "{{ message['role'] }}: {{ message['content'] }}{{ sep_token or eos_token }}"
+    "{% endfor %}"
+)
+
+
+def kept_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
+    """Returns the last `max_length` tokens; a leading class token, which an encoder's head reads, stays the first of them."""
+    if len(ids) > max_length and tokenizer.cls_token_id is not None and ids[0] == tokenizer.cls_token_id:
+        return [ids[0], *ids[len(ids) - max_length + 1 :]]
+    return ids[-max_length:]
