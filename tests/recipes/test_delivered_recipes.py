@@ -51,7 +51,7 @@ def test_every_recipe_resolves_under_every_variant_and_what_cannot_be_is_refused
 
 def test_only_selm_explores() -> None:
     exploring = {name for name in FILES if any(course(name, "train.alpha"))}
-    assert exploring == {"zephyr-selm", "llama3-selm", "phi3-selm", "tiny-selm"}
+    assert exploring == {"zephyr-selm", "llama3-selm", "phi3-selm", "tiny-selm", "smollm2-selm"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=[str(path.relative_to(ROOT)) for path in PATHS])
