@@ -108,9 +108,8 @@ class Stage(Generic[S]):
     def finished(self, *, share: bool = False) -> bool:
         """Verifies the inputs, then returns whether the artifact was made from exactly these inputs and settings.
 
-        With `share` a sibling run's equal artifact is taken over in any case, not only under HANDBOOK_SHARE=1.
-        A finished artifact is touched, so that make sees it newer than its inputs. Otherwise the workspace is made
-        ready; one left by other settings or inputs is deleted, saying what changed.
+        With `share`, as under HANDBOOK_SHARE=1, a sibling's equal artifact is taken over. A finished one is touched, so that make
+        sees it newer than its inputs. Otherwise the workspace is made ready; one left by other settings or inputs is deleted.
         """
         self.artifact.parent.mkdir(parents=True, exist_ok=True)
         self._lock(self.artifact.parent)
