@@ -16,7 +16,7 @@ from handbook_ext.recipes.run import resolve
 from tests.recipe_folder import enter_folder
 
 RULES = [name for name in vars(graph) if name.endswith("_rule")]
-READERS = [name for name in RULES if name != "data_rule"]
+READERS = [name for name in RULES if name not in ("data_rule", "checkpoint_rule")]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a folder with a recipe of all stages the current one."""
     enter_folder(tmp_path, monkeypatch)
     Path("recipes/mine/all.yaml").write_text(
-        "base: ../tiny/base.yaml\nhealth: {max_kl: 3}\nrank: {ranker: reward_model}\n"
+        "base: ../tiny/base.yaml\nhealth: {max_kl: 3}\nrank: {ranker: reward_model}\ndata: {dataset: some/pairs}\n"
+        "model: {name_or_path: some/model, package: some-model==1.0}\nevaluate: {judge: apart}\n"
         "iterations: {iter2: {train: {alpha: 0}, select: {rule: sera}}}\n"
     )
 
@@ -43,7 +44,21 @@ def with_inputs(rule: StageRule, inputs: dict[str, str | list[str]]) -> StageRul
 def test_the_recipe_has_every_stage() -> None:
     assert len(RULES) > 10
     stages = {rule.settings.stage for rule in graph.run_rules(resolve("mine-all"))}
-    assert {"data", "sft", "ranker", "generate", "rank", "select", "score", "train", "evaluate", "health", "report"} <= stages
+    assert {
+        "data",
+        "checkpoint",
+        "sft",
+        "ranker",
+        "judge",
+        "generate",
+        "rank",
+        "select",
+        "score",
+        "train",
+        "evaluate",
+        "health",
+        "report",
+    } <= stages
 
 
 @pytest.mark.parametrize("name", READERS)
