@@ -1,6 +1,7 @@
 # make tiny-selm                              the whole loop on a laptop: SFT, DPO, three SELM iterations, report
 # make zephyr-selm-iter3                      whatever iteration 3 still needs, in order; safe to interrupt and to repeat
 # make -n zephyr-selm-iter3                   print the commands instead
+# make zephyr-selm-check                      what a run lacks here, its schedules and its tokens, before anything trains
 # make tiny-selm-why                          why each stage would run again: which setting or input changed
 # make tiny-sera SET="train.beta=0.5"         one try, in a folder of its own; DATA=folder likewise
 # make zephyr-selm LAUNCH=fsdp2 GPUS=4        the same run elsewhere
@@ -47,11 +48,15 @@ endif
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger lint
 override PROJECT   := $(UNPLANNED) bench mutants
+# Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
+# stand in the first word, which holds no letter where a long option comes first.
+override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
+override PREFLIGHT := $(if $(strip $(foreach letter,n q t,$(findstring $(letter),$(LETTERS)))),,--preflight)
 override words      = $(foreach v,$(VARIABLES),$(if $(value $v),--variable=$(call quoted,$v=$(value $v)))) $(foreach v,$(GIVEN),--given=$(call quoted,$v)) -- $(foreach g,$(GOALS),$(call quoted,$g))
 ifneq ($(GIVEN)$(filter-out $(UNPLANNED),$(GOALS)),)
 include $(VENV)/ready
 ifeq ($(if $(wildcard $(VENV)/ready),$(shell find setup.cfg pyproject.toml constraints.txt -newer $(VENV)/ready),absent),)
-override PLAN := $(shell $(PYTHON) scripts/plan_goals.py $(words))
+override PLAN := $(shell $(PYTHON) scripts/plan_goals.py $(PREFLIGHT) $(words))
 ifneq ($(.SHELLSTATUS),0)
 $(error nothing was started)
 endif

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.graph.goals import VARIABLES, WHY, plan_goals, runs_folder
+from handbook_ext.graph.goals import VARIABLES, WHY, Plan, plan_goals, runs_folder
 from handbook_ext.graph.makefile import replaced, write_run
 from handbook_ext.graph.why import why_text
+from handbook_ext.planning.preflight import missing, pending_of, unknown_sizes
 from handbook_ext.recipes.listing import unsupported_settings
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("goal", nargs="*", help="goals of make")
     parser.add_argument("--variable", action="append", default=[], metavar="NAME=VALUE", help="a variable as make knows it")
     parser.add_argument("--given", action="append", default=[], metavar="NAME", help="a variable of make's command line")
+    parser.add_argument("--preflight", action="store_true", help="refuse goals whose stages lack something on this machine")
     arguments = parser.parse_args(argv)
     variables = dict.fromkeys(arguments.given, "") | dict(each.split("=", 1) for each in arguments.variable)
     plan = plan_goals(arguments.goal, {name: value for name, value in variables.items() if name in VARIABLES}, arguments.given)
@@ -35,9 +37,22 @@ def main(argv: list[str]) -> None:
         replaced(path, text)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror}); check RUNS and the disk") from None
-    notes = {line: run.recipe for run in plan.runs.values() for line in unsupported_settings(run)}
-    sys.stderr.write("".join(f"note: {recipe}: {line}\n" for line, recipe in notes.items()))
+    if arguments.preflight:
+        preflight(plan, runs)
+    else:
+        notes = {line: run.recipe for run in plan.runs.values() for line in unsupported_settings(run)}
+        sys.stderr.write("".join(f"note: {recipe}: {line}\n" for line, recipe in notes.items()))
     print(" ".join([str(path), *(str(runs / name / "run.mk") for name in plan.runs)]))
+
+
+def preflight(plan: Plan, runs: Path) -> None:
+    """Raises UserError, a line for each, for all that the stages still to be made need and cannot have here."""
+    goals = {goal: pending_of(plan.runs, wanted, runs) for goal, wanted in plan.wanted.items()}
+    lines = missing(goals)
+    if lines or any(goal.endswith("-check") for goal in goals):
+        sys.stderr.write("".join(f"note: {line}\n" for line in unknown_sizes(goals)))
+    if lines:
+        raise UserError(*lines)
 
 
 if __name__ == "__main__":

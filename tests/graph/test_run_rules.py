@@ -124,13 +124,15 @@ def changed_stages(before: Run, after: Run) -> set[str]:
 def test_one_setting_changes_only_its_stages(folder: Path) -> None:
     base = mine("seed: 1\n")
     late = mine("iterations: {iter3: {train: {learning_rate: 3.3e-5}}}\n")
-    assert changed_stages(base, late) == {"iter3/train.yaml"}
+    assert changed_stages(base, late) == {"iter3/train.yaml", "check.yaml"}
     sampling = mine("iterations: {iter2: {generate: {temperature: 1.23}}}\n")
     assert changed_stages(base, sampling) == {"iter2/generate.yaml"}
     assert changed_stages(base, mine("report: {title: x}\n")) == {"report.yaml"}
     assert changed_stages(base, mine("launch: gpu\n")) == set()
     batch = mine("iterations: {iter1: {train: {global_batch_size: 4096}}}\n")
-    assert changed_stages(base, batch) == {"iter1/train.yaml", "iter1/score.yaml"}
+    assert changed_stages(base, batch) == {"iter1/train.yaml", "iter1/score.yaml", "check.yaml"}
+    assert changed_stages(base, mine("data: {max_truncated: 0.1}\n")) == {"check.yaml"}
+    assert "check.yaml" not in changed_stages(base, mine("train: {beta: 0.7}\n"))
     assert "iter0/train.yaml" in changed_stages(base, mine("train: {num_train_epochs: 7}\n"))
     assert changed_stages(base, mine("train: {weight_decay: 0}\nscore: {}\n")) == set()
 
@@ -147,7 +149,9 @@ def test_run_mk_is_a_table_of_contents(folder: Path) -> None:
         "    runs/mine-selm/iter1/completions.jsonl \\\n"
         "    runs/mine-selm/iter1/completions.manifest.json \\\n"
         "    runs/mine-selm/data/rows/manifest.json \\\n"
-        "    runs/mine-selm/ranker/model/manifest.json\n"
+        "    runs/mine-selm/ranker/model/manifest.json \\\n"
+        "    | runs/mine-selm/check.json \\\n"
+        "    runs/mine-selm/check.manifest.json\n"
         "\t$(ACCELERATE) --config_file recipes/accelerate/ddp.yaml scripts/rank_completions.py runs/mine-selm/iter1\n"
     ) in text
     assert "\t$(PYTHON) scripts/select_pairs.py runs/mine-selm/iter1\n" in text
@@ -201,7 +205,8 @@ iterations: {{iter2: {{rank: {{ranker: reward_model, model: {tmp_path}/judge}}}}
     os.utime(tmp_path / "own.jinja", ns=(1, 1))
     os.utime(tmp_path / "judge/config.json", ns=(1, 1))
     changed = {name for name, rule in rules.items() if stamp_text(rule.external) != stamps[name]}
-    assert changed == {"sft/sft.yaml", "iter2/rank.yaml"}
+    assert changed == {"check.yaml", "sft/sft.yaml", "iter2/rank.yaml"}
+    assert "model.safetensors" not in {path.name for path in rules["check.yaml"].external}
     assert values_of(mine(text)) == before  # The contents are compared by the stages, when they read them.
     started = rules_of(mine(text + "sft: null\n"))
     assert "own.jinja" in {path.name for path in started["iter0/train.yaml"].external}
@@ -237,13 +242,21 @@ def test_limits_of_health_hold_back_the_next_iteration_and_the_report(folder: Pa
         "iter2/completions.jsonl",
     ]
     for stage in ("generate", "score", "train"):
-        assert rules[f"iter3/{stage}.yaml"].after == ("iter2/health.json",)
+        assert rules[f"iter3/{stage}.yaml"].after == ("check.json", "iter2/health.json")
     assert rules["report.yaml"].after == ("iter3/health.json",)
     single = mine(
         "health: {max_length_gap: 9}\niterations: {iter0: {}, iter1: null, iter2: null, iter3: null}\ndata: {portions: 1}\n"
     )
     assert rules_of(single)["report.yaml"].after == ("iter0/health.json",)
-    assert not any(rule.after for rule in rules_of(mine(SERA)).values())
+
+
+def test_the_check_comes_before_every_stage_that_loads_a_policy_and_is_the_input_of_none(folder: Path) -> None:
+    for text in ("", SERA, "data: {dataset: some/pairs}\nrank: {ranker: self}\nlaunch: gpu\n"):
+        rules = run_rules(mine(text))
+        assert [rule.artifact for rule in rules[:2]] == ["data/rows", "check.json"]
+        assert {rule.after for rule in rules if rule.loads_policy} == {("check.json",)}
+        assert not any(rule.after for rule in rules if not rule.loads_policy)
+        assert not any("check.json" in rule.inputs for rule in rules)
 
 
 @pytest.mark.parametrize(("text", "stages"), [

@@ -63,7 +63,7 @@ def test_settings_are_rewritten_only_when_they_change(folder: Path) -> None:
     assert write_run(mine("# a comment moves every line\n" + text), Path("runs")) == []
     assert {path: path.stat().st_mtime_ns for path in first} == stamps
     again = write_run(mine(text + "iterations: {iter3: {train: {learning_rate: 2e-4}}}\n"), Path("runs"))
-    assert again == [Path("runs/mine-selm/iter3/train.yaml")]
+    assert again == [Path("runs/mine-selm/check.yaml"), Path("runs/mine-selm/iter3/train.yaml")]
     Path("runs/mine-selm/iter1/train.yaml").write_text("cut of")
     Path("runs/mine-selm/run.mk").write_bytes(b"\xff")
     write_run(mine(text + "iterations: {iter3: {train: {learning_rate: 2e-4}}}\n"), Path("runs"))

@@ -90,7 +90,7 @@ def planned(*goals: str, **variables: str) -> dict[Path, list[str]]:
 
 # What make, bash or a terminal would not take for a letter of a name.
 HARMFUL = set("$()`;&|<>'\"\\#%:=~*?[]{}!^\t\r\x0b\x0c\x00\x1b")
-COMMANDS = {"$(PYTHON)", "$(WARM)", "$(ACCELERATE)", "@cat"}
+COMMANDS = {"$(PYTHON)", "$(WARM)", "$(ACCELERATE)", "@cat", "@$(PYTHON)"}
 OPTIONS = {"--config_file", "--num_processes", "--beside", "--out", "--seeds", "--runs"}
 
 
@@ -112,6 +112,7 @@ def harmless(text: str) -> list[tuple[list[str], list[str]]]:
             head, colon, needed = line.partition(" &:" if " &:" in line else ":")
             assert colon, line
             targets, prerequisites = head.removesuffix(" ").split(" "), needed.removeprefix(" ").split(" ")
+            prerequisites = [word for word in prerequisites if word != "|"]  # Of what lies behind it make minds no time.
             for word in [*targets, *filter(None, prerequisites)]:
                 _plain(word)
             rules.append((targets, prerequisites))

@@ -16,7 +16,7 @@ from tests.recipes.hostile_names import CODE, FILE_NAMES, examples, words
 from tests.workspace import Workspace
 
 ROWS = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
-STAGES = ["prepare_data", "train_sft", "train_ranker", "evaluate_policy", "select_pairs"]
+STAGES = ["prepare_data", "check_run", "train_sft", "train_ranker", "evaluate_policy", "select_pairs"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def a_data_file_in_make(workspace: Workspace, name: str, in_folder: bool) -> Non
     if done.returncode:
         assert "UTF-8" in done.stderr or name in ("train", "test")
     else:
-        assert stages(done)[:5] == STAGES
+        assert stages(done)[:6] == STAGES
 
 
 def a_recipe_in_make(workspace: Workspace, name: str, goal: str) -> None:

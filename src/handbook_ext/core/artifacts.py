@@ -27,6 +27,7 @@ START = "start"
 UNHASHED = {"manifest.json", "trainer_state.json"}
 # What every manifest has; one without is damaged.
 NEEDED_OF_MANIFEST = {"stage", "sha256", "files", "key", "inputs", "settings", "counts"}
+WEIGHTS = {".safetensors", ".bin"}
 ADAPTER_CONFIG = "adapter_config.json"
 # Suffixes of what transformers reads from a checkpoint. ".py": the code of a model that needs trust_remote_code.
 LOADED = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"}

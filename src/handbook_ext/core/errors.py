@@ -14,7 +14,7 @@ DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "f
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave; its message is one line and needs no traceback."""
+    """A mistake in what the user gave; its message is one line and needs no traceback. Several mistakes are several messages."""
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
@@ -27,7 +27,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        _say(str(error))
+        for message in error.args:
+            _say(str(message))
         sys.exit(2)
     except KeyboardInterrupt:
         _say("interrupted; finished work is kept; the same command resumes from it")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.makefile import PLAIN, plain, targets_of
+from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.overrides import Override, parse_data, parse_set
@@ -39,15 +40,23 @@ READERS = {"run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"
 
 @dataclass
 class Plan:
-    """The runs that goals need, by name, the lines of make that connect goals with them, and the runs to be explained."""
+    """The runs that goals need, by name, the lines of make that connect goals with them, and the runs to be explained.
+
+    `wanted` has by goal the artifacts to be made for it: each the name of its run and the path in the run's folder.
+    """
 
     runs: dict[str, Run] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     explained: list[str] = field(default_factory=list)
+    wanted: dict[str, dict[tuple[str, str], None]] = field(default_factory=dict)
 
     def add(self, run: Run) -> Run:
         """Adds a run once; returns it."""
         return self.runs.setdefault(run.name, run)
+
+    def want(self, goal: str, run: Run, artifact: str) -> None:
+        """Adds an artifact that a goal asks for."""
+        self.wanted.setdefault(goal, {})[run.name, artifact] = None
 
     def goal(self, name: str, needed: Sequence[str], *commands: str, share: bool = False) -> None:
         """Adds a goal that is no file. With `share` runs take over what is equal by content."""
@@ -145,15 +154,22 @@ class _Planner:
             self._plan_file(goal)
             return
         # One suffix: whatever is left must be the name of a run.
-        name, suffix = re.fullmatch(r"(.+?)(-iter[0-9]+|-report|-why)?", goal).groups()  # type: ignore[union-attr]
+        name, suffix = re.fullmatch(r"(.+?)(-iter[0-9]+|-report|-why|-check)?", goal).groups()  # type: ignore[union-attr]
         run = self._run(name)
         folder = self._folder(run)
         if suffix is not None and suffix.startswith("-iter"):
-            self.plan.goal(goal, [f"{folder}/{run.iteration(suffix[1:]).name}/policy/manifest.json"])
+            policy = f"{run.iteration(suffix[1:]).name}/policy"
+            self.plan.want(goal, run, policy)
+            self.plan.goal(goal, [f"{folder}/{policy}/manifest.json"])
         elif suffix == "-why":
             self.plan.explained.append(run.name)
             self.plan.goal(goal, [], f"@cat {folder}/{WHY}")
+        elif suffix == "-check":
+            # What the whole run would lack is told, but nothing of it is made.
+            self.plan.want(goal, run, "report")
+            self.plan.goal(goal, [f"{folder}/{each}" for each in targets_of(CHECK)], f"@$(PYTHON) scripts/show_check.py {folder}")
         else:
+            self.plan.want(goal, run, "report")
             self.plan.goal(goal, [f"{folder}/report/manifest.json"])
 
     def plan_seeds(self, goal: str) -> None:
@@ -166,6 +182,8 @@ class _Planner:
         ]
         if twice := {run.name for run in ours} & {run.name for run in theirs}:
             raise UserError(f"BESIDE: {min(twice)} is a run of {goal} itself; name another recipe")
+        for run in (*ours, *theirs):
+            self.plan.want(goal, run, "report")
         folders = [[self._folder(run) for run in runs] for runs in (ours, theirs)]
         command = ["$(PYTHON) scripts/write_report.py", *folders[0], *(["--beside", *folders[1]] if theirs else [])]
         reports = [f"{folder}/report/manifest.json" for each in folders for folder in each]
@@ -187,6 +205,8 @@ class _Planner:
             rows = [run_of_row(row, name, seed, self.root, **self.launch) for seed in self.seeds]
             runs = [self.plan.add(run) for run in distinct_seeds(rows)]
             for policy in (runs[0].start, row.policy or runs[0].iterations[-1].name):
+                for run in runs:
+                    self.plan.want(goal, run, f"{policy}/eval.json")
                 files = [f"{self._folder(run)}/{each}" for run in runs for each in targets_of(f"{policy}/eval.json")]
                 needed.setdefault((runs[0].name, policy), files)
         seeds = " ".join(map(str, self.seeds))
@@ -207,9 +227,10 @@ class _Planner:
                 f"'{goal}' is a file of another run than SET and DATA make here: theirs is {prefix}{run.name}/; "
                 "give the same words as for its run, or leave them out"
             )
-        targets = [target for rule in run_rules(run) for target in targets_of(rule.artifact)]
+        targets = {target: rule.artifact for rule in run_rules(run) for target in targets_of(rule.artifact)}
         if rest not in targets:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")
+        self.plan.want(goal, run, targets[rest])
 
     def _run(self, name: str, overrides: Sequence[Override] | None = None) -> Run:
         """Returns a run by name, planned, under what overrides it: the command line's SET and DATA, or what is given."""

@@ -131,11 +131,14 @@ def _rule_lines(rule: StageRule, folder: str, launch: Launch) -> list[str]:
     """
     targets = targets_of(rule.artifact)
     needed = [rule.settings_file, *([stamp_file(rule)] if rule.external else [])]
-    for name in dict.fromkeys([*rule.inputs, *rule.after]):
+    for name in dict.fromkeys(rule.inputs):
         needed += targets_of(whole_of(name))
+    # Behind the bar: what must be there first, and whose time then does not matter.
+    waited = [target for name in dict.fromkeys(rule.after) for target in targets_of(name)]
     sign = "&:" if len(targets) > 1 else ":"
     head = " ".join(plain(f"{folder}/{each}") for each in targets)
     prerequisites = [f"    {plain(f'{folder}/{name}')}" for name in dict.fromkeys(needed)]
+    prerequisites += [f"    {'| ' * (not place)}{plain(f'{folder}/{name}')}" for place, name in enumerate(waited)]
     return [
         f"{head} {sign} \\",
         *(f"{each} \\" for each in prerequisites[:-1]),

@@ -15,6 +15,7 @@ from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import RankSettings, Recipe
 
 ROWS = "data/rows"
+CHECK = "check.json"
 PARTS = tuple(f"{ROWS}/{name}.jsonl" for name in ("sft", "train", "test"))
 
 
@@ -22,8 +23,9 @@ PARTS = tuple(f"{ROWS}/{name}.jsonl" for name in ("sft", "train", "test"))
 class StageRule:
     """One stage of a run: the folder that its script is given, what determines it, and what else make must know.
 
-    `after` are artifacts that must be there although the stage does not read them. `external` are files outside the run: make
-    sees that one changed, the stage compares contents. `loads_policy` decides how the script is launched.
+    `after` are artifacts that must be there although the stage does not read them; made anew, they start nothing. `external`
+    are files outside the run: make sees that one changed, the stage compares contents. `loads_policy` decides how the script
+    is launched.
     """
 
     folder: str

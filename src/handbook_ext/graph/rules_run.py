@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from handbook_ext.core.artifacts import START
+from handbook_ext.core.artifacts import START, WEIGHTS
 from handbook_ext.graph import stages as files
 from handbook_ext.graph.rule import (
     ROWS,
@@ -20,7 +20,9 @@ from handbook_ext.graph.rule import (
     seen_from,
 )
 from handbook_ext.recipes.run import Run
-from handbook_ext.recipes.settings import Recipe
+from handbook_ext.recipes.settings import DataSettings, OptimizerSettings, Recipe, Section
+
+S = TypeVar("S", bound=Section)
 
 JUDGE = "judge"
 """The folder of the judge that labels no pair."""
@@ -31,7 +33,7 @@ def data_rule(run: Run) -> StageRule:
     data = run.settings.data
     needs = {name for each in run.iterations for name in ("data_scores", "rated_answers") if getattr(each.needs, name)}
     local = [Path(name) for name in (data.train, data.test, data.sft) if name and Path(name).is_file()]
-    settings = files.DataStage(stage="data", **about(run), needs=sorted(needs), data=data)
+    settings = files.DataStage(stage="data", **about(run), needs=sorted(needs), data=_part(DataSettings, data))
     return StageRule("", settings, "prepare_data.py", loads_policy=False, external=tuple(local))
 
 
@@ -42,6 +44,33 @@ def checkpoint_rule(run: Run) -> StageRule:
     settings = files.CheckpointStage(stage="checkpoint", **{**about(run), "seed": 0}, model=model)
     template = (model.template_file,) if model.template_file else ()
     return StageRule("", settings, "fetch_checkpoint.py", loads_policy=False, external=template)
+
+
+def check_rule(run: Run) -> StageRule:
+    """Returns the rule that looks at schedules and tokens before a stage loads a policy; the weights do not matter to it."""
+    settings, files_here = run.settings, [*checkpoint_of(run, run.start)]
+    fitted = [rank for rank in run.rankers if rank.ranker == "reward_model" and rank.model is not None]
+    rankers = list({(rank.model, rank.revision): rank for rank in fitted}.values())
+    for rank in rankers:
+        files_here += folder_files(rank.model)
+    inputs = seen_from(
+        "", train=f"{ROWS}/train.jsonl", test=f"{ROWS}/test.jsonl", sft=None if settings.sft is None else f"{ROWS}/sft.jsonl"
+    )
+    loops = {
+        each.name: files.Loop(
+            portion=files.Portion(index=each.index, of=settings.data.portions), select=each.settings.select,
+            train=_part(OptimizerSettings, each.settings.train), limits=limits_of(each.settings),
+        )
+        for each in run.iterations
+    }  # fmt: skip
+    tuned = None if settings.sft is None else _part(OptimizerSettings, settings.sft)
+    stage = files.CheckStage(
+        stage="check", **about(run), inputs=inputs, model=settings.model, sft=tuned,
+        fit=settings.rank.fit if run.trains_reward_model else None, rankers=rankers, iterations=loops,
+        long_prompts=settings.data.long_prompts, max_truncated=settings.data.max_truncated,
+    )  # fmt: skip
+    external = tuple(path for path in files_here if path.suffix not in WEIGHTS)
+    return StageRule("", stage, "check_run.py", loads_policy=False, external=external)
 
 
 def sft_rule(run: Run) -> StageRule:
@@ -114,3 +143,8 @@ def report_rule(run: Run) -> StageRule:
     title = (report.title or run.recipe) + (f" ({', '.join(changes)})" if changes and report.title else "")
     settings = files.ReportStage(stage="report", **about(run), inputs=inputs, policies=policies, title=title, report=report)
     return StageRule("", settings, "write_report.py", loads_policy=False, after=health_of(run, policies[-1]))
+
+
+def _part(kind: type[S], section: S) -> S:
+    """Returns what a section has of the settings of its parent class, so that a stage is identified by these alone."""
+    return kind.model_validate(section.model_dump(include=set(kind.model_fields)))

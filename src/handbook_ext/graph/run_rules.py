@@ -7,9 +7,10 @@ in the run's folder; the settings file of the stage holds the same path, seen fr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.rule import StageRule, whole_of
+from handbook_ext.graph.rule import CHECK, StageRule, whole_of
 from handbook_ext.graph.rules_iteration import (
     generate_rule,
     health_rule,
@@ -19,7 +20,16 @@ from handbook_ext.graph.rules_iteration import (
     select_rule,
     train_rule,
 )
-from handbook_ext.graph.rules_run import checkpoint_rule, data_rule, evaluate_rule, judge_rule, ranker_rule, report_rule, sft_rule
+from handbook_ext.graph.rules_run import (
+    check_rule,
+    checkpoint_rule,
+    data_rule,
+    evaluate_rule,
+    judge_rule,
+    ranker_rule,
+    report_rule,
+    sft_rule,
+)
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 
@@ -31,6 +41,7 @@ def run_rules(run: Run) -> list[StageRule]:
     rules = [data_rule(run)]
     if run.settings.model.package is not None:
         rules.append(checkpoint_rule(run))
+    rules.append(check_rule(run))
     if run.settings.sft is not None:
         rules.append(sft_rule(run))
     if run.trains_reward_model:
@@ -51,7 +62,8 @@ def run_rules(run: Run) -> list[StageRule]:
         rules.append(evaluate_rule(run, each.name, each.settings))
         rules += [health_rule(run, each)] if each.health_limited else []
     rules.append(report_rule(run))
-    return checked(rules)
+    # What the check finds is no input of a training: made anew, it would start none again.
+    return checked([replace(rule, after=(CHECK, *rule.after)) if rule.loads_policy else rule for rule in rules])
 
 
 def checked(rules: Sequence[StageRule]) -> list[StageRule]:

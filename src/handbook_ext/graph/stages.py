@@ -15,6 +15,7 @@ from handbook_ext.recipes.settings import (
     GenerateSettings,
     HealthSettings,
     ModelSettings,
+    OptimizerSettings,
     RankSettings,
     ReportSettings,
     ScoreSettings,
@@ -67,6 +68,29 @@ class CheckpointStage(StageSettings):
     file: ClassVar[str] = "start/checkpoint.yaml"
     artifact: ClassVar[str] = "policy"
     model: ModelSettings
+
+
+class Loop(Section):
+    """What decides how often an iteration's training steps, at which rates, and the tokens that it reads: no more of `train`."""
+
+    portion: Portion
+    select: SelectSettings
+    train: OptimizerSettings
+    limits: Limits
+
+
+class CheckStage(StageSettings):
+    """Looking at schedules and tokens before anything trains; `rankers` are checkpoints, `max_truncated` a share of rows."""
+
+    file: ClassVar[str] = "check.yaml"
+    artifact: ClassVar[str] = "check.json"
+    model: ModelSettings
+    sft: OptimizerSettings | None
+    fit: FitSettings | None
+    rankers: list[RankSettings]
+    iterations: dict[str, Loop]
+    long_prompts: Literal["error", "truncate", "drop"]
+    max_truncated: float | None
 
 
 class SFTStage(StageSettings):

@@ -37,7 +37,7 @@ def reasons(rules: Sequence[StageRule], folder: Path) -> list[tuple[str, list[st
     edited: set[str] = set()
     for rule in rules:
         why = _own_reasons(rule, folder)
-        why += [f"{name} will be made first" for name in _of(again, [*rule.inputs, *rule.after])]
+        why += [f"{name} will be made first" for name in _of(again, rule.inputs)]
         refused = _of(edited, rule.inputs)
         if why and refused:
             why += [f"but {name} was changed by hand, so it will refuse" for name in refused]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -92,7 +92,7 @@ class RewardModel:
     @torch.no_grad()
     def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
         """Returns the classifier's logits; texts of similar length share a batch, so that little is padded."""
-        ids = self.text.ids([self.text.render([*prompt, *assistant(text)]) for prompt, text in items])
+        ids = judged_ids(self.text, items)
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         verdicts: dict[int, Verdict] = {}
         for start in range(0, len(order), self.batch_size):
@@ -103,6 +103,12 @@ class RewardModel:
             for place, score in zip(places, scores, strict=True):
                 verdicts[place] = Verdict(score, len(ids[place]) > self.max_length)
         return [verdicts[place] for place in range(len(items))]
+
+
+def judged_ids(text: Any, items: Sequence[tuple[Messages, str]]) -> list[list[int]]:
+    """Returns the token ids of prompts with a completion each as a reward model reads them; `text` is its TextTokens."""
+    ids: list[list[int]] = text.ids([text.render([*prompt, *assistant(answer)]) for prompt, answer in items])
+    return ids
 
 
 def make_ranker(

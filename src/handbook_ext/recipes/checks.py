@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.settings import DATA_SUFFIXES, DataSettings, RankSettings, Recipe
+from handbook_ext.recipes.settings import DATA_SUFFIXES, CheckedData, DataSettings, RankSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Key, Tree, nearest, shown
 
 LONGEST = 60
@@ -169,7 +169,7 @@ def _check_checkpoint(key: Key, value: str | None, tree: Tree) -> None:
         ) from None
 
 
-def _found_data(data: DataSettings, tree: Tree) -> DataSettings:
+def _found_data(data: CheckedData, tree: Tree) -> CheckedData:
     """Returns the data settings with the paths of local files, which win over `dataset`."""
     stated = {"train": data.train, "test": data.test}
     files = [name for name, value in stated.items() if value.endswith(DATA_SUFFIXES)]

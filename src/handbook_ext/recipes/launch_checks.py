@@ -15,6 +15,8 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.settings import OptimizerSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Tree, nearest, shown
 
+ON_CPU = ("cpu", "zero3-cpu")
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -24,6 +26,11 @@ class Launch:
     processes: int
     replaced: bool = False
     gpus: int | None = None
+
+    @property
+    def on_cpu(self) -> bool:
+        """Tells whether its processes need no GPU."""
+        return self.name in ON_CPU
 
 
 def launch_of(stated: str, tree: Tree, root: Path, *, launch: str | None = None, gpus: int | None = None) -> Launch:

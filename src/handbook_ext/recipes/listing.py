@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from handbook_ext.core.artifacts import START
+from handbook_ext.core.machine import has_package, visible_gpus
 from handbook_ext.recipes.checks import dotted
 from handbook_ext.recipes.names import RECIPES, paper_row, recipe_files, variants_of
 from handbook_ext.recipes.overrides import inline
@@ -45,11 +45,9 @@ def listed_recipes(root: Path = RECIPES) -> Iterator[ListedRecipe]:
 def missing_here(run: Run) -> list[str]:
     """Returns what a machine like this one, and this version, lacks to run a recipe; found without loading anything heavy."""
     lacks = sorted({value for _, value, _ in unsupported(run)})
-    if run.launch.name not in ("cpu", "zero3-cpu"):
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
-        if gpus < run.launch.processes:
-            lacks.append(f"{run.launch.processes} GPUs" if run.launch.processes > 1 else "a GPU")
-    if run.launch.name.startswith("zero") and find_spec("deepspeed") is None:
+    if not run.launch.on_cpu and visible_gpus() < run.launch.processes:
+        lacks.append(f"{run.launch.processes} GPUs" if run.launch.processes > 1 else "a GPU")
+    if run.launch.name.startswith("zero") and not has_package("deepspeed"):
         lacks.append("deepspeed (extra gpu)")
     return lacks
 

@@ -10,6 +10,7 @@ from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.settings_run import (
     DATA_SUFFIXES,
+    CheckedData,
     DataSettings,
     LoraSettings,
     ModelSettings,
@@ -33,7 +34,7 @@ from handbook_ext.recipes.settings_stages import (
 from handbook_ext.selection.rules import KEEP_BY, needs_of
 
 __all__ = [
-    "DATA_SUFFIXES", "ENGINES_HERE", "FITTED", "RANKERS_HERE", "DataSettings", "EvaluateSettings", "FitSettings",
+    "DATA_SUFFIXES", "ENGINES_HERE", "FITTED", "RANKERS_HERE", "CheckedData", "DataSettings", "EvaluateSettings", "FitSettings",
     "GenerateSettings", "HealthSettings", "LoraSettings", "ModelSettings", "OptimizerSettings", "RankSettings", "Recipe",
     "ReportSettings", "SFTSettings", "ScoreSettings", "Section", "SelectSettings", "TrainSettings",
 ]  # fmt: skip
@@ -45,7 +46,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(42, description="of data, sampling, order and initial weights")
     launch: str = Field("cpu", description="launch configuration recipes/accelerate/<launch>.yaml; cpu is plain python")
     model: ModelSettings
-    data: DataSettings
+    data: CheckedData
     sft: SFTSettings | None = Field(None, description="null starts from model.name_or_path as it is")
     generate: GenerateSettings = GenerateSettings()
     rank: RankSettings = RankSettings()

@@ -122,6 +122,16 @@ class DataSettings(Section):
     )
 
 
+class CheckedData(DataSettings):
+    """The section `data` of a recipe: what is read, and what is asked of it before anything trains."""
+
+    # Apart from what the data stage is identified by: another limit reads no data again.
+    max_truncated: Fraction | None = Field(
+        None,
+        description="share of the training rows that the limits on length may cut, told by a sample; null is no limit",
+    )
+
+
 class OptimizerSettings(Section):
     """Names and meanings of transformers.TrainingArguments; the batch is stated once, globally."""
 

@@ -16,21 +16,25 @@ from handbook_ext.selection.judged import against_chosen_pairs, best_and_worst_p
 from handbook_ext.selection.keep_by import KEEP_BY
 from handbook_ext.selection.material import Material, Needs, Selected, SelectOptions, by_prompt, portion, require
 from handbook_ext.selection.offline import curriculum_pairs, dataset_pairs, gold_over_sample
-from handbook_ext.selection.sera import sera_needs, sera_pairs
+from handbook_ext.selection.sera import counts, sera_needs, sera_pairs
 
 __all__ = [
-    "KEEP_BY", "Material", "Needs", "RULES", "Rule", "SelectOptions", "Selected", "by_prompt", "needs_of", "portion", "require",
-    "select_pairs",
+    "KEEP_BY", "Material", "Needs", "RULES", "Rule", "SelectOptions", "Selected", "by_prompt", "most_pairs", "needs_of",
+    "portion", "require", "select_pairs",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to make preference pairs: the function from material to pairs, what it needs, and one line about it."""
+    """A way to make preference pairs: the function from material to pairs, what it needs, and one line about it.
+
+    `most` gives the pairs that it makes at most of a number of prompts: one of each, unless the rule says otherwise.
+    """
 
     pairs: Callable[[Material, SelectOptions], Selected]
     needs: Callable[[SelectOptions], Needs]
     summary: str
+    most: Callable[[int, SelectOptions], int] = lambda prompts, options: prompts
 
 
 def always(needs: Needs) -> Callable[[SelectOptions], Needs]:
@@ -44,7 +48,12 @@ RULES = {
     "dataset": Rule(dataset_pairs, always(Needs()), "the original labels"),
     "best_and_worst": Rule(best_and_worst_pairs, JUDGED, "best and worst of samples and offline completions (SELM's rule A)"),
     "against_chosen": Rule(against_chosen_pairs, BOTH_JUDGED, "the sample replaces chosen or rejected (SELM's rule B)"),
-    "sera": Rule(sera_pairs, sera_needs, "offline pairs of largest keep_by, and pairs of the policy's own samples (SeRA)"),
+    "sera": Rule(
+        sera_pairs,
+        sera_needs,
+        "offline pairs of largest keep_by, and pairs of the policy's own samples (SeRA)",
+        lambda prompts, options: sum(counts(prompts, options.keep, options.bootstrap)),
+    ),
     "curriculum": Rule(curriculum_pairs, always(Needs(rated_answers=True)), "the best rated answer over a worse one (Curry-DPO)"),
     "gold_over_sample": Rule(gold_over_sample, always(Needs(samples=True)), "the data's chosen over the first sample (SPIN)"),
 }
@@ -53,6 +62,11 @@ RULES = {
 def needs_of(options: SelectOptions) -> Needs:
     """Returns what the rule of these settings reads besides the offline pairs."""
     return _rule(options).needs(options)
+
+
+def most_pairs(prompts: int, options: SelectOptions) -> int:
+    """Returns how many pairs the rule of these settings makes at most of a number of prompts."""
+    return _rule(options).most(prompts, options)
 
 
 def select_pairs(material: Material, options: SelectOptions) -> Selected:

@@ -1,0 +1,72 @@
+"""What this machine has, found without loading a heavy library: GPUs, memory, Python packages."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+DEVICES = Path("/dev")
+MEMORY = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def visible_gpus() -> int:
+    """Returns how many CUDA devices a process started here would see; CUDA_VISIBLE_DEVICES counts as CUDA reads it."""
+    devices = len([path for path in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]) or _listed_gpus()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not devices:
+        return devices
+    seen: list[str] = []
+    for name in (each.strip() for each in chosen.split(",")):
+        # CUDA stops at the first name that is no device: a number out of range, such as -1, or nothing. Others are UUIDs.
+        if not name or name in seen or (re.fullmatch(r"-?\d+", name) and not 0 <= int(name) < devices):
+            break
+        seen.append(name)
+    return len(seen)
+
+
+def free_memory() -> int | None:
+    """Returns the bytes of main memory that new processes may take, under the limit of a container; None where nobody says."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMORY.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return None
+    free = None if found is None else 1024 * int(found[1])
+    try:
+        limit, used = ((CGROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
+        cache = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return free
+    if free is None or not limit.isdigit():
+        return free
+    return min(free, int(limit) - int(used) + (int(cache[1]) if cache else 0))  # The kernel gives its cache of files back.
+
+
+def has_package(*names: str) -> bool:
+    """Tells whether one of the packages can be imported, without importing it."""
+    return any(find_spec(name) is not None for name in names)
+
+
+def torch_without_cuda() -> bool:
+    """Tells whether the installed torch was built without CUDA, by the file that says so; False where it does not say."""
+    spec = find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
+    if version is None or not version.is_file():
+        return False
+    return re.search(r"^cuda\b.*= None$", version.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def _listed_gpus() -> int:
+    """Returns how many GPUs the driver's own tool lists, where the machine has no device files for them."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    try:
+        done = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=2, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return len(re.findall(r"^GPU \d+:", done.stdout, re.MULTILINE))

@@ -1,0 +1,232 @@
+"""The tokens that the stages of a run will see of some rows, rendered by the functions that those stages use, before they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.core.records import Messages, OfflinePair, PreferencePair
+from handbook_ext.graph.stages import CheckStage, Limits
+from handbook_ext.judging.rankers import judged_ids
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.encoding import encode_pairs
+from handbook_ext.policies.models import load_tokenizer, loading_errors
+from handbook_ext.recipes.settings import RankSettings
+from handbook_ext.sampling.generation import jobs_of
+from handbook_ext.training.scoring import TextGroup, encode_groups
+
+SAMPLE = 1000  # Rows whose truncation is counted, evenly spaced over the data.
+UNCUT = 10**9  # Tokens: no row is as long.
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of how many sampled rows the limits cut the prompt, a completion, either, or drop the row as too long."""
+
+    iterations: list[str]
+    rows: int
+    prompts: int
+    completions: int
+    either: int
+    dropped: int
+
+    @property
+    def line(self) -> str:
+        """Returns the shares in words."""
+        drops = f", {self.dropped / self.rows:.1%} dropped as too long" if self.dropped else ""
+        return (
+            f"{', '.join(self.iterations)}: of {self.rows:,} rows looked at, the prompt is cut in {self.prompts / self.rows:.1%} "
+            f"and {self.completions / self.rows:.1%} a completion{drops}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Returns the shares as check.json has them."""
+        shares = {name: getattr(self, name) / self.rows for name in ("prompts", "completions", "either", "dropped")}
+        return {"iterations": self.iterations, "rows": self.rows, **shares}
+
+
+def checked_tokens(settings: CheckStage, rows: Sequence[OfflinePair]) -> list[Cut]:
+    """Returns what truncation will do to the rows, under each of the run's limits.
+
+    Raises UserError where the stages would see different tokens of a prompt, a begin or end token is missing or doubled, the
+    template is another one than the checkpoint was tuned with, or truncation hits more rows than data.max_truncated.
+    """
+    source = str(settings.model.name_or_path)
+    tokenizer = load_tokenizer(source, settings.model, trained_here=False)
+    examples = shown_rows(rows)
+    if settings.sft is None:
+        refuse_other_template(settings, tokenizer, examples)
+    for row in examples:
+        refuse_wrong_ends(tokenizer, row, source)
+    for limits, _ in limits_of_iterations(settings):
+        for row in examples:
+            refuse_different_prompts(prompts_by_stage(tokenizer, row, limits, settings), row)
+    for rank in settings.rankers:
+        refuse_wrong_judging(rank, examples)
+    cuts = [count_cuts(tokenizer, rows, limits, names) for limits, names in limits_of_iterations(settings)]
+    for cut in cuts:
+        if settings.max_truncated is not None and cut.either > settings.max_truncated * cut.rows:
+            raise UserError(
+                f"{cut.line}; data.max_truncated allows {settings.max_truncated:.1%} of the rows; raise train.max_length or "
+                "max_prompt_length, or the limit"
+            )
+    return cuts
+
+
+def shown_rows(rows: Sequence[OfflinePair]) -> list[OfflinePair]:
+    """Returns the longest row and the one of median length, by characters of prompt and chosen."""
+    ranked = sorted(rows, key=lambda row: sum(len(turn["content"]) for turn in (*row.prompt, *row.chosen)))
+    return [ranked[-1], ranked[len(ranked) // 2]]
+
+
+def limits_of_iterations(settings: CheckStage) -> list[tuple[Limits, list[str]]]:
+    """Returns each different limit on lengths with the iterations that have it."""
+    found: list[tuple[Limits, list[str]]] = []
+    for name, each in settings.iterations.items():
+        names = next((names for limits, names in found if limits == each.limits), None)
+        if names is None:
+            found.append((each.limits, [name]))
+        else:
+            names.append(name)
+    return found
+
+
+def prompts_by_stage(
+    tokenizer: PreTrainedTokenizerBase, row: OfflinePair, limits: Limits, settings: CheckStage
+) -> dict[str, list[int]]:
+    """Returns the token ids of a row's prompt by the stage that reads it, {} for a prompt that is dropped as too long."""
+
+    def encoder() -> ChatEncoder:
+        """Returns an encoder as a stage opens it."""
+        return ChatEncoder(tokenizer, **limits.model_dump())
+
+    if encoder().prompt_ids(row.prompt, row.source or row.prompt_id) is None:
+        return {}
+    [job], _ = jobs_of([row], encoder(), samples=1, seed=settings.seed, iteration="")
+    group = TextGroup(row.prompt_id, row.prompt)
+    group.add(row.chosen_answer)
+    found = {
+        "generate": job.prompt_ids,
+        "evaluate": encoder().prompt_ids(row.prompt, row.source) or [],
+        "score": encode_groups([group], encoder()).groups[0].prompt,
+    }
+    # Without a second completion: one that truncation makes equal to the first would leave no pair.
+    other = [{"role": "assistant", "content": "" if row.chosen[-1]["content"].strip() else "a"}]
+    pair = PreferencePair.of(row.prompt_id, row.prompt, row.chosen, other)
+    found["train"] = encode_pairs([pair], encoder(), explore=False).pairs[0].prompt
+    if settings.sft is not None:
+        tuned = ChatEncoder(tokenizer, settings.sft.max_length, long_prompts="drop").prompt_ids(row.prompt, row.source)
+        cut = encoder()
+        cut.prompt_ids(row.prompt, row.source)
+        if tuned is not None and not cut.cut_prompts:
+            found["sft"] = tuned
+    return found
+
+
+def refuse_different_prompts(prompts: dict[str, list[int]], row: OfflinePair) -> None:
+    """Raises UserError where one stage sees other tokens of a prompt than the others."""
+    for name, ids in prompts.items():
+        first = next(iter(prompts))
+        if ids != prompts[first]:
+            place = next((at for at, (a, b) in enumerate(zip(ids, prompts[first], strict=False)) if a != b), len(ids))
+            raise UserError(
+                f"{row.source or row.prompt_id}: {name} would see other tokens of the prompt than {first}, from token "
+                f"{place + 1} on ({len(ids)} against {len(prompts[first])} tokens); use a chat template that renders a prompt "
+                "alone as it does in a conversation"
+            )
+
+
+def refuse_wrong_ends(tokenizer: PreTrainedTokenizerBase, row: OfflinePair, source: str) -> None:
+    """Raises UserError where a prompt has not the one BOS that its tokenizer adds, or a completion not one end token."""
+    encoder = ChatEncoder(tokenizer, UNCUT)
+    prompt = encoder.prompt_ids(row.prompt, row.source) or []
+    refuse_wrong_bos(tokenizer, prompt, source, row)
+    ends = encoder.end_ids()
+    ids = encoder.completion_ids(row.prompt, row.chosen, len(prompt))
+    count = sum(token in ends for token in ids[-2:])
+    if not ids or ids[-1] not in ends or count != 1:
+        what = "two end tokens" if count > 1 else "no end token"
+        raise UserError(
+            f"{source}: the completion of {row.source or row.prompt_id} ends with {what}; "
+            "use a chat template whose turns end with one of them (model.chat_template), and texts without it"
+        )
+
+
+def refuse_wrong_bos(tokenizer: Any, ids: list[int], source: str, row: OfflinePair) -> None:
+    """Raises UserError where ids have not exactly one BOS, at their head, though the tokenizer adds one to a text."""
+    bos = tokenizer.bos_token_id
+    if bos is None or tokenizer("a")["input_ids"][:1] != [bos]:
+        return
+    # Where one token begins and ends, those within are ends of turns.
+    count = ids.count(bos) if bos != tokenizer.eos_token_id else 1 + (ids[1:2] == [bos])
+    if ids[:1] != [bos] or count != 1:
+        raise UserError(
+            f"{source}: the prompt of {row.source or row.prompt_id} is rendered with {count if ids[:1] == [bos] else 'no'} BOS "
+            "at its head, and the tokenizer adds exactly one; use a chat template that writes it once, and texts without it"
+        )
+
+
+def refuse_other_template(settings: CheckStage, tokenizer: PreTrainedTokenizerBase, examples: Sequence[OfflinePair]) -> None:
+    """Raises UserError where the recipe's template renders otherwise than that with which the checkpoint was tuned."""
+    source = str(settings.model.name_or_path)
+    if settings.model.chat_template is None:
+        return
+    try:
+        own = load_tokenizer(source, settings.model.model_copy(update={"chat_template": None}), trained_here=False)
+    except UserError:
+        return  # It has none, which is why the recipe gives one.
+    for row in examples:
+        if _rendered(tokenizer, row) != _rendered(own, row):
+            raise UserError(
+                f"model.chat_template {settings.model.chat_template!r} renders {row.source or row.prompt_id} otherwise than the "
+                f"template of {source}, with which it was tuned; set chat_template: null, or tune it to the other one (sft)"
+            )
+
+
+def refuse_wrong_judging(rank: RankSettings, examples: Sequence[OfflinePair]) -> None:
+    """Raises UserError where a reward model's template leaves out a text, or writes not exactly one BOS."""
+    source = str(rank.model)
+    with loading_errors(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=rank.revision)
+    if not tokenizer.chat_template:
+        raise UserError(f"rank.model: the tokenizer of {source} has no chat template; use a reward model that has one")
+    for row in examples:
+        ids = judged_ids(tokenizer, row.prompt, row.chosen_answer.text)
+        refuse_wrong_bos(tokenizer, ids, f"rank.model: {source}", row)
+        rendered = str(tokenizer.apply_chat_template([*row.prompt, *row.chosen], tokenize=False))
+        for turn in (row.prompt[-1], row.chosen[-1]):
+            if turn["content"].strip() not in rendered:
+                raise UserError(
+                    f"rank.model: the chat template of {source} leaves out the last turn of the {turn['role']} "
+                    f"({row.source or row.prompt_id}); use a reward model whose template writes both"
+                )
+
+
+def count_cuts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[OfflinePair], limits: Limits, iterations: list[str]) -> Cut:
+    """Returns how many of evenly spaced rows the limits cut; raises UserError for a prompt that leaves no room."""
+    step = max(1, len(rows) // SAMPLE)
+    sample = rows[::step][:SAMPLE]
+    encoder = ChatEncoder(tokenizer, **limits.model_dump())
+    prompts = completions = either = dropped = 0
+    for row in sample:
+        before = encoder.cut_prompts, encoder.cut_completions
+        ids = encoder.prompt_ids(row.prompt, row.source or row.prompt_id)
+        if ids is None:
+            dropped += 1
+            continue
+        for text in (row.chosen, row.rejected):
+            encoder.completion_ids(row.prompt, text, len(ids))
+        cut = encoder.cut_prompts > before[0], encoder.cut_completions > before[1]
+        prompts, completions, either = prompts + cut[0], completions + cut[1], either + any(cut)
+    return Cut(iterations, len(sample), prompts, completions, either, dropped)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, row: OfflinePair) -> tuple[str, str]:
+    """Returns the text of a prompt as for generation, and of the conversation, whose last line break means nothing."""
+    whole: Messages = [*row.prompt, *row.chosen]
+    prompt = tokenizer.apply_chat_template(row.prompt, tokenize=False, add_generation_prompt=True)
+    return str(prompt), str(tokenizer.apply_chat_template(whole, tokenize=False)).rstrip("\n")
