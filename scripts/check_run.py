@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
         return
     rows = read_rows(stage.input("train"), OfflinePair)
     counts = {role: sum(1 for _ in stage.input(role).open(encoding="utf-8")) for role in settings.inputs}
-    schedules = schedules_of(settings, counts)
+    schedules = schedules_of(settings, rows, counts.get("sft", 0))
     refuse_idle(schedules)
     from_scratch = settings.model.name_or_path is None
     cuts = [] if from_scratch else checked_tokens(settings, rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.records import OfflinePair, assistant, user
 from handbook_ext.graph.rules_run import check_rule
 from handbook_ext.graph.stages import CheckStage
 from handbook_ext.planning.schedule import notes_of, refuse_idle, schedules_of
@@ -30,13 +31,19 @@ def settings_of(text: str) -> CheckStage:
     return settings
 
 
+def rows_of(count: int) -> list[OfflinePair]:
+    """So many rows of raw data of which none was dropped."""
+    row = OfflinePair.of("p", user("a"), assistant("b"), assistant("c"), raw_rows=count)
+    return [row.model_copy(update={"raw_row": number}) for number in range(count)]
+
+
 OWN = "data: {dataset: some/pairs}\n"  # The README's recipe for own data: a reward model is fitted first.
 
 
 @pytest.mark.parametrize(("rows", "names"), [(60, ["train"]), (128, ["train"]), (10, ["rank.fit", "train"])])
 def test_rates_that_are_all_zero_are_refused_with_the_reason(rows: int, names: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        refuse_idle(schedules_of(settings_of(OWN), {"sft": rows, "train": rows}))
+        refuse_idle(schedules_of(settings_of(OWN), rows_of(rows), rows))
     assert len(caught.value.args) == len(names)
     for name, message in zip(names, caught.value.args, strict=True):
         assert f"{name}.global_batch_size 32, and warm-up takes 1 optimizer step; give a smaller {name}" in message
@@ -53,7 +60,7 @@ def test_rates_that_are_all_zero_are_refused_with_the_reason(rows: int, names: l
 ])  # fmt: skip
 def test_what_the_refusal_proposes_helps(change: str) -> None:
     text = change if change.startswith("data:") else f"{OWN}{change}"
-    schedules = schedules_of(settings_of(text), {"sft": 60, "train": 60})
+    schedules = schedules_of(settings_of(text), rows_of(60), 60)
     refuse_idle(schedules)
     assert all(each.learning for each in schedules)
 
@@ -62,10 +69,10 @@ def test_delivered_and_test_recipes_are_not_refused() -> None:
     for text in (MICRO, SELM, SERA):
         settings = settings_of(text.strip() + "\n")
         count = 49 if "train_rows: 49" in text else 48
-        refuse_idle(schedules_of(settings, {"sft": 48, "train": count}))
+        refuse_idle(schedules_of(settings, rows_of(count), 48))
     settings = check_rule(resolve("tiny-selm")).settings
     assert isinstance(settings, CheckStage)
-    schedules = schedules_of(settings, {"sft": 20000, "train": 4000})
+    schedules = schedules_of(settings, rows_of(4000), 20000)
     assert notes_of(schedules) == []
     assert [(each.name, len(each.rates), each.warmup_steps) for each in schedules] == [
         ("sft", 1250, 100), *((f"iter{number}", 32, 4) for number in range(4)),
@@ -77,7 +84,7 @@ def test_delivered_and_test_recipes_are_not_refused() -> None:
 
 
 def test_few_steps_of_a_positive_rate_are_a_note() -> None:
-    schedules = schedules_of(settings_of(OWN), {"sft": 200, "train": 200})
+    schedules = schedules_of(settings_of(OWN), rows_of(200), 200)
     refuse_idle(schedules)
     [note] = notes_of(schedules)
     assert "above 0: iter0 1, iter1 1, iter2 1, iter3 1; a smaller global_batch_size or more rows" in note
@@ -85,7 +92,13 @@ def test_few_steps_of_a_positive_rate_are_a_note() -> None:
 
 def test_rows_that_make_no_portions_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.portions: 3 rows cannot make 4 portions; lower it or give more rows"):
-        schedules_of(settings_of(OWN), {"sft": 3, "train": 3})
+        schedules_of(settings_of(OWN), rows_of(3), 3)
+
+
+def test_a_dropped_row_is_missing_in_its_own_portion() -> None:
+    rows = [row for row in rows_of(200) if row.raw_row not in range(30)]
+    found = {each.name: each.rows for each in schedules_of(settings_of(OWN), rows, 200)}
+    assert [found[f"iter{number}"] for number in range(4)] == [20, 50, 50, 50]
 
 
 def test_sera_makes_the_pairs_of_both_shares_at_most() -> None:

@@ -99,7 +99,7 @@ def test_a_stage_that_sees_other_tokens_is_refused_by_name(
     real = getattr(tokens, name)
 
     def other(items: Any, encoder: Any, **more: Any) -> Any:
-        encoder.prompt_ids = lambda prompt, where: [7, *type(encoder).prompt_ids(encoder, prompt, where)]
+        encoder._with_bos = lambda ids: [7, *ids]
         return real(items, encoder, **more)
 
     monkeypatch.setattr(tokens, name, other)

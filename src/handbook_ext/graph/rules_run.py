@@ -63,9 +63,8 @@ def check_rule(run: Run) -> StageRule:
         )
         for each in run.iterations
     }  # fmt: skip
-    tuned = None if settings.sft is None else _part(OptimizerSettings, settings.sft)
     stage = files.CheckStage(
-        stage="check", **about(run), inputs=inputs, model=settings.model, sft=tuned,
+        stage="check", **about(run), inputs=inputs, model=settings.model, sft=settings.sft,
         fit=settings.rank.fit if run.trains_reward_model else None, rankers=rankers, iterations=loops,
         long_prompts=settings.data.long_prompts, max_truncated=settings.data.max_truncated,
     )  # fmt: skip

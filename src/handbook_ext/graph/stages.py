@@ -85,7 +85,7 @@ class CheckStage(StageSettings):
     file: ClassVar[str] = "check.yaml"
     artifact: ClassVar[str] = "check.json"
     model: ModelSettings
-    sft: OptimizerSettings | None
+    sft: SFTSettings | None
     fit: FitSettings | None
     rankers: list[RankSettings]
     iterations: dict[str, Loop]

@@ -12,8 +12,9 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.records import OfflinePair
 from handbook_ext.graph.stages import CheckStage
-from handbook_ext.selection.rules import most_pairs
+from handbook_ext.selection.rules import most_pairs, portion
 from handbook_ext.training.supervised import fit_arguments, optimizer_arguments
 
 FEW = 3  # Optimizer steps of a positive rate, below which a policy hardly differs from the one it started from.
@@ -30,7 +31,7 @@ class Schedule:
     global_batch_size: int
     warmup_steps: int
     rates: list[float]
-    portion: str = ""
+    part_of: str = ""
 
     @property
     def learning(self) -> int:
@@ -42,7 +43,7 @@ class Schedule:
         """Returns the schedule in words."""
         what = "examples" if self.section == "sft" else "pairs"
         return (
-            f"{self.name}: {self.rows:,} rows{self.portion}, up to {self.examples:,} {what}, {_steps(len(self.rates))} of "
+            f"{self.name}: {self.rows:,} rows{self.part_of}, up to {self.examples:,} {what}, {_steps(len(self.rates))} of "
             f"{self.global_batch_size}, {self.warmup_steps:,} of warm-up, rate up to {max(self.rates, default=0):.3g}"
         )
 
@@ -54,25 +55,23 @@ class Schedule:
         }  # fmt: skip
 
 
-def schedules_of(settings: CheckStage, counts: dict[str, int]) -> list[Schedule]:
+def schedules_of(settings: CheckStage, rows: list[OfflinePair], demonstrations: int) -> list[Schedule]:
     """Returns the schedule of each training of a run in their order: SFT, the reward model, each iteration.
 
-    counts: rows of `sft` and `train`. Raises UserError where the rows cannot make as many portions.
+    demonstrations: rows of SFT. Raises UserError where an iteration's portion of the rows is empty.
     """
     found = []
     if settings.sft is not None:
         arguments = optimizer_arguments(settings.sft, Path("unused"), 1, settings.seed)
-        found.append(_schedule("sft", "sft", counts["sft"], counts["sft"], arguments))
+        found.append(_schedule("sft", "sft", demonstrations, demonstrations, arguments))
     if settings.fit is not None:
         arguments = fit_arguments(settings.fit, Path("unused"), 1, settings.seed)
-        found.append(_schedule("ranker", "rank.fit", counts["train"], counts["train"], arguments))
+        found.append(_schedule("ranker", "rank.fit", len(rows), len(rows), arguments))
     for name, each in settings.iterations.items():
-        rows, of = counts["train"] // each.portion.of, each.portion.of
-        if not rows:
-            raise UserError(f"data.portions: {counts['train']} rows cannot make {of} portions; lower it or give more rows")
+        part, of = len(portion(rows, each.portion.index, each.portion.of)), each.portion.of
         arguments = optimizer_arguments(each.train, Path("unused"), 1, settings.seed)
-        portion = f" of {counts['train']:,} in {of} portions" if of > 1 else ""
-        found.append(_schedule(name, "train", rows, most_pairs(rows, each.select), arguments, portion))
+        whole = f" of {len(rows):,} in {of} portions" if of > 1 else ""
+        found.append(_schedule(name, "train", part, most_pairs(part, each.select), arguments, whole))
     return found
 
 
@@ -105,11 +104,11 @@ def _idle(idle: Sequence[Schedule]) -> str:
     first, names = idle[0], ", ".join(each.name for each in idle)
     batch = max(1, first.examples // (FEW + 1))
     smaller = f"a smaller {first.section}.global_batch_size, such as {batch} (and per_device_train_batch_size with it)"
-    fewer = ", fewer data.portions" if first.portion else ""
+    fewer = ", fewer data.portions" if first.part_of else ""
     more = " or more rows" if first.section == "rank.fit" else f", more rows, or no warm-up ({first.section}.warmup_ratio: 0)"
     return (
         f"{names}: nothing would be learned, since the learning rate is 0 in {_all(len(first.rates))}: {first.rows} "
-        f"rows{first.portion} make {first.examples} examples at most in batches of {first.section}.global_batch_size "
+        f"rows{first.part_of} make {first.examples} examples at most in batches of {first.section}.global_batch_size "
         f"{first.global_batch_size}, and warm-up takes {_steps(first.warmup_steps)}; give {smaller}{fewer}{more}"
     )
 
@@ -124,7 +123,7 @@ def notes_of(schedules: Sequence[Schedule]) -> list[str]:
 
 
 def _schedule(
-    name: str, section: str, rows: int, examples: int, arguments: dict[str, Any], portion: str = ""
+    name: str, section: str, rows: int, examples: int, arguments: dict[str, Any], part_of: str = ""
 ) -> Schedule:  # fmt: skip
     """Returns a training's schedule; its arguments are those of one process, since a global batch is one for every launch."""
     # Neither trackers nor the precision change a rate, and both may be missing where this runs.
@@ -132,7 +131,7 @@ def _schedule(
     batch = parsed.per_device_train_batch_size * parsed.gradient_accumulation_steps
     steps = math.ceil(parsed.num_train_epochs * math.ceil(examples / batch))
     warmup, rates = learning_rates(parsed, steps)
-    return Schedule(name, section, rows, examples, batch, warmup, rates, portion)
+    return Schedule(name, section, rows, examples, batch, warmup, rates, part_of)
 
 
 def _steps(count: int) -> str:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import Messages, OfflinePair, PreferencePair
+from handbook_ext.core.records import Demonstration, Messages, OfflinePair, PreferencePair, assistant
 from handbook_ext.graph.stages import CheckStage, Limits
 from handbook_ext.judging.rankers import judged_ids
-from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import encode_pairs
-from handbook_ext.policies.models import load_tokenizer, loading_errors
+from handbook_ext.policies.models import generation_ends, load_tokenizer, loading_errors
+from handbook_ext.policies.text_tokens import TextTokens
 from handbook_ext.recipes.settings import RankSettings
 from handbook_ext.sampling.generation import jobs_of
 from handbook_ext.training.scoring import TextGroup, encode_groups
+from handbook_ext.training.sft_examples import IGNORED, sft_examples
 
 SAMPLE = 1000  # Rows whose truncation is counted, evenly spaced over the data.
 UNCUT = 10**9  # Tokens: no row is as long.
@@ -49,6 +51,17 @@ class Cut:
         return {"iterations": self.iterations, "rows": self.rows, **shares}
 
 
+class Opened(NamedTuple):
+    """A checkpoint's tokenizer with the recipe's template, and the ids at which its generation_config stops."""
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: frozenset[int]
+
+    def encoder(self, limits: Limits) -> ChatEncoder:
+        """Returns a new encoder under the limits, as the stages open one."""
+        return ChatEncoder(self.tokenizer, **limits.model_dump(), generation_ends=self.ends)
+
+
 def checked_tokens(settings: CheckStage, rows: Sequence[OfflinePair]) -> list[Cut]:
     """Returns what truncation will do to the rows, under each of the run's limits.
 
@@ -57,17 +70,18 @@ def checked_tokens(settings: CheckStage, rows: Sequence[OfflinePair]) -> list[Cu
     """
     source = str(settings.model.name_or_path)
     tokenizer = load_tokenizer(source, settings.model, trained_here=False)
+    opened = Opened(tokenizer, generation_ends(source, settings.model, trained_here=False))
     examples = shown_rows(rows)
     if settings.sft is None:
         refuse_other_template(settings, tokenizer, examples)
     for row in examples:
-        refuse_wrong_ends(tokenizer, row, source)
+        refuse_wrong_ends(opened, row, source)
     for limits, _ in limits_of_iterations(settings):
         for row in examples:
-            refuse_different_prompts(prompts_by_stage(tokenizer, row, limits, settings), row)
+            refuse_different_prompts(prompts_by_stage(opened, row, limits, settings), row)
     for rank in settings.rankers:
         refuse_wrong_judging(rank, examples)
-    cuts = [count_cuts(tokenizer, rows, limits, names) for limits, names in limits_of_iterations(settings)]
+    cuts = [count_cuts(opened, rows, limits, names) for limits, names in limits_of_iterations(settings)]
     for cut in cuts:
         if settings.max_truncated is not None and cut.either > settings.max_truncated * cut.rows:
             raise UserError(
@@ -95,35 +109,34 @@ def limits_of_iterations(settings: CheckStage) -> list[tuple[Limits, list[str]]]
     return found
 
 
-def prompts_by_stage(
-    tokenizer: PreTrainedTokenizerBase, row: OfflinePair, limits: Limits, settings: CheckStage
-) -> dict[str, list[int]]:
-    """Returns the token ids of a row's prompt by the stage that reads it, {} for a prompt that is dropped as too long."""
+def prompts_by_stage(opened: Opened, row: OfflinePair, limits: Limits, settings: CheckStage) -> dict[str, list[int]]:
+    """Returns the token ids of a row's prompt by the stages that must see the same; {} where it is dropped as too long.
 
-    def encoder() -> ChatEncoder:
-        """Returns an encoder as a stage opens it."""
-        return ChatEncoder(tokenizer, **limits.model_dump())
-
-    if encoder().prompt_ids(row.prompt, row.source or row.prompt_id) is None:
+    Where the recipe asks for SELM's way of encoding, training reads other tokens than generation, and is not compared with it.
+    """
+    where = row.source or row.prompt_id
+    encoder = opened.encoder(limits)
+    ids = encoder.prompt_ids(row.prompt, where)
+    if ids is None:
         return {}
-    [job], _ = jobs_of([row], encoder(), samples=1, seed=settings.seed, iteration="")
-    group = TextGroup(row.prompt_id, row.prompt)
-    group.add(row.chosen_answer)
-    found = {
-        "generate": job.prompt_ids,
-        "evaluate": encoder().prompt_ids(row.prompt, row.source) or [],
-        "score": encode_groups([group], encoder()).groups[0].prompt,
-    }
-    # Without a second completion: one that truncation makes equal to the first would leave no pair.
-    other = [{"role": "assistant", "content": "" if row.chosen[-1]["content"].strip() else "a"}]
-    pair = PreferencePair.of(row.prompt_id, row.prompt, row.chosen, other)
-    found["train"] = encode_pairs([pair], encoder(), explore=False).pairs[0].prompt
-    if settings.sft is not None:
-        tuned = ChatEncoder(tokenizer, settings.sft.max_length, long_prompts="drop").prompt_ids(row.prompt, row.source)
-        cut = encoder()
-        cut.prompt_ids(row.prompt, row.source)
-        if tuned is not None and not cut.cut_prompts:
-            found["sft"] = tuned
+    [job], _ = jobs_of([row], opened.encoder(limits), samples=1, seed=settings.seed, iteration="")
+    [evaluated] = opened.encoder(limits).prompts([(row.prompt, where)])
+    found = {"generate": job.prompt_ids, "evaluate": evaluated or []}
+    if not limits.legacy_template and limits.truncation == "always":
+        group = TextGroup(row.prompt_id, row.prompt)
+        group.add(row.chosen_answer)
+        found["score"] = encode_groups([group], opened.encoder(limits)).group(0).prompt
+        # Without the row's second completion: one that truncation makes equal to the first would leave no pair.
+        other = assistant("" if row.chosen_answer.text.strip() else "a")
+        pair = PreferencePair.of(row.prompt_id, row.prompt, row.chosen, other)
+        found["train"] = encode_pairs([pair], opened.encoder(limits), explore=False).pairs[0].prompt
+    if settings.sft is not None and not encoder.cut_prompts:
+        tuning = ChatEncoder(opened.tokenizer, settings.sft.max_length, long_prompts="truncate")
+        plain = settings.sft.model_copy(update={"packing": False, "packing_strategy": "bfd", "loss_on": "completion"})
+        demonstration = Demonstration(prompt_id=row.prompt_id, prompt=row.prompt, completion=row.chosen, source=row.source)
+        [example] = sft_examples([demonstration], tuning, plain).rows
+        if not tuning.cut_prompts:
+            found["sft"] = example["input_ids"][: example["labels"].count(IGNORED)]
     return found
 
 
@@ -140,16 +153,18 @@ def refuse_different_prompts(prompts: dict[str, list[int]], row: OfflinePair) ->
             )
 
 
-def refuse_wrong_ends(tokenizer: PreTrainedTokenizerBase, row: OfflinePair, source: str) -> None:
+def refuse_wrong_ends(opened: Opened, row: OfflinePair, source: str) -> None:
     """Raises UserError where a prompt has not the one BOS that its tokenizer adds, or a completion not one end token."""
-    encoder = ChatEncoder(tokenizer, UNCUT)
-    prompt = encoder.prompt_ids(row.prompt, row.source) or []
-    refuse_wrong_bos(tokenizer, prompt, source, row)
+    encoder = ChatEncoder(opened.tokenizer, UNCUT, generation_ends=opened.ends)
+    [(prompt, [ids])] = encoder.whole_ids([Conversation(row.prompt, [row.chosen], [], row.source)])
+    refuse_wrong_bos(opened.tokenizer, prompt, source, row)
     ends = encoder.end_ids()
-    ids = encoder.completion_ids(row.prompt, row.chosen, len(prompt))
-    count = sum(token in ends for token in ids[-2:])
-    if not ids or ids[-1] not in ends or count != 1:
-        what = "two end tokens" if count > 1 else "no end token"
+    # As rendered: the encoder stops at the first end token, which a prompt of several turns does not.
+    rendered = encoder.text.ids([encoder.text.render([*row.prompt, *row.chosen])])[0]
+    tail = rendered[: 1 + max((at for at, token in enumerate(rendered) if token in ends), default=0)]
+    doubled = len(tail) > 1 and tail[-1] in ends and tail[-2] in ends
+    if doubled or ids[-1:] == [] or ids[-1] not in ends:
+        what = "two end tokens" if doubled else "no end token"
         raise UserError(
             f"{source}: the completion of {row.source or row.prompt_id} ends with {what}; "
             "use a chat template whose turns end with one of them (model.chat_template), and texts without it"
@@ -195,7 +210,7 @@ def refuse_wrong_judging(rank: RankSettings, examples: Sequence[OfflinePair]) ->
     if not tokenizer.chat_template:
         raise UserError(f"rank.model: the tokenizer of {source} has no chat template; use a reward model that has one")
     for row in examples:
-        ids = judged_ids(tokenizer, row.prompt, row.chosen_answer.text)
+        [ids] = judged_ids(TextTokens(tokenizer), [(row.prompt, row.chosen_answer.text)])
         refuse_wrong_bos(tokenizer, ids, f"rank.model: {source}", row)
         rendered = str(tokenizer.apply_chat_template([*row.prompt, *row.chosen], tokenize=False))
         for turn in (row.prompt[-1], row.chosen[-1]):
@@ -206,20 +221,18 @@ def refuse_wrong_judging(rank: RankSettings, examples: Sequence[OfflinePair]) ->
                 )
 
 
-def count_cuts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[OfflinePair], limits: Limits, iterations: list[str]) -> Cut:
+def count_cuts(opened: Opened, rows: Sequence[OfflinePair], limits: Limits, iterations: list[str]) -> Cut:
     """Returns how many of evenly spaced rows the limits cut; raises UserError for a prompt that leaves no room."""
     step = max(1, len(rows) // SAMPLE)
     sample = rows[::step][:SAMPLE]
-    encoder = ChatEncoder(tokenizer, **limits.model_dump())
+    encoder = opened.encoder(limits)
     prompts = completions = either = dropped = 0
     for row in sample:
         before = encoder.cut_prompts, encoder.cut_completions
-        ids = encoder.prompt_ids(row.prompt, row.source or row.prompt_id)
+        [(ids, _)] = encoder.encode([Conversation(row.prompt, [row.chosen, row.rejected], [], row.source or row.prompt_id)])
         if ids is None:
             dropped += 1
             continue
-        for text in (row.chosen, row.rejected):
-            encoder.completion_ids(row.prompt, text, len(ids))
         cut = encoder.cut_prompts > before[0], encoder.cut_completions > before[1]
         prompts, completions, either = prompts + cut[0], completions + cut[1], either + any(cut)
     return Cut(iterations, len(sample), prompts, completions, either, dropped)
