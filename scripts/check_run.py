@@ -28,11 +28,12 @@ def main(argv: list[str]) -> None:
     if stage.finished():
         return
     rows = read_rows(stage.input("train"), OfflinePair)
-    counts = {role: sum(1 for _ in stage.input(role).open(encoding="utf-8")) for role in settings.inputs}
+    roles = [role for role in settings.inputs if role != "policy"]
+    counts = {role: sum(1 for _ in stage.input(role).open(encoding="utf-8")) for role in roles}
     schedules = schedules_of(settings, rows, counts.get("sft", 0))
     refuse_idle(schedules)
     from_scratch = settings.model.name_or_path is None
-    cuts = [] if from_scratch else checked_tokens(settings, rows)
+    cuts = [] if from_scratch else checked_tokens(settings, rows, next(iter(stage.inputs("policy")), None))
     notes, told = notes_of(schedules), [SKIPPED] if from_scratch else [cut.line for cut in cuts]
     sys.stderr.write("".join(f"note: {note}\n" for note in notes) + "".join(f"check: {line}\n" for line in told))
     held = ", ".join(f"{count:,} {name}" for name, count in counts.items())

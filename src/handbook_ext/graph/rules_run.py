@@ -54,7 +54,11 @@ def check_rule(run: Run) -> StageRule:
     for rank in rankers:
         files_here += folder_files(rank.model)
     inputs = seen_from(
-        "", train=f"{ROWS}/train.jsonl", test=f"{ROWS}/test.jsonl", sft=None if settings.sft is None else f"{ROWS}/sft.jsonl"
+        "",
+        train=f"{ROWS}/train.jsonl",
+        test=f"{ROWS}/test.jsonl",
+        sft=None if settings.sft is None else f"{ROWS}/sft.jsonl",
+        policy=policy_artifact(run, START),
     )
     loops = {
         each.name: files.Loop(

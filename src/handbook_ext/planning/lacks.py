@@ -13,6 +13,7 @@ from handbook_ext.core.machine import has_package, torch_without_cuda, visible_g
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.graph.rule import StageRule
 from handbook_ext.graph.stages import (
+    CheckpointStage,
     CheckStage,
     DataStage,
     EvaluateStage,
@@ -108,10 +109,17 @@ def _of_gpus(run: Run, rule: StageRule) -> Iterator[Lack]:
 def _of_checkpoints(run: Run, rule: StageRule) -> Iterator[Lack]:
     """Yields the policy's and the ranker's checkpoint where one is neither here nor to be had."""
     settings, model = rule.settings, run.settings.model
-    if model.name_or_path is not None and _reads_start(run, rule):
+    if model.package is not None:  # It stands in for a hub that is not reached; other stages read what `checkpoint` leaves.
+        if isinstance(settings, CheckpointStage) and not has_package("gguf"):
+            yield _package("gguf", "model.package needs", ".venv/bin/pip install -e '.[gguf]'")
+    elif model.name_or_path is not None and _reads_start(run, rule):
         lack = checkpoint_lack(model.name_or_path, model.revision)
         if lack is not None:
             yield Lack(f"model.name_or_path: {lack[0]}", lack[1])
+    if isinstance(settings, RankerStage) and settings.fit.model is not None and settings.fit.package is None:
+        lack = checkpoint_lack(settings.fit.model, None)
+        if lack is not None:
+            yield Lack(f"rank.fit.model: {lack[0]}", lack[1])
     ranks: list[RankSettings] = settings.rankers if isinstance(settings, CheckStage) else []
     if isinstance(settings, RankStage | EvaluateStage):
         ranks = [settings.rank]

@@ -29,7 +29,7 @@ LONGEST_HEADER = 100_000_000
 def weights_of(run: Run, folder: Path) -> int | None:
     """Returns how many weights a policy of the run has, by its checkpoint or first policy; None where neither is here."""
     name = run.settings.model.name_or_path
-    made = policy_artifact(run.start)
+    made = policy_artifact(run, run.start)
     here = [Path(name)] if name is not None else []
     cached = snapshot("models", name, run.settings.model.revision) if name is not None else None
     for place in [*here, *([cached] if cached is not None else []), *([folder / made] if made else [])]:

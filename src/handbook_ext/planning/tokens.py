@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -62,17 +63,19 @@ class Opened(NamedTuple):
         return ChatEncoder(self.tokenizer, **limits.model_dump(), generation_ends=self.ends)
 
 
-def checked_tokens(settings: CheckStage, rows: Sequence[OfflinePair]) -> list[Cut]:
+def checked_tokens(settings: CheckStage, rows: Sequence[OfflinePair], fetched: Path | None = None) -> list[Cut]:
     """Returns what truncation will do to the rows, under each of the run's limits.
+
+    fetched: the checkpoint, where a stage of the run has fetched it; None is the recipe's.
 
     Raises UserError where the stages would see different tokens of a prompt, a begin or end token is missing or doubled, the
     template is another one than the checkpoint was tuned with, or truncation hits more rows than data.max_truncated.
     """
-    source = str(settings.model.name_or_path)
-    tokenizer = load_tokenizer(source, settings.model, trained_here=False)
-    opened = Opened(tokenizer, generation_ends(source, settings.model, trained_here=False))
+    source, here = str(fetched or settings.model.name_or_path), fetched is not None
+    tokenizer = load_tokenizer(source, settings.model, trained_here=here)
+    opened = Opened(tokenizer, generation_ends(source, settings.model, trained_here=here))
     examples = shown_rows(rows)
-    if settings.sft is None:
+    if settings.sft is None and fetched is None:  # What was fetched has the recipe's template.
         refuse_other_template(settings, tokenizer, examples)
     for row in examples:
         refuse_wrong_ends(opened, row, source)
