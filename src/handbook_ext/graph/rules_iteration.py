@@ -15,6 +15,7 @@ from handbook_ext.graph.rule import (
     health_of,
     limits_of,
     policy_artifact,
+    portion_of,
     ranker_artifact,
     seen_from,
 )
@@ -29,7 +30,7 @@ def generate_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that samples from the policy that starts the iteration."""
     inputs = seen_from(each.name, rows=f"{ROWS}/train.jsonl", policy=policy_artifact(run, each.starts_from))
     settings = files.GenerateStage(
-        stage="generate", **about(run, each), inputs=inputs, portion=_portion(run, each), model=each.settings.model,
+        stage="generate", **about(run, each), inputs=inputs, portion=portion_of(run, each), model=each.settings.model,
         generate=each.settings.generate, limits=limits_of(each.settings),
     )  # fmt: skip
     return StageRule(
@@ -73,7 +74,7 @@ def score_candidates_rule(run: Run, each: Iteration) -> StageRule:
     )  # fmt: skip
     settings = files.ScoreCandidatesStage(
         stage="score", **about(run, each), inputs=inputs, model=each.settings.model, score=each.settings.score,
-        limits=limits_of(each.settings), portion=_portion(run, each), sizes=_sizes(each), texts=texts,
+        limits=limits_of(each.settings), portion=portion_of(run, each), sizes=_sizes(each), texts=texts,
     )  # fmt: skip
     return StageRule(
         each.name, settings, "score_candidates.py", after=health_of(run, each.starts_from), external=checkpoint_of(run, *texts)
@@ -106,7 +107,7 @@ def select_rule(run: Run, each: Iteration) -> StageRule:
         margins = {"reward_form": {"reference": form.reference, "length_normalized": form.length_normalized}}
         margins["terms"] = _terms(run, each)
     settings = files.SelectStage(
-        stage="select", **about(run, each), inputs=inputs, portion=_portion(run, each), select=each.settings.select, **margins
+        stage="select", **about(run, each), inputs=inputs, portion=portion_of(run, each), select=each.settings.select, **margins
     )  # fmt: skip
     return StageRule(each.name, settings, "select_pairs.py", loads_policy=False)
 
@@ -175,8 +176,3 @@ def _sizes(each: Iteration) -> files.BatchSizes:
     return files.BatchSizes(
         per_device_train_batch_size=train.per_device_train_batch_size, head_chunk=train.head_chunk, bf16=train.bf16
     )
-
-
-def _portion(run: Run, each: Iteration) -> files.Portion:
-    """Returns the part of the data that an iteration uses."""
-    return files.Portion(index=each.index, of=run.settings.data.portions)

@@ -16,6 +16,7 @@ from handbook_ext.graph.rule import (
     health_of,
     limits_of,
     policy_artifact,
+    portion_of,
     ranker_artifact,
     seen_from,
 )
@@ -62,7 +63,7 @@ def check_rule(run: Run) -> StageRule:
     )
     loops = {
         each.name: files.Loop(
-            portion=files.Portion(index=each.index, of=settings.data.portions), select=each.settings.select,
+            portion=portion_of(run, each), select=each.settings.select,
             train=_part(OptimizerSettings, each.settings.train), limits=limits_of(each.settings),
         )
         for each in run.iterations

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.settings import (
@@ -23,6 +24,7 @@ from handbook_ext.recipes.settings import (
     SFTSettings,
     TrainSettings,
 )
+from handbook_ext.selection.material import portion
 
 EVALUATION_FORMAT = 4  # Of eval.json; an older one is made again.
 
@@ -39,10 +41,15 @@ class Limits(Section):
 
 
 class Portion(Section):
-    """Which of how many equal consecutive parts of the data an iteration uses, counted from 0."""
+    """Which of how many equal consecutive parts of the data an iteration uses, counted from 0, and how many rows at most."""
 
     index: int
     of: int
+    most: int | None = None
+
+    def rows_of(self, rows: list[OfflinePair]) -> list[OfflinePair]:
+        """Returns the iteration's rows; raises UserError where there are none."""
+        return portion(rows, self.index, self.of, self.most)
 
 
 class BatchSizes(Section):

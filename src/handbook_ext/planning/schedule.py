@@ -14,7 +14,7 @@ from transformers import TrainingArguments, get_scheduler
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.graph.stages import CheckStage
-from handbook_ext.selection.rules import most_pairs, portion
+from handbook_ext.selection.rules import most_pairs
 from handbook_ext.training.supervised import fit_arguments, optimizer_arguments
 
 FEW = 3  # Optimizer steps of a positive rate, below which a policy hardly differs from the one it started from.
@@ -68,7 +68,7 @@ def schedules_of(settings: CheckStage, rows: list[OfflinePair], demonstrations: 
         arguments = fit_arguments(settings.fit, Path("unused"), 1, settings.seed)
         found.append(_schedule("ranker", "rank.fit", len(rows), len(rows), arguments))
     for name, each in settings.iterations.items():
-        part, of = len(portion(rows, each.portion.index, each.portion.of)), each.portion.of
+        part, of = len(each.portion.rows_of(rows)), each.portion.of
         arguments = optimizer_arguments(each.train, Path("unused"), 1, settings.seed)
         whole = f" of {len(rows):,} in {of} portions" if of > 1 else ""
         found.append(_schedule(name, "train", part, most_pairs(part, each.select), arguments, whole))

@@ -110,6 +110,7 @@ class DataSettings(Section):
         0.0, description="share of training pairs whose chosen and rejected are swapped, by seed"
     )
     portions: Positive = Field(1, description="equal consecutive parts of the raw rows, one per iteration; 1 gives each all rows")
+    portion_rows: Positive | None = Field(None, description="raw rows that a portion has at most; null is no limit")
     long_prompts: Literal["error", "truncate", "drop"] = Field(
         "error", description="what to do with a prompt that leaves no room: stop, keep its end, or drop the row"
     )

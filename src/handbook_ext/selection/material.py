@@ -116,18 +116,19 @@ class Selected:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def portion(rows: list[OfflinePair], index: int, of: int) -> list[OfflinePair]:
+def portion(rows: list[OfflinePair], index: int, of: int, most: int | None = None) -> list[OfflinePair]:
     """Returns the rows in the index-th of `of` equal consecutive parts of the raw data; floor division leaves the last unused.
 
-    A row that was dropped makes its own part smaller and moves no other row, as where SELM's code slices the raw split.
+    most: raw rows that a part has at most; None is no limit. A row that was dropped makes its own part smaller and moves no other
+    row, as where SELM's code slices the raw split.
     Raises UserError where there is no row in the part.
     """
-    if of == 1:
+    if of == 1 and most is None:
         return rows
     raw = rows[0].raw_rows
     if raw == 0:
         raise UserError("data.portions: the rows do not say where in the raw data they stand; delete data/rows and run make")
-    size = raw // of
+    size = min(raw // of, most or raw)
     if size == 0:
         raise UserError(f"data.portions: {raw} rows cannot make {of} portions; lower it or give more rows")
     part = [row for row in rows if index * size <= row.raw_row < (index + 1) * size]
