@@ -41,7 +41,7 @@ def test_the_fetched_checkpoint_is_the_policy_that_the_loop_starts_from(workspac
     # SeRA's second iteration asks for margins under the first policy, by its name.
     stored = [json.loads(line) for path in (run / "iter2/logprobs").glob("*.jsonl") for line in path.read_text().splitlines()]
     both = {fetched["policy"], manifest(run / "iter1/policy/manifest.json")["policy"]}
-    assert {row["policy"] for row in stored} <= both
+    assert {row["policy"] for row in stored} == both
     assert "external" in fetched and not manifest(run / "iter1/policy/manifest.json")["external"]
     template = AutoTokenizer.from_pretrained(run / "iter1/policy").chat_template
     assert template == AutoTokenizer.from_pretrained(run / "start/policy").chat_template

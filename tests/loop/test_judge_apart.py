@@ -66,7 +66,8 @@ def test_the_judge_gives_the_rewards_of_record_and_the_ranker_those_beside(run: 
         assert [row[field] for row in rows] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
         assert evaluation[key] == f"fitted {read(run / name / 'model/manifest.json')['sha256'][:12]}"
         assert evaluation["decodings"]["greedy"][f"mean_{field}"] == pytest.approx(fmean(wanted), rel=1e-5)
-    assert "judge/model" not in read(run / "iter1" / "rankings.manifest.json")["inputs"]
+    labelled_by = read(run / "iter1" / "rankings.manifest.json")["inputs"]
+    assert "../ranker/model" in labelled_by and "../judge/model" not in labelled_by
 
 
 def test_the_report_shows_both_columns_and_says_who_labelled(run: Path) -> None:

@@ -311,7 +311,7 @@ def test_a_package_stands_in_for_a_hub_that_is_not_reached(monkeypatch: pytest.M
         Path(f"recipes/mine/{name}.jsonl").write_text("{}\n")
     mine(text.replace("rank:", "data: {train: train.jsonl, test: test.jsonl}\nrank:"))
     lines = told("mine-selm-iter1")
-    assert len(lines) == 1 and "rank.fit.model: 'some/encoder' is neither a folder here" in lines[0]
+    assert len(lines) == 2 and "rank.fit.model: 'some/encoder' is neither a folder here" in lines[1]
     monkeypatch.setattr(lacks, "has_package", lambda *names: "gguf" not in names)
     lines = told("mine-selm-iter1")
-    assert len(lines) == 2 and any("model.package needs the Python package gguf" in line for line in lines)
+    assert len(lines) == 3 and any("model.package needs the Python package gguf" in line for line in lines)

@@ -14,6 +14,7 @@ from handbook_ext.graph.rules_run import check_rule
 from handbook_ext.graph.stages import CheckStage
 from handbook_ext.planning import tokens
 from tests.conftest import TEXTS
+from tests.policies.families import FAMILIES, tokenizer_of
 from tests.recipe_folder import enter_folder, mine
 
 if TYPE_CHECKING:
@@ -164,3 +165,10 @@ def test_what_a_reward_model_would_read_is_looked_at(saved: Callable[..., Path],
         tokens.checked_tokens(settings_of(START.format(start, "null") + rank), rows())
     saved("{{ bos_token }}" + ZEPHYR_BUT, True, name="judge")
     tokens.checked_tokens(settings_of(START.format(start, "null") + rank), rows())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_templates_of_every_family_end_a_turn_as_they_should(name: str) -> None:
+    made = tokenizer_of(name)
+    ends = frozenset(made.convert_tokens_to_ids(list(FAMILIES[name].generation_ends)))
+    tokens.refuse_wrong_ends(tokens.Opened(made, ends), rows(1)[0], name)

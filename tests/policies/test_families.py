@@ -88,7 +88,7 @@ def test_no_special_token_comes_out_of_a_message(name: str, tokenizer: PreTraine
 
     assert specials(prompt) == specials(other)
     assert specials(completion) == specials(plain) == [completion[-1]]
-    assert encoder.text.marked > 0
+    assert encoder.text.holds_special([*attacked[0], *attacked[1]])
     spoken = prompt if inside == "prompt" else completion[:-1]
     assert text.replace(" ", "") in tokenizer.decode(spoken).replace(" ", "")  # The text is there, letter by letter.
     assert encoder.prompt_ids(attacked[0], "p") == prompt.tolist()
@@ -182,3 +182,21 @@ def test_each_text_goes_through_the_tokenizer_once_per_run(
     other_tokenizer = tokenizer_of("smollm2" if name != "smollm2" else "phi3")
     assert TokenStore(tmp_path, other_tokenizer).folder != TokenStore(tmp_path, tokenizer).folder
     assert TokenStore(tmp_path, tokenizer, "legacy").folder != TokenStore(tmp_path, tokenizer).folder
+
+
+def test_a_damaged_file_of_token_ids_is_encoded_again(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [row(user("What should I pack?"), ANSWER)]
+    for damage in (b"", b"ARROW1 and no more"):
+        encoder_of(name, tokenizer, store=TokenStore(tmp_path, tokenizer)).encode(rows)
+        [path] = tmp_path.glob("*/*.arrow")
+        path.write_bytes(damage)
+        [(prompt, [completion])] = encoder_of(name, tokenizer, store=TokenStore(tmp_path, tokenizer)).encode(rows)
+        [(expected, [answer])] = encoder_of(name, tokenizer).encode(rows)
+        assert np.array_equal(prompt, expected) and np.array_equal(completion, answer)
+
+
+def test_a_dropped_row_counts_as_no_cut(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = encoder_of(name, tokenizer, 30, max_prompt_length=10, long_prompts="drop")
+    [(prompt, _)] = encoder.encode([row(user("What should I pack? " * 20), ANSWER, assistant("No."))])
+    assert prompt is None
+    assert (encoder.cut_prompts, encoder.cut_completions) == (0, 0)

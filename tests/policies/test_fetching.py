@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from handbook_ext.core.artifacts import sha256_of
@@ -147,3 +148,17 @@ def test_without_the_package_gguf_one_line_says_what_to_install(tmp_path: Path, 
     monkeypatch.setattr(gguf, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package gguf; install it: .*\[gguf\]"):
         load_gguf(tmp_path / "tiny.gguf", "float32")
+
+
+def test_a_hub_that_says_no_is_not_replaced_by_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt name would train other weights with a note alone."""
+    response = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+    error = HfHubHTTPError("404 Client Error: repository not found", response=response)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fetching.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(fetching.HfApi, "model_info", refuse)
+    with pytest.raises(UserError, match=r"org/mispelt: the hub refuses it \(404 .*\); check the name"):
+        fetching.fetched("org/mispelt", None, "wheel==1", tmp_path)

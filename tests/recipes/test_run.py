@@ -273,3 +273,13 @@ def test_a_file_that_no_goal_could_spell_is_told(folder: Path, stem: str) -> Non
     Path(f"recipes/mine/{stem}.yaml").write_text("base: ../tiny/selm.yaml\n")
     assert not any(name.startswith("mine-") for name in recipe_files())
     assert len(unusable_files()) == 1
+
+
+def test_iterations_whose_log_probs_are_compared_encode_alike(folder: Path) -> None:
+    text = """
+select: {rule: dataset, explore: false}
+train: {alpha: 0, max_prompt_length: 99, truncation: as_needed}
+iterations: {iter0: {}, iter1: {select: {rule: sera}, train: {truncation: always}}, iter2: null, iter3: null}
+"""
+    with pytest.raises(UserError, match=r"iter1: train.max_length, .*truncation, legacy_template must be the same in all iterat"):
+        mine(text)

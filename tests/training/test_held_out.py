@@ -46,3 +46,12 @@ def test_the_line_says_where_a_ranker_is_no_better_than_length() -> None:
     assert "no better than length" in agreement_line(found | {"accuracy": 0.75})
     assert "\n" not in line
     assert "- of 0 of them" in agreement_line(agreement([pair("a", 20, 5)], [1.0]))
+
+
+def test_rows_that_repeat_a_prompt_stay_together_whatever_their_ids() -> None:
+    """The data stage gives a repeated prompt ids of its own: x, x#2."""
+    pairs = [pair(f"p{number % 5}", 1, 2) for number in range(15)]
+    named = [each.model_copy(update={"prompt_id": f"{each.prompt_id}#{number}"}) for number, each in enumerate(pairs)]
+    rest, held = split_by_prompt(named, 0.4, seed=1, purpose="judge")
+    assert (len(rest), len(held)) == (9, 6)
+    assert not {each.prompt[0]["content"] for each in rest} & {each.prompt[0]["content"] for each in held}

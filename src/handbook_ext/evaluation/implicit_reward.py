@@ -37,9 +37,13 @@ def implicit_rewards(
 
     Completions whose prompt is too long are left out.
     """
-    groups: dict[str, TextGroup] = {}  # By prompt, since its completions share one pass of it.
+    # By prompt, since its completions share one pass of it. Where the longest decides what is cut, the policy's own sample, which
+    # is another one for each policy, must not decide it for the held-out pair.
+    apart = encoder.limits.way == "as_needed"
+    groups: dict[tuple[str, bool], TextGroup] = {}
     for each in completions:
-        groups.setdefault(each.prompt_id, TextGroup(each.prompt_id, each.prompt)).add(each.answer)
+        key = (each.prompt_id, apart and each.side == "sample")
+        groups.setdefault(key, TextGroup(each.prompt_id, each.prompt)).add(each.answer)
     ours, theirs = (_sums(model, list(groups.values()), encoder) for model in (policy, initial_policy))
     rows = []
     for each in completions:

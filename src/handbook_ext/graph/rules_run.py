@@ -96,7 +96,9 @@ def ranker_rule(run: Run) -> StageRule:
 
 def judge_rule(run: Run) -> StageRule:
     """Returns the rule that fits the judge of evaluation to the half of the pairs that the labelling ranker has not seen."""
-    return _fit_rule(run, JUDGE, files.JudgeStage(**_fitting(run, JUDGE), stage="judge", part="judge"))
+    return _fit_rule(
+        run, JUDGE, files.JudgeStage(**_fitting(run, JUDGE), stage="judge", part="judge" if run.trains_reward_model else "all")
+    )
 
 
 def _fitting(run: Run, folder: str) -> dict[str, Any]:

@@ -134,7 +134,10 @@ def prompts_by_stage(opened: Opened, row: OfflinePair, limits: Limits, settings:
         pair = PreferencePair.of(row.prompt_id, row.prompt, row.chosen, other)
         found["train"] = encode_pairs([pair], opened.encoder(limits), explore=False).pairs[0].prompt
     if settings.sft is not None and not encoder.cut_prompts:
-        tuning = ChatEncoder(opened.tokenizer, settings.sft.max_length, long_prompts="truncate")
+        tuning = ChatEncoder(
+            opened.tokenizer, settings.sft.max_length, long_prompts="truncate", special_tokens=limits.special_tokens,
+            generation_ends=opened.ends,
+        )  # fmt: skip
         plain = settings.sft.model_copy(update={"packing": False, "packing_strategy": "bfd", "loss_on": "completion"})
         demonstration = Demonstration(prompt_id=row.prompt_id, prompt=row.prompt, completion=row.chosen, source=row.source)
         [example] = sft_examples([demonstration], tuning, plain).rows
@@ -165,7 +168,8 @@ def refuse_wrong_ends(opened: Opened, row: OfflinePair, source: str) -> None:
     # As rendered: the encoder stops at the first end token, which a prompt of several turns does not.
     rendered = encoder.text.ids([encoder.text.render([*row.prompt, *row.chosen])])[0]
     tail = rendered[: 1 + max((at for at, token in enumerate(rendered) if token in ends), default=0)]
-    doubled = len(tail) > 1 and tail[-1] in ends and tail[-2] in ends
+    # Phi-3's template writes its end of a turn, and behind a whole conversation EOS: two tokens, of which the first counts.
+    doubled = len(tail) > 1 and tail[-1] in ends and tail[-2] == tail[-1]
     if doubled or ids[-1:] == [] or ids[-1] not in ends:
         what = "two end tokens" if doubled else "no end token"
         raise UserError(

@@ -113,6 +113,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], encoder: ChatEncoder, *, explo
         if prompt is None:
             result.dropped["prompt too long"] += 1
             continue
+        result.notes["special tokens read as text"] += any(map(encoder.text.holds_special, (row.prompt, *row.completions)))
         chosen, rejected, *sample = completions
         if np.array_equal(chosen, rejected):
             result.dropped["chosen equals rejected after truncation"] += 1
@@ -131,8 +132,6 @@ def encode_pairs(pairs: Sequence[PreferencePair], encoder: ChatEncoder, *, explo
             result.notes["explore is rejected"] += bool(np.array_equal(sample[0], rejected))
     result.notes["prompts cut"] = encoder.cut_prompts
     result.notes["completions cut"] = encoder.cut_completions
-    if encoder.text.marked:
-        result.notes["messages with special tokens, read as text"] = encoder.text.marked
     if not result.rows:
         raise UserError(f"no preference pair is left to train on ({dict(result.dropped)}); check the data and max_length")
     return result

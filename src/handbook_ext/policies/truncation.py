@@ -52,8 +52,9 @@ class Truncation:
         """
         if self.way == "always":
             prompt = self._limited(ids, head, where)
-            room = self.max_length - len(ids if prompt is None else prompt)
-            return prompt, self._cut(completions, room)
+            if prompt is None:
+                return None, list(completions)
+            return prompt, self._cut(completions, self.max_length - len(prompt))
         longest = max(map(len, completions[:decisive]), default=0)
         limit = self.max_prompt_length or self.max_length // 2
         if len(ids) + longest <= self.max_length:

@@ -54,13 +54,14 @@ def check_first_pairs(each: Iteration, *, first: bool) -> None:
 
 
 def check_lengths(iterations: Sequence[Iteration]) -> None:
-    """Raises UserError where margins compare log-probs of completions that iterations cut at different lengths."""
-    limits = [(each.settings.train.max_length, each.settings.train.max_prompt_length) for each in iterations]
+    """Raises UserError where margins compare log-probs of completions that iterations encode or cut in different ways."""
+    names = ("max_length", "max_prompt_length", "truncation", "legacy_template")
+    limits = [tuple(getattr(each.settings.train, name) for name in names) for each in iterations]
     if len(set(limits)) == 1 or not any(each.needs.log_probs for each in iterations):
         return
     odd = iterations[next(index for index, each in enumerate(limits) if each != limits[0])]
     raise UserError(
-        f"{odd.tree.where(('train', 'max_length'))}: {odd.name}: train.max_length and max_prompt_length must be the same in "
+        f"{odd.tree.where(('train', 'max_length'))}: {odd.name}: train.{', '.join(names)} must be the same in "
         f"all iterations where select.rule {next(each.settings.select.rule for each in iterations if each.needs.log_probs)} "
         "compares log-probs between them; state them once, under `train`"
     )

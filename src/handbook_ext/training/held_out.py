@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from handbook_ext.core.records import OfflinePair, derived_seed
+from handbook_ext.core.records import OfflinePair, content_id, derived_seed
 
 NEAR = 0.1  # Two answers are near-equal in length where their words differ by at most this share of the longer one's.
 
@@ -15,11 +15,14 @@ def split_by_prompt(
 ) -> tuple[list[OfflinePair], list[OfflinePair]]:
     """Returns the pairs of the other prompts, and those of `share` of the prompts (rounded), drawn by seed and purpose.
 
-    The pairs of a prompt stay together; both lists keep the order.
+    The pairs of a prompt stay together, by its text, since rows that repeat it have ids of their own; both lists keep the order.
     """
-    prompts = sorted({pair.prompt_id for pair in pairs}, key=lambda name: (derived_seed(seed, purpose, name), name))
+    first: dict[str, str] = {}  # The prompt's text -> the id of the first row that has it.
+    names = [first.setdefault(content_id(pair.prompt), pair.prompt_id) for pair in pairs]
+    prompts = sorted(set(names), key=lambda name: (derived_seed(seed, purpose, name), name))
     drawn = set(prompts[: round(share * len(prompts))])
-    return [pair for pair in pairs if pair.prompt_id not in drawn], [pair for pair in pairs if pair.prompt_id in drawn]
+    named = list(zip(names, pairs, strict=True))
+    return [pair for name, pair in named if name not in drawn], [pair for name, pair in named if name in drawn]
 
 
 def agreement(pairs: Sequence[OfflinePair], margins: Sequence[float]) -> dict[str, float | int | None]:
