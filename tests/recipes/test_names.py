@@ -81,7 +81,7 @@ def a_data_files_name_leads_to_its_rows(name: str, suffix: str, in_folder: bool)
             (Path(name, f"train{suffix}"), Path(name, "test.jsonl")) if in_folder else (Path(name + suffix), Path("t.jsonl"))
         )
         train.parent.mkdir(exist_ok=True)
-        write_recipe({} if in_folder else {"data": {"train": str(train), "test": str(test)}})
+        write_recipe({"data": {"portions": 1, **({} if in_folder else {"train": str(train), "test": str(test)})}})
         variables = {"DATA": name} if in_folder else {}
         write_pairs(train, "first", 0)
         write_pairs(test, "held out", 1)

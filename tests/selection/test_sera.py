@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from handbook_ext.core.artifacts import NEEDED_OF_MANIFEST
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.objectives.reward_form import RewardForm, ipo_log_ratios, mean_log_probs, summed_log_ratios
@@ -204,7 +205,8 @@ def test_log_prob_selectors_read_the_policy_that_starts_the_iteration(
         folder.mkdir(parents=True)
         lines = [json.dumps(store_row(hashes[policy], id_of(*text), *value)) for text, value in texts.items()]
         (folder / "0.jsonl").write_text("\n".join(lines))
-        (folder / "manifest.json").write_text(json.dumps({"external": hashes if policy == "iter2" else {}}))
+        manifest = {**dict.fromkeys(NEEDED_OF_MANIFEST), "external": hashes if policy == "iter2" else {}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
     folders = [tmp_path / policy / "logprobs" for policy in ("sft", "iter1", "iter2")]
     terms = [EnsembleTerm(0.7, "iter2", "iter1"), EnsembleTerm(0.3, "iter1", "sft")]
     stored = read_log_probs(folders, starts_from=start, form=RewardForm(), terms=terms)
