@@ -104,6 +104,7 @@ def own_recipe(workspace: Workspace, **replaced: str) -> str:
     write(workspace.folder / "recipes/mine/train.jsonl", rows)
     write(workspace.folder / "recipes/mine/test.jsonl", [ultrafeedback(number) for number in range(100, 106)])
     recipe = MICRO.replace("{train_rows: 48, test_rows: 8, sft_rows: 48,", "{train: train.jsonl, test: test.jsonl,")
+    recipe += "rank: {fit: {global_batch_size: 8}}\n"  # In a single step of 32 pairs nothing would be learned.
     for old, new in replaced.values():
         assert old in recipe
         recipe = recipe.replace(old, new)

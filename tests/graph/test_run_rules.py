@@ -93,7 +93,9 @@ def test_a_stage_opens_with_the_inputs_that_make_waits_for(folder: Path) -> None
 
 def test_portions_and_exploration_follow_the_iteration(folder: Path) -> None:
     values = values_of(mine("data: {dataset: some/pairs}\n"))
-    assert [values[f"iter{n}/select.yaml"]["portion"] for n in range(4)] == [{"index": n, "of": 4} for n in range(4)]
+    assert [values[f"iter{n}/select.yaml"]["portion"] for n in range(4)] == [
+        {"index": n, "of": 4, "most": None} for n in range(4)
+    ]
     assert [values[f"iter{number}/score.yaml"]["explore"] for number in (0, 1)] == [False, True]
     assert [values[f"iter{number}/train.yaml"]["policy"] for number in range(4)] == ["sft", "iter0", "iter1", "iter2"]
     assert values["report.yaml"]["policies"] == ["sft", "iter0", "iter1", "iter2", "iter3"]

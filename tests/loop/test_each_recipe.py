@@ -40,6 +40,8 @@ def cut_down(name: str) -> str:
         child["iterations"] = {"iter3": None}
     if name == "srlm":
         data["judge_rows"] = 8
+    if name == "oaif":
+        child["rank"] = {"fit": {"global_batch_size": 8}}
     return yaml.safe_dump(child)
 
 

@@ -68,11 +68,13 @@ def test_files_open_with_datasets(finished: Workspace) -> None:
         assert len(datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(finished.folder / "hf"))) > 0
 
 
-def test_a_new_learning_rate_of_the_last_iteration_runs_its_training_evaluation_and_report_alone(copy: Workspace) -> None:
+def test_a_new_learning_rate_of_the_last_iteration_runs_the_check_its_training_evaluation_and_report_alone(
+    copy: Workspace,
+) -> None:
     before = weights(copy)
     copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "))
     assert names(copy.run("mine-micro")) == [
-        "train_policy.py iter1", "evaluate_policy.py iter1", "write_report.py mine-micro",
+        "check_run.py mine-micro", "train_policy.py iter1", "evaluate_policy.py iter1", "write_report.py mine-micro",
     ]  # fmt: skip
     assert weights(copy) != before
     copy.write(SELM)
@@ -123,12 +125,14 @@ def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_weights(finis
 
 def test_killed_training_goes_on_from_its_checkpoint(copy: Workspace) -> None:
     copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 1e-3}}, "))
-    (command,) = copy.commands("mine-micro-iter1")
+    check, command = copy.commands("mine-micro-iter1")
+    assert copy.execute(check)[0] == 0
     workspace = copy.folder / "runs/mine-micro/iter1/.policy.partial"
     status, _ = copy.execute(command, kill_when=(workspace / "checkpoints/checkpoint-2/complete").exists)
     assert status == -9
     copy.write(SELM.replace("iterations: {", "iterations: {iter1: {train: {learning_rate: 3e-3}}, "))
-    (command,) = copy.commands("mine-micro-iter1")
+    check, command = copy.commands("mine-micro-iter1")
+    assert copy.execute(check)[0] == 0
     status, said = copy.execute(command)
     assert status == 0
     assert "starting afresh, because of settings.train.learning_rate" in said

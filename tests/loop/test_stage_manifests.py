@@ -17,6 +17,7 @@ TRAIN, TEST = "data/rows/train.jsonl", "data/rows/test.jsonl"
 # What the artifacts of the two runs are made from, as paths in the run's folder.
 SELM_INPUTS = {
     "data/rows": [],
+    "check.json": [TRAIN, TEST, "data/rows/sft.jsonl"],
     "sft/policy": ["data/rows/sft.jsonl"],
     "sft/eval.json": [TEST, "sft/policy"],
     "iter0/pairs.jsonl": [TRAIN],
@@ -34,6 +35,7 @@ SELM_INPUTS = {
         if name != "sft" or part == "eval.json"
     ],
 }  # fmt: skip
+WITH_MANIFEST_BESIDE = ("eval", "check")  # JSON, the others JSONL.
 SERA_INPUTS = {
     "iter1/pairs.jsonl": [TRAIN],
     "iter2/completions.jsonl": [TRAIN, "iter1/policy"],
@@ -70,7 +72,7 @@ def test_artifacts_of_a_run_of_sera_are_made_from_their_inputs_and_nothing_else(
 
 
 def suffix_of(path: Path) -> str:
-    return "" if path.name.startswith("eval") else "l"
+    return "" if path.name.startswith(WITH_MANIFEST_BESIDE) else "l"
 
 
 def check_inputs(run: Path, artifact: str, inputs: list[str]) -> None:

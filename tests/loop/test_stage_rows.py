@@ -198,7 +198,7 @@ ONE_STEP = "iterations: {iter1: {train: {global_batch_size: 24, warmup_ratio: 0,
 def test_one_step_over_all_pairs_is_the_gradient_step_of_dpo_with_selms_term(selm: Workspace, copy_of: Copy) -> None:
     """Its norm, and Adam's first step against it, worked out on plain forwards of chosen, rejected and explored answers."""
     workspace = copy_of(selm, SELM.replace("iterations: {", ONE_STEP))
-    score, train = workspace.run("mine-micro-iter1")
+    _, score, train = workspace.run("mine-micro-iter1")
     assert ("score_completions" in score, "train_policy" in train) == (True, True)
     run, beta, alpha = workspace.folder / "runs/mine-micro", 0.2, 0.5
     policy, after = PlainPolicy(run / "iter0/policy"), PlainPolicy(run / "iter1/policy")

@@ -164,7 +164,7 @@ def test_candidates_of_the_second_part_are_scored_under_each_policy_that_the_sel
     """Neither has met the second part before, though both have scores of the first in the store."""
     rule = f"iterations: {{iter1: {{select: {{rule: sera, keep_by: {keep_by}, bootstrap: 0, keep: 0.5}}, train: {{alpha: 0}}}}, "
     workspace = copy_of(selm, SELM.replace("iterations: {", rule))
-    for each in workspace.commands("mine-micro-iter1")[:2]:
+    for each in workspace.commands("mine-micro-iter1")[:3]:
         assert workspace.execute(each)[0] == 0
     run = workspace.folder / "runs/mine-micro"
     policies = {name: PlainPolicy(run / name / "policy") for name in scorers}

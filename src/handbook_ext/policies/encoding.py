@@ -113,7 +113,8 @@ def encode_pairs(pairs: Sequence[PreferencePair], encoder: ChatEncoder, *, explo
         if prompt is None:
             result.dropped["prompt too long"] += 1
             continue
-        result.notes["special tokens read as text"] += any(map(encoder.text.holds_special, (row.prompt, *row.completions)))
+        if any(map(encoder.text.holds_special, (row.prompt, *row.completions))):
+            result.notes["special tokens read as text"] += 1
         chosen, rejected, *sample = completions
         if np.array_equal(chosen, rejected):
             result.dropped["chosen equals rejected after truncation"] += 1
