@@ -1,4 +1,5 @@
 # make tiny-selm                              the whole loop on a laptop: SFT, DPO, three SELM iterations, report
+# make smollm2-selm DATA=my_pairs             a real checkpoint on your own pairs
 # make zephyr-selm-iter3                      whatever iteration 3 still needs, in order; safe to interrupt and to repeat
 # make -n zephyr-selm-iter3                   print the commands instead
 # make zephyr-selm-check                      what a run lacks here, its schedules and its tokens, before anything trains

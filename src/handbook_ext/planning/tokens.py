@@ -134,10 +134,8 @@ def prompts_by_stage(opened: Opened, row: OfflinePair, limits: Limits, settings:
         pair = PreferencePair.of(row.prompt_id, row.prompt, row.chosen, other)
         found["train"] = encode_pairs([pair], opened.encoder(limits), explore=False).pairs[0].prompt
     if settings.sft is not None and not encoder.cut_prompts:
-        tuning = ChatEncoder(
-            opened.tokenizer, settings.sft.max_length, long_prompts="truncate", special_tokens=limits.special_tokens,
-            generation_ends=opened.ends,
-        )  # fmt: skip
+        keep = {"special_tokens": limits.special_tokens, "generation_ends": opened.ends}
+        tuning = ChatEncoder(opened.tokenizer, settings.sft.max_length, long_prompts="truncate", **keep)
         plain = settings.sft.model_copy(update={"packing": False, "packing_strategy": "bfd", "loss_on": "completion"})
         demonstration = Demonstration(prompt_id=row.prompt_id, prompt=row.prompt, completion=row.chosen, source=row.source)
         [example] = sft_examples([demonstration], tuning, plain).rows
