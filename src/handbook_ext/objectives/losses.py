@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from handbook_ext.objectives.reward_form import RewardForm, ipo_log_ratios, mean_log_probs, summed_log_ratios
@@ -153,6 +154,7 @@ class Loss:
         return self.function(chosen, rejected, **{**_chosen_of(options, self.function), "beta": beta})
 
 
+@cache
 def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
     """Returns the keyword-only parameters of a function with their defaults."""
     found = inspect.signature(function).parameters.values()
