@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -58,11 +59,18 @@ def _expose_stale(rule: StageRule, folder: Path) -> None:
         os.utime(settings, ns=(now, now))
 
 
+@lru_cache(maxsize=4096)
+def _setting_text(name: str, value: str) -> str:
+    """Returns a setting, given as JSON, in YAML: most sections are those of many stages, and a dump takes long."""
+    found: str = yaml.dump({name: json.loads(value)}, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+    return found
+
+
 def settings_text(rule: StageRule) -> str:
     """Returns the settings file of a stage; raises UserError for a name that is no text, such as one in Latin-1."""
     values = rule.settings.model_dump(mode="json")
     try:
-        text: str = yaml.dump(values, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=110)
+        text = "".join(_setting_text(name, json.dumps(value)) for name, value in values.items())
     except UnicodeEncodeError as error:
         raise UserError(
             f"{rule.settings.recipe}: {error.object!r} is not UTF-8, and no settings file can hold it; rename it"
