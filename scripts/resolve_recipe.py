@@ -5,11 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.graph.makefile import write_run
 from handbook_ext.recipes.listing import ListedRecipe, listed_recipes, shown_settings, unsupported_settings
 from handbook_ext.recipes.names import recipe_files, unusable_files
 from handbook_ext.recipes.overrides import parse_data, parse_set
@@ -38,6 +34,8 @@ def main(argv: list[str]) -> None:
     runs = [resolve(name, overrides=overrides) for name in arguments.run]
     for run in runs:
         if arguments.show is None:
+            from handbook_ext.graph.makefile import write_run  # noqa: PLC0415 - what is shown alone needs no stages
+
             write_run(run, arguments.runs)
             sys.stderr.write("".join(f"note: {run.recipe}: {line}\n" for line in unsupported_settings(run)))
             continue
@@ -46,6 +44,9 @@ def main(argv: list[str]) -> None:
 
 def show_recipes(recipes: Sequence[ListedRecipe]) -> None:
     """Prints the recipes by model, a line each."""
+    from rich.console import Console  # noqa: PLC0415 - slow to load, and only tables need it
+    from rich.table import Table  # noqa: PLC0415
+
     console = Console(width=None if sys.stdout.isatty() else 200)
     for model in dict.fromkeys(each.name.split("-")[0] for each in recipes):
         table = Table(
