@@ -5,7 +5,6 @@ The second is the judge of evaluation that labels no pair, fitted to the other h
 
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,16 @@ import torch
 
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
-from handbook_ext.core.records import OfflinePair
+from handbook_ext.core.records import OfflinePair, derived_seed
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import JudgeStage, RankerStage
 from handbook_ext.judging.rankers import RewardModel
 from handbook_ext.policies.fetching import fetched
-from handbook_ext.policies.launch import begin
+from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, policy_of
-from handbook_ext.training.encoders import body_trainer, open_body
-from handbook_ext.training.held_out import agreement, agreement_line, split_by_prompt
-from handbook_ext.training.supervised import fit_arguments, reward_trainer
+from handbook_ext.training.held_out import agreement, agreement_line, fitted_and_held_out
+from handbook_ext.training.reward_models import open_body, policy_body, reward_trainer
+from handbook_ext.training.supervised import fit_arguments
 from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
 
 BARELY = 0.55  # of the training pairs right: hardly more than a coin
@@ -42,10 +41,14 @@ def main(argv: list[str]) -> None:
         return
     checkpoints = stage.workspace / launch.checkpoints
     rows = read_rows(stage.input("rows"), OfflinePair)
-    pairs, dropped = part_of(rows, stage.settings.part, seed)
-    pairs, held_out = split_by_prompt(pairs, fit.test_share, seed=seed, purpose="held out of the ranker")
-    trainer, tokenizer, origin = open_trainer(stage, source, pairs, fit_arguments(fit, checkpoints, launch.processes, seed))
-    kept = len(trainer.train_dataset)
+    pairs, held_out = fitted_and_held_out(rows, stage.settings.part, fit.test_share, seed=seed)
+    # A head and an order of their own: two reward models that differ in half of the pairs alone would err alike.
+    own_seed = seed if stage.settings.part != "judge" else derived_seed(seed, "judge") % 2**31
+    model, tokenizer, origin = open_model(stage, source, launch, own_seed)
+    trainer = reward_trainer(
+        model, tokenizer, pairs, max_length=fit.max_length or stage.settings.max_length, callbacks=[MarkComplete()],
+        arguments=fit_arguments(fit, checkpoints, launch.processes, own_seed),
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     save_policy(trainer, tokenizer, stage.out)
     if launch.main:
@@ -57,41 +60,29 @@ def main(argv: list[str]) -> None:
                 "rankings with care, or raise rank.fit\n"
             )
         facts = {"held_out": measured(stage, held_out, launch.device)} if held_out else {}
-        dropped |= {"held out": len(held_out)} if held_out else {}
+        dropped = {"the other reward model's half": len(rows) - len(pairs) - len(held_out), "held out": len(held_out)}
         stage.publish(
-            {"in": len(rows), "out": kept, "dropped": {"longer than rank.max_length": len(pairs) - kept, **dropped}},
+            {"in": len(rows), "out": len(pairs), "dropped": {reason: count for reason, count in dropped.items() if count}},
             training_accuracy=last[-1]["accuracy"] if last else None, **origin, **facts,
         )  # fmt: skip
     launch.wait()
 
 
-def part_of(rows: list[OfflinePair], part: str, seed: int) -> tuple[list[OfflinePair], dict[str, int]]:
-    """Returns the pairs that a reward model is fitted to, and how many are the other one's."""
-    if part == "all":
-        return rows, {}
-    labels, judge = split_by_prompt(rows, 0.5, seed=seed, purpose="judge")
-    ours, theirs = (labels, judge) if part == "labels" else (judge, labels)
-    return ours, {"the judge's half" if part == "labels" else "the labelling ranker's half": len(theirs)}
-
-
-def open_trainer(
-    stage: Stage[RankerStage], source: PolicySource | None, pairs: list[OfflinePair], arguments: dict[str, Any]
+def open_model(
+    stage: Stage[RankerStage], source: PolicySource | None, launch: Launch, seed: int
 ) -> tuple[Any, Any, dict[str, str]]:
-    """Returns the trainer, the tokenizer, and for the manifest where a body is from that is not the policy's."""
-    fit, max_length = stage.settings.fit, stage.settings.fit.max_length or stage.settings.max_length
-    common: dict[str, Any] = {"max_length": max_length, "arguments": arguments, "callbacks": [MarkComplete()]}
+    """Returns the classifier, its tokenizer, and for the manifest where a body is from that is not the policy's."""
+    settings = stage.settings
     if source is not None:
-        tokenizer = source.load_tokenizer()
-        trainer = reward_trainer(
-            source.location, tokenizer, pairs, settings=source.model, trained_here=source.trained_here, seed=stage.settings.seed,
-            **common,
-        )  # fmt: skip
-        return trainer, tokenizer, {}
-    with tempfile.TemporaryDirectory() as folder:
-        found = fetched(str(fit.model), None, fit.package, Path(folder))
-        longest = max(max_length, stage.settings.max_length)
-        model, tokenizer = open_body(str(found.path), max_length=longest, seed=stage.settings.seed)
-    return body_trainer(model, tokenizer, pairs, **common), tokenizer, {"source": found.source}
+        return *policy_body(source, seed=seed), {}
+    body = stage.workspace / "body"
+    if launch.main:
+        shutil.rmtree(body, ignore_errors=True)
+        body.mkdir()
+    # Fetched by one process, read by all.
+    found = launch.told(fetched(str(settings.fit.model), None, settings.fit.package, body) if launch.main else None)
+    longest = max(settings.fit.max_length or 0, settings.max_length)
+    return *open_body(str(found.path), max_length=longest, seed=seed), {"source": found.source}
 
 
 def measured(stage: Stage[RankerStage], pairs: list[OfflinePair], device: torch.device) -> dict[str, Any]:

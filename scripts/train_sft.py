@@ -14,7 +14,7 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.models import build_policy, template_hashes, train_tokenizer
 from handbook_ext.policies.source import base_of, policy_of
-from handbook_ext.training.sft_examples import sft_examples
+from handbook_ext.training.sft_examples import examples_once, sft_examples
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
 from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
 
@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
     else:
         encoder, policy = source.encoder(limits), source.load(dtype=launch.training_dtype(model))
         tokenizer = encoder.tokenizer
-    examples = sft_examples(rows, encoder, sft)
+    with launch.main_first():
+        examples, counts = examples_once(stage.workspace, lambda: sft_examples(rows, encoder, sft))
     trainer = sft_trainer(policy, tokenizer, examples, sft, arguments=arguments, callbacks=[MarkComplete()], lora=model.lora)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     if model.lora is None:
@@ -55,8 +56,8 @@ def main(argv: list[str]) -> None:
     if launch.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(
-            {"in": len(rows), "out": len(examples.rows), "dropped": {"prompt too long": examples.dropped}},
-            completions_cut=examples.cut, answers_left_out=examples.answers_left_out,
+            {"in": len(rows), "out": counts["rows"], "dropped": {"prompt too long": counts["dropped"]}},
+            completions_cut=counts["cut"], answers_left_out=counts["answers_left_out"],
             weights=sum(parameter.numel() for parameter in policy.parameters()),
         )  # fmt: skip
     launch.wait()

@@ -96,16 +96,19 @@ def test_the_hash_of_an_adapter_is_of_its_files_and_its_base(saved: Path) -> Non
 
 def test_a_reward_model_starts_from_the_merged_body(saved: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     from handbook_ext.core.records import OfflinePair, assistant
+    from handbook_ext.policies.source import PolicySource
     from handbook_ext.recipes.settings import FitSettings
-    from handbook_ext.training.supervised import fit_arguments, reward_trainer
+    from handbook_ext.training.reward_models import policy_body, reward_trainer
+    from handbook_ext.training.supervised import fit_arguments
 
     prompt = [{"role": "user", "content": "a lake"}]
     pair = OfflinePair.of("p", prompt, assistant("plums"), assistant("a lamp"))
     fit = FitSettings(global_batch_size=1, per_device_train_batch_size=1)
+    source = PolicySource(str(saved / "adapter"), ModelSettings(name_or_path=str(saved / "adapter")), "0" * 64, None)
+    model, own = policy_body(source, seed=1)
     trainer = reward_trainer(
-        str(saved / "adapter"), tokenizer, [pair], max_length=64, callbacks=[], seed=1, trained_here=False,
-        settings=ModelSettings(name_or_path=str(saved / "adapter")), arguments=fit_arguments(fit, tmp_path / "fit", 1, 1),
-    )  # fmt: skip
+        model, own, [pair], max_length=64, callbacks=[], arguments=fit_arguments(fit, tmp_path / "fit", 1, 1)
+    )
     body = loaded(saved).base_model.state_dict()
     for name, weight in trainer.model.base_model.state_dict().items():
         torch.testing.assert_close(weight, body[name])

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages, PreferencePair, assistant
-from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.templates import ZEPHYR_TEMPLATE, apply_template
 
@@ -230,3 +230,27 @@ def test_without_exploration_the_explored_samples_are_left_out(
     encoded = encode_pairs(make_pairs(8), encoder_of(tokenizer), explore=False)
     assert all(pair.explore is None for pair in encoded.pairs)
     assert {len(names) for names in encoded.ids} == {2}
+
+
+def test_a_legacy_prompt_ends_a_token_earlier_where_the_border_merges() -> None:
+    """As TRL 0.8 has it, on which the official code is built: the merged token is the completion's, and neither text's own."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=259, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    bpe.train_from_iterator(["~~"] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>",
+        chat_template="{% for m in messages %}~{{ m['content'] }}~{% endfor %}{% if add_generation_prompt %}~{% endif %}",
+    )  # fmt: skip
+    merged, single = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("~~", "~"))
+    assert len(merged) == len(single) == 1
+    encoder = ChatEncoder(tokenizer, 64, legacy_template=True)
+    [(prompt, [chosen, rejected])] = encoder.whole_ids(
+        [Conversation([{"role": "user", "content": "q"}], [assistant("a"), assistant("b")], ["1", "2"], "row")]
+    )
+    letters = {each: tokenizer(each, add_special_tokens=False)["input_ids"][0] for each in "qab"}
+    assert prompt == [tokenizer.bos_token_id, *single, letters["q"]]
+    assert chosen == [*merged, letters["a"], *single, tokenizer.eos_token_id]
+    assert rejected == [*merged, letters["b"], *single, tokenizer.eos_token_id]

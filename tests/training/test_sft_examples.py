@@ -19,7 +19,7 @@ from handbook_ext.core.records import Demonstration, Messages, assistant, user
 from handbook_ext.data.offline import load_offline_data
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.recipes.settings import DataSettings, SFTSettings
-from handbook_ext.training.sft_examples import IGNORED, SFTExamples, sft_examples
+from handbook_ext.training.sft_examples import IGNORED, SFTExamples, examples_once, sft_examples
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
 from tests.conftest import BuildPolicy
 
@@ -170,7 +170,8 @@ def test_a_template_that_shortens_earlier_answers_is_refused_where_none_could_co
 def packed(tmp_path: Path, tokenizer: Any, policy: Any, examples: SFTExamples, settings: SFTSettings) -> Any:
     """TRL's trainer over the packed rows."""
     arguments = optimizer_arguments(settings, tmp_path, 1, 3)
-    return sft_trainer(policy, tokenizer, examples, settings, arguments=arguments, callbacks=[])
+    table, _ = examples_once(tmp_path, lambda: examples)
+    return sft_trainer(policy, tokenizer, table, settings, arguments=arguments, callbacks=[])
 
 
 @pytest.mark.parametrize("loss_on", ["completion", "assistant", "all"])
@@ -182,7 +183,7 @@ def test_labels_stay_with_their_tokens_in_packed_rows(
     settings = settings_of(loss_on=loss_on, packing=True, max_length=longest)
     examples = made(tokenizer, *rows, loss_on=loss_on, packing=True, max_length=longest)
     plain = made(tokenizer, *rows, loss_on=loss_on, max_length=longest)
-    assert examples == plain
+    assert examples.rows == plain.rows
     trainer = packed(tmp_path, tokenizer, build(), examples, settings)
     cuts = []
     for each in trainer.train_dataset:
@@ -245,3 +246,14 @@ def test_a_conversation_of_three_turns_reaches_sft_whole(tmp_path: Path, tokeniz
     assert [tokenizer.decode(answer).strip() for answer in counted(example)] == [
         f"{TURNS[index]['content']}</s>" for index in ANSWERS
     ]
+
+
+def test_the_rows_are_made_once_and_mapped_by_whoever_comes_later(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    examples = made(tokenizer, row(), row(TURNS[:3]), loss_on="assistant")
+    table, counts = examples_once(tmp_path, lambda: examples)
+    assert table[:] == {name: [each[name] for each in examples.rows] for name in ("input_ids", "labels")}
+    again, counted_again = examples_once(tmp_path, lambda: pytest.fail("encoded a second time"))
+    assert again[:] == table[:] and counted_again == counts
+    (tmp_path / "examples.json").unlink()  # Of a process that was killed while it wrote the table.
+    more = made(tokenizer, row())
+    assert len(examples_once(tmp_path, lambda: more)[0]) == 1

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from handbook_ext.core.records import Demonstration, assistant
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.recipes.settings import SFTSettings
-from handbook_ext.training.sft_examples import sft_examples
+from handbook_ext.training.sft_examples import examples_once, sft_examples
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
 from tests.conftest import BuildPolicy
 
@@ -22,10 +22,11 @@ def padding(folder: Path, tokenizer: PreTrainedTokenizerFast, build: BuildPolicy
         learning_rate=1e-3, global_batch_size=4, per_device_train_batch_size=4, max_length=200, group_by_length=group
     )
     arguments = optimizer_arguments(settings, folder, 1, 3)
-    examples = sft_examples(rows, ChatEncoder(tokenizer, 200, long_prompts="cut"), settings)
+    encoder = ChatEncoder(tokenizer, 200, long_prompts="cut")
+    examples, counts = examples_once(folder, lambda: sft_examples(rows, encoder, settings))
     trainer = sft_trainer(build(), tokenizer, examples, settings, arguments=arguments, callbacks=[])
     masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
-    assert examples.dropped == 0
+    assert counts == {"rows": 64, "dropped": 0, "cut": 0, "answers_left_out": 0}
     return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks), sum(map(len, masks))
 
 

@@ -70,7 +70,7 @@ def check_rule(run: Run) -> StageRule:
     }  # fmt: skip
     stage = files.CheckStage(
         stage="check", **about(run), inputs=inputs, model=settings.model, sft=settings.sft,
-        fit=settings.rank.fit if run.trains_reward_model else None, rankers=rankers, iterations=loops,
+        fit=settings.rank.fit, reward_models=run.reward_models, rankers=rankers, iterations=loops,
         long_prompts=settings.data.long_prompts, max_truncated=settings.data.max_truncated,
     )  # fmt: skip
     external = tuple(path for path in files_here if path.suffix not in WEIGHTS)
@@ -90,15 +90,12 @@ def sft_rule(run: Run) -> StageRule:
 
 def ranker_rule(run: Run) -> StageRule:
     """Returns the rule that fits the run's own reward model to the offline pairs."""
-    part = "labels" if run.judged_apart else "all"
-    return _fit_rule(run, "", files.RankerStage(**_fitting(run, "ranker"), stage="ranker", part=part))
+    return _fit_rule(run, "", files.RankerStage(**_fitting(run, "ranker"), stage="ranker", part=run.reward_models["ranker"]))
 
 
 def judge_rule(run: Run) -> StageRule:
     """Returns the rule that fits the judge of evaluation to the half of the pairs that the labelling ranker has not seen."""
-    return _fit_rule(
-        run, JUDGE, files.JudgeStage(**_fitting(run, JUDGE), stage="judge", part="judge" if run.trains_reward_model else "all")
-    )
+    return _fit_rule(run, JUDGE, files.JudgeStage(**_fitting(run, JUDGE), stage="judge", part=run.reward_models[JUDGE]))
 
 
 def _fitting(run: Run, folder: str) -> dict[str, Any]:
@@ -106,7 +103,8 @@ def _fitting(run: Run, folder: str) -> dict[str, Any]:
     rank = run.settings.rank
     policy = policy_artifact(run, run.start) if rank.fit.model is None else None
     inputs = seen_from(folder, rows=f"{ROWS}/train.jsonl", policy=policy)
-    return {**about(run), "inputs": inputs, "model": run.settings.model, "max_length": rank.max_length, "fit": rank.fit}
+    model = run.settings.model if rank.fit.model is None else None
+    return {**about(run), "inputs": inputs, "model": model, "max_length": rank.max_length, "fit": rank.fit}
 
 
 def _fit_rule(run: Run, folder: str, settings: files.RankerStage) -> StageRule:

@@ -87,13 +87,17 @@ class Loop(Section):
 
 
 class CheckStage(StageSettings):
-    """Looking at schedules and tokens before anything trains; `rankers` are checkpoints, `max_truncated` a share of rows."""
+    """Looking at schedules and tokens before anything trains; `rankers` are checkpoints, `max_truncated` a share of rows.
+
+    `reward_models` are those that the run fits, each with the part of the pairs that it is fitted to.
+    """
 
     file: ClassVar[str] = "check.yaml"
     artifact: ClassVar[str] = "check.json"
     model: ModelSettings
     sft: SFTSettings | None
-    fit: FitSettings | None
+    fit: FitSettings
+    reward_models: dict[str, Literal["all", "labels", "judge"]]
     rankers: list[RankSettings]
     iterations: dict[str, Loop]
     long_prompts: Literal["error", "truncate", "drop"]
@@ -112,11 +116,14 @@ class SFTStage(StageSettings):
 
 
 class RankerStage(StageSettings):
-    """Fitting the run's own reward model, to all offline pairs or to the half that labels or judges."""
+    """Fitting the run's own reward model, to all offline pairs or to the half that labels or judges.
+
+    `model` is the policy that gives its body; null where another model does.
+    """
 
     file: ClassVar[str] = "ranker/ranker.yaml"
     artifact: ClassVar[str] = "model"
-    model: ModelSettings
+    model: ModelSettings | None
     max_length: int
     fit: FitSettings
     part: Literal["all", "labels", "judge"] = "all"

@@ -15,6 +15,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.graph.stages import CheckStage
 from handbook_ext.selection.rules import most_pairs
+from handbook_ext.training.held_out import fitted_and_held_out
 from handbook_ext.training.supervised import fit_arguments, optimizer_arguments
 
 FEW = 3  # Optimizer steps of a positive rate, below which a policy hardly differs from the one it started from.
@@ -56,7 +57,7 @@ class Schedule:
 
 
 def schedules_of(settings: CheckStage, rows: list[OfflinePair], demonstrations: int) -> list[Schedule]:
-    """Returns the schedule of each training of a run in their order: SFT, the reward model, each iteration.
+    """Returns the schedule of each training of a run in their order: SFT, the reward models, each iteration.
 
     demonstrations: rows of SFT. Raises UserError where an iteration's portion of the rows is empty.
     """
@@ -64,9 +65,10 @@ def schedules_of(settings: CheckStage, rows: list[OfflinePair], demonstrations: 
     if settings.sft is not None:
         arguments = optimizer_arguments(settings.sft, Path("unused"), 1, settings.seed)
         found.append(_schedule("sft", "sft", demonstrations, demonstrations, arguments))
-    if settings.fit is not None:
+    for name, part in settings.reward_models.items():
         arguments = fit_arguments(settings.fit, Path("unused"), 1, settings.seed)
-        found.append(_schedule("ranker", "rank.fit", len(rows), len(rows), arguments))
+        pairs, _ = fitted_and_held_out(rows, part, settings.fit.test_share, seed=settings.seed)
+        found.append(_schedule(name, "rank.fit", len(rows), len(pairs), arguments))
     for name, each in settings.iterations.items():
         part, of = len(each.portion.rows_of(rows)), each.portion.of
         arguments = optimizer_arguments(each.train, Path("unused"), 1, settings.seed)

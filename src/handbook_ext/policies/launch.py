@@ -41,14 +41,19 @@ class Launch:
                 status = [stage.finished(), None]
             except UserError as error:
                 status = [None, str(error)]
-        if self.processes > 1:
-            broadcast_object_list(status)
-        finished, message = status
+        finished, message = self.told(status)
         if message is not None:
             if self.main:
                 raise UserError(message)
             sys.exit(2)
         return bool(finished)
+
+    def told(self, value: Any) -> Any:
+        """Returns the first process's value in every process."""
+        values = [value]
+        if self.processes > 1:
+            broadcast_object_list(values)
+        return values[0]
 
     @property
     def sharded(self) -> bool:

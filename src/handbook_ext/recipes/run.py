@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
@@ -67,6 +68,16 @@ class Run:
     def trains_reward_model(self) -> bool:
         """Tells whether the run trains its own reward model: one of its rankers is a reward model, and no checkpoint."""
         return any(_fitted(rank) for rank in (self.rankers[1:] if self.judged_apart else self.rankers))
+
+    @property
+    def reward_models(self) -> dict[str, Literal["all", "labels", "judge"]]:
+        """Returns the reward models that the run fits, by the name of their stage, each with its part of the pairs."""
+        found: dict[str, Literal["all", "labels", "judge"]] = {}
+        if self.trains_reward_model:
+            found["ranker"] = "labels" if self.judged_apart else "all"
+        if self.judged_apart:
+            found["judge"] = "judge" if self.trains_reward_model else "all"
+        return found
 
     def iteration(self, name: str) -> Iteration:
         """Returns an iteration by name; a UserError names those that exist."""

@@ -25,6 +25,20 @@ def split_by_prompt(
     return [pair for name, pair in named if name not in drawn], [pair for name, pair in named if name in drawn]
 
 
+def fitted_and_held_out(
+    rows: Sequence[OfflinePair], part: str, share: float, *, seed: int
+) -> tuple[list[OfflinePair], list[OfflinePair]]:
+    """Returns the pairs that a reward model is fitted to, and those of `share` of its prompts that it is measured on.
+
+    part: `all` rows, or the half of the prompts that `labels` or `judge` has; the two halves share no prompt.
+    """
+    own = list(rows)
+    if part != "all":
+        labels, judge = split_by_prompt(rows, 0.5, seed=seed, purpose="judge")
+        own = labels if part == "labels" else judge
+    return split_by_prompt(own, share, seed=seed, purpose="held out of the ranker")
+
+
 def agreement(pairs: Sequence[OfflinePair], margins: Sequence[float]) -> dict[str, float | int | None]:
     """Returns the share of pairs whose chosen answer has the higher reward, and the share whose chosen answer is the longer one.
 

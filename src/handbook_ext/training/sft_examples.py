@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from handbook_ext.core.artifacts import json_object
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import write_json
 from handbook_ext.core.records import Demonstration
 from handbook_ext.core.shards import batched
 from handbook_ext.policies.chat import ChatEncoder, Conversation
@@ -12,25 +21,65 @@ from handbook_ext.recipes.settings import SFTSettings
 
 IGNORED = -100  # The label of a token that counts in no loss.
 ROWS_AT_ONCE = 512  # Conversations that go through the tokenizer together.
+COLUMNS = ("input_ids", "labels")
 
 
 @dataclass
 class SFTExamples:
-    """Rows of `input_ids` and `labels`; how many demonstrations were dropped, and how many lost their end to max_length.
+    """Token ids and labels, int32, a pair per row; how many demonstrations were dropped, and how many lost their end.
 
     `answers_found` are the answers before the last one that count in the loss, `answers_left_out` those whose tokens within the
     conversation are not the ones that the policy would generate there.
     """
 
-    rows: list[dict[str, list[int]]] = field(default_factory=list)
+    pairs: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = field(default_factory=list)
     dropped: int = 0
     cut: int = 0
     answers_found: int = 0
     answers_left_out: int = 0
 
-    def add(self, ids: list[int], labels: list[int]) -> None:
+    @property
+    def rows(self) -> list[dict[str, list[int]]]:
+        """Returns the rows as lists of `input_ids` and `labels`."""
+        return [dict(zip(COLUMNS, (each.tolist() for each in pair), strict=True)) for pair in self.pairs]
+
+    def counts(self) -> dict[str, int]:
+        """Returns how many rows there are, and what was dropped, cut, found and left out."""
+        return {
+            "rows": len(self.pairs), "dropped": self.dropped, "cut": self.cut, "answers_left_out": self.answers_left_out,
+        }  # fmt: skip
+
+    def add(self, ids: Sequence[int], labels: Sequence[int]) -> None:
         """Adds a row."""
-        self.rows.append({"input_ids": ids, "labels": labels})
+        self.pairs.append((np.asarray(ids, np.int32), np.asarray(labels, np.int32)))
+
+    def write(self, path: Path) -> None:
+        """Writes the rows as a table that `datasets` maps into memory."""
+        schema = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
+            for batch in batched(self.pairs, ROWS_AT_ONCE):
+                out.write_batch(pa.record_batch([_lists(column) for column in zip(*batch, strict=True)], schema=schema))
+
+
+def examples_once(folder: Path, make: Callable[[], SFTExamples]) -> tuple[Dataset, dict[str, int]]:
+    """Returns the rows of SFT mapped from a folder, and their counts; they are made where the folder does not have them.
+
+    So all processes of a launch, and a stage that resumes, share one encoding: call it where the first process goes first.
+    """
+    table, counts = folder / "examples.arrow", folder / "examples.json"
+    found = json_object(counts)
+    if found is None:
+        examples = make()
+        examples.write(table)
+        found = examples.counts()
+        write_json(counts, found)  # Last: it says that the table is whole.
+    return Dataset.from_file(str(table)), found
+
+
+def _lists(rows: Sequence[np.ndarray[Any, Any]]) -> pa.ListArray:
+    """Returns a column of lists of token ids."""
+    offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate(rows))
 
 
 def sft_examples(demonstrations: list[Demonstration], encoder: ChatEncoder, settings: SFTSettings) -> SFTExamples:
@@ -49,7 +98,7 @@ def sft_examples(demonstrations: list[Demonstration], encoder: ChatEncoder, sett
         else:
             _add_conversations(examples, batch, encoder, limit, every_token=settings.loss_on == "all")
     examples.cut += encoder.cut_completions
-    if not examples.rows:
+    if not examples.pairs:
         raise UserError("sft: every prompt is too long for sft.max_length; raise it")
     if examples.answers_left_out and not examples.answers_found:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The two supervised trainings, both with TRL's trainers: the SFT policy, and a reward model on the offline pairs."""
+"""Supervised fine-tuning with TRL's trainer, and the arguments that every training of this project shares."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
-from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import OfflinePair
 from handbook_ext.objectives.batching import accumulation_steps, fitting_micro_batch
-from handbook_ext.policies.adapters import adapted, find_adapter
-from handbook_ext.policies.models import load_policy, without_dropout
-from handbook_ext.recipes.settings import FitSettings, LoraSettings, ModelSettings, OptimizerSettings, SFTSettings
-from handbook_ext.training.sft_examples import SFTExamples
+from handbook_ext.policies.adapters import adapted
+from handbook_ext.recipes.settings import FitSettings, LoraSettings, OptimizerSettings, SFTSettings
 
 
 def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: int, seed: int) -> dict[str, Any]:
@@ -68,7 +59,7 @@ def batch_arguments(global_batch_size: int, per_device: int, processes: int) -> 
 
 
 def sft_trainer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: SFTExamples, settings: SFTSettings, *,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, settings: SFTSettings, *,
     arguments: dict[str, Any], callbacks: list[TrainerCallback], lora: LoraSettings | None = None,
 ) -> SFTTrainer:  # fmt: skip
     """Returns TRL's SFTTrainer over token ids and labels; with `lora` only new adapters are trained."""
@@ -80,32 +71,5 @@ def sft_trainer(
     )  # fmt: skip
     return SFTTrainer(
         model=model if lora is None else adapted(model, lora, config.seed, config), args=config,
-        train_dataset=Dataset.from_list(examples.rows), processing_class=tokenizer, callbacks=callbacks,
+        train_dataset=examples, processing_class=tokenizer, callbacks=callbacks,
     )  # fmt: skip
-
-
-def reward_trainer(
-    policy: str, tokenizer: PreTrainedTokenizerBase, pairs: list[OfflinePair], *, settings: ModelSettings, trained_here: bool,
-    max_length: int, arguments: dict[str, Any], callbacks: list[TrainerCallback], seed: int,
-) -> RewardTrainer:  # fmt: skip
-    """Returns TRL's RewardTrainer: a scalar head on the policy's body, -log sigmoid(r(chosen) - r(rejected)) on offline labels.
-
-    The head's weights are drawn by `seed`; max_length in tokens; arguments: keyword arguments of RewardConfig.
-    """
-    torch.manual_seed(seed)  # Before loading, which draws the weights of the head.
-    source = {"revision": None if trained_here else settings.revision, "trust_remote_code": settings.trust_remote_code}
-    if find_adapter(policy, source["revision"]) is None:
-        config = AutoConfig.from_pretrained(policy, num_labels=1, **source)
-        without_dropout(config)
-        config.pad_token_id = tokenizer.pad_token_id  # The head reads the last token that is not padding.
-        model = AutoModelForSequenceClassification.from_pretrained(policy, config=config, dtype=torch.float32, **source)
-    else:  # A classifier cannot be loaded from an adapter: it takes over the body of the base with the adapter merged.
-        body = load_policy(policy, settings.model_copy(update={"dtype": "float32"}), trained_here=trained_here)
-        body.config.num_labels, body.config.pad_token_id = 1, tokenizer.pad_token_id
-        model = AutoModelForSequenceClassification.from_config(body.config, dtype=torch.float32)
-        model.base_model.load_state_dict(body.base_model.state_dict())
-    rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
-    args = RewardConfig(**arguments, max_length=max_length, disable_dropout=True)
-    return RewardTrainer(
-        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=callbacks
-    )
