@@ -82,7 +82,10 @@ def test_a_policy_is_trained_on_the_tokens_that_it_judges(
         model, own, [injected], max_length=24, arguments=fit_arguments(FitSettings(), tmp_path / "c", 1, 1), callbacks=[]
     )
     [row] = trainer.train_dataset
-    whole = [judged_ids(TextTokens(own), [(injected.prompt, side.text)])[0] for side in (injected.chosen_answer, injected.rejected_answer)]
+    whole = [
+        judged_ids(TextTokens(own), [(injected.prompt, side.text)])[0]
+        for side in (injected.chosen_answer, injected.rejected_answer)
+    ]
     assert len(whole[1]) > 24
     assert [row["chosen_ids"], row["rejected_ids"]] == [whole[0], whole[1][-24:]]
     assert whole[0].count(own.eos_token_id) == 2  # Of the two turns, none of the text.

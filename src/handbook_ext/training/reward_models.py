@@ -58,9 +58,7 @@ def policy_body(source: PolicySource, *, seed: int) -> tuple[PreTrainedModel, Pr
         config = AutoConfig.from_pretrained(source.location, num_labels=1, **options)
         without_dropout(config)
         config.pad_token_id = tokenizer.pad_token_id  # The head reads the last token that is not padding.
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source.location, config=config, dtype=torch.float32, **options
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(source.location, config=config, dtype=torch.float32, **options)
     else:  # A classifier cannot be loaded from an adapter: it takes over the body of the base with the adapter merged.
         body = source.load(dtype="float32")
         body.config.num_labels, body.config.pad_token_id = 1, tokenizer.pad_token_id
