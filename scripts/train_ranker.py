@@ -15,7 +15,7 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import OfflinePair, derived_seed
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import JudgeStage, RankerStage
-from handbook_ext.judging.rankers import RewardModel
+from handbook_ext.judging.reward_model import RewardModel
 from handbook_ext.policies.fetching import fetched
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, policy_of

@@ -16,6 +16,7 @@ from handbook_ext.core.artifacts import manifest_path
 from handbook_ext.core.errors import run_main
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import ReportStage
+from handbook_ext.reports.answers import shown_answers
 from handbook_ext.reports.pages import headline, render_report
 from handbook_ext.reports.run_report import group_seeds, read_run, start_of, summarise
 
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> None:
     report = stage.settings.report
     title = stage.settings.title + (f", {len(arguments.runs)} seeds" if len(arguments.runs) > 1 else "")
     summary = summarise(groups, title=title, resamples=report.bootstrap_resamples, confidence=report.confidence)
+    first = groups[0][0]
+    summary["answers"] = shown_answers(first.folder, [*first.policies][:: max(1, len(first.policies) - 1)], summary["primary"])
     files = render_report(groups, summary)
     stage.out.mkdir(exist_ok=True)
     for name, content in files.items():

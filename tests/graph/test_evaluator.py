@@ -24,8 +24,11 @@ LABELS = "select: {rule: dataset}\ntrain: {alpha: 0}\n"
     (OTHER + "rank: {ranker: self}\n", "reward_model", True),
     (OTHER + "rank: {ranker: self, model: some/judge}\n", "reward_model", False),
     # One iteration that judges itself asks for no model, where another judge marks the policies.
-    (OTHER + "rank: {ranker: pairrm}\niterations: {iter2: {rank: {ranker: self}}}\n", "pairrm", False),
-    (OTHER + "rank: {ranker: pairrm}\niterations: {iter2: {rank: {ranker: reward_model}}}\n", "pairrm", True),
+    (OTHER + "rank: {ranker: pairrm, model: some/ranker}\niterations: {iter2: {rank: {ranker: self}}}\n", "pairrm", False),
+    (
+        OTHER + "rank: {ranker: pairrm, model: some/ranker}\niterations: {iter2: {rank: {ranker: reward_model, model: null}}}\n",
+        "pairrm", True,
+    ),
 ])  # fmt: skip
 def test_one_judge_marks_all_policies_and_a_reward_model_is_fitted_for_its_readers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, evaluator: str, fitted: bool

@@ -154,8 +154,9 @@ def test_run_mk_is_a_table_of_contents(folder: Path) -> None:
         "    runs/mine-selm/ranker/model/manifest.json \\\n"
         "    | runs/mine-selm/check.json \\\n"
         "    runs/mine-selm/check.manifest.json\n"
-        "\t$(ACCELERATE) --config_file recipes/accelerate/ddp.yaml scripts/rank_completions.py runs/mine-selm/iter1\n"
+        "\t$(PYTHON) -m handbook_ext.core.per_device --processes 8 scripts/rank_completions.py runs/mine-selm/iter1\n"
     ) in text
+    assert "\t$(ACCELERATE) --config_file recipes/accelerate/ddp.yaml scripts/train_policy.py runs/mine-selm/iter1\n" in text
     assert "\t$(PYTHON) scripts/select_pairs.py runs/mine-selm/iter1\n" in text
     assert set(re.findall(r"\$\(\w+\)", text)) == {"$(ACCELERATE)", "$(PYTHON)"}
 
@@ -256,8 +257,8 @@ def test_the_check_comes_before_every_stage_that_loads_a_policy_and_is_the_input
     for text in ("", SERA, "data: {dataset: some/pairs}\nrank: {ranker: self}\nlaunch: gpu\n"):
         rules = run_rules(mine(text))
         assert [rule.artifact for rule in rules[:2]] == ["data/rows", "check.json"]
-        assert {rule.after for rule in rules if rule.loads_policy} == {("check.json",)}
-        assert not any(rule.after for rule in rules if not rule.loads_policy)
+        assert {rule.after for rule in rules if rule.on_device} == {("check.json",)}
+        assert not any(rule.after for rule in rules if not rule.on_device)
         assert not any("check.json" in rule.inputs for rule in rules)
 
 

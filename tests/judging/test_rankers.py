@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +14,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from handbook_ext.core.artifacts import sha256_of
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import Completion, Messages, OfflinePair, assistant, completion_id
+from handbook_ext.core.records import Completion, Messages, OfflinePair, assistant, completion_id, user
 from handbook_ext.data.tiny_world import best_answer, request_prompt, true_reward
-from handbook_ext.judging.rankers import (
-    Oracle,
-    RewardModel,
-    Unjudged,
-    Verdict,
-    candidates_of,
-    external_ranker_hashes,
-    make_ranker,
-    ranking,
-)
-from handbook_ext.recipes.settings import RankSettings
+from handbook_ext.judging.oracle import Oracle
+from handbook_ext.judging.ranker import CandidateSet, Unjudged, Verdict, candidates_of, ranking, rewards
+from handbook_ext.judging.rankers import Bench, external_ranker_hashes, open_ranker, ranker_id, refuse_unfit
+from handbook_ext.judging.reward_model import RewardModel, pair_ids, second_text
+from handbook_ext.recipes.settings import FITTED, RankSettings
+from tests.small_encoder import save_encoder
 
 CPU = torch.device("cpu")
 WORDS = ["warm", "socks", "a", "lamp", "bread", "and", "good", "book", "for", "the", "lake", "in", "winter"]
@@ -52,8 +48,8 @@ def classifier(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Temp
     return save_classifier(tmp_path_factory.mktemp("classifier"), tokenizer)
 
 
-def reward_model(source: str, *, batch_size: int = 4, max_length: int = 256) -> RewardModel:
-    return RewardModel(source, device=CPU, batch_size=batch_size, max_length=max_length)
+def reward_model(source: str, *, batch_size: int = 4, max_length: int = 256, **more: Any) -> RewardModel:
+    return RewardModel(source, device=CPU, batch_size=batch_size, max_length=max_length, **more)
 
 
 def values(verdicts: Sequence[Verdict]) -> list[float]:
@@ -95,16 +91,60 @@ def test_a_long_text_is_judged_by_its_end_and_told(classifier: str, tokenizer: P
     assert not whole.truncated
 
 
-def test_a_classifier_of_two_outputs_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has 2 outputs; a reward model has one"):
-        reward_model(save_classifier(tmp_path, tokenizer, outputs=2))
+def test_one_of_several_outputs_is_the_reward_by_number_or_name(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    source = save_classifier(tmp_path, tokenizer, outputs=3)
+    with pytest.raises(
+        UserError, match=r"has 3 outputs: 0 \(LABEL_0\), 1 \(LABEL_1\), .*; say which is the reward in rank.output"
+    ):
+        reward_model(source)
+    with pytest.raises(UserError, match=r"rank.output: .* has no output 'helpfulness'; it has: 0 \(LABEL_0\)"):
+        reward_model(source, output="helpfulness")
+    model = reward_model(source, output=2)
+    ids = model.tokenizer.apply_chat_template([*ITEMS[3][0], *assistant(ITEMS[3][1])], tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
+    with torch.no_grad():
+        wanted = model.model(torch.tensor([ids])).logits[0].tolist()
+    for column in range(3):
+        for name in (column, str(column), f"LABEL_{column}"):
+            assert values(reward_model(source, output=name).score([ITEMS[3]])) == pytest.approx([wanted[column]], abs=1e-5)
 
 
-def test_a_classifier_without_template_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    bare = copy.deepcopy(tokenizer)
-    bare.chat_template = None
-    with pytest.raises(UserError, match="has no chat template"):
-        reward_model(save_classifier(tmp_path, bare))
+@pytest.mark.parametrize("budget", [1, 20, 60, 10_000])
+def test_batches_by_tokens_give_the_same_rewards(classifier: str, budget: int) -> None:
+    model = reward_model(classifier, tokens_per_batch=budget)
+    assert values(model.score(ITEMS)) == pytest.approx(values(reward_model(classifier).score(ITEMS)), abs=1e-5)
+    lengths = [7, 3, 9, 2, 5]
+    batches = list(model._batches(lengths))
+    assert sorted(place for batch in batches for place in batch) == list(range(5))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= budget for batch in batches)
+
+
+def test_bf16_is_near(classifier: str) -> None:
+    exact, rounded = (values(reward_model(classifier, bf16=choice).score(ITEMS)) for choice in (False, True))
+    assert rounded == pytest.approx(exact, abs=0.1) and rounded != exact
+
+
+def test_without_a_template_prompt_and_answer_are_a_pair_of_texts(tmp_path: Path) -> None:
+    """As an encoder is trained: [CLS] prompt [SEP] answer [SEP], the second text with segment 1."""
+    folder = save_encoder(tmp_path)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    model = reward_model(folder, max_length=16)
+    tokenizer = model.tokenizer
+    prompt, answer = user("a b"), "c d e"
+    batch = tokenizer("a b", answer, return_tensors="pt")
+    with torch.no_grad():
+        wanted = model.model(**batch).logits[0, 0].item()
+    found = model.score([(prompt, answer), (prompt, "c " * 40), (user("[SEP] a"), "[CLS]"), (user(""), "")])
+    assert found[0].score == pytest.approx(wanted, abs=1e-5)
+    assert [each.truncated for each in found] == [False, True, False, False]
+    ids = pair_ids(tokenizer, [(user("[SEP] a"), "[CLS]")])[0]
+    assert (ids.count(tokenizer.sep_token_id), ids.count(tokenizer.cls_token_id)) == (2, 1)
+    assert second_text(tokenizer, batch["input_ids"][0].tolist()) == batch["token_type_ids"][0].tolist()
+    with pytest.raises(UserError, match=r"rank.text: template: .* has no chat template; set rank.text: pair"):
+        reward_model(folder, text="template", max_length=16)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -112,15 +152,85 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         reward_model(str(tmp_path / "nothing"))
 
 
-def test_rankers_are_made_by_name(classifier: str) -> None:
-    def make(kind: str, source: str | None) -> object:
-        return make_ranker(kind, source, device=CPU, batch_size=2, max_length=64)
+def test_rankers_are_opened_by_name(classifier: str, tmp_path: Path) -> None:
+    bench = Bench(CPU, tmp_path)
+    assert isinstance(open_ranker(RankSettings(ranker="oracle"), bench), Oracle)
+    named = open_ranker(RankSettings(ranker="reward_model", model=classifier, max_length=64), bench)
+    fitted = open_ranker(RankSettings(ranker="reward_model"), Bench(CPU, tmp_path, Path(classifier)))
+    assert isinstance(named, RewardModel) and isinstance(fitted, RewardModel) and named.max_length == 64
+    assert not named.setwise
+    with pytest.raises(UserError, match="self judges the policy's own samples, and no policy is given"):
+        open_ranker(RankSettings(ranker="self"), bench)
 
-    assert isinstance(make("oracle", None), Oracle)
-    assert isinstance(make("reward_model", classifier), RewardModel)
-    for kind, source in (("pairrm", None), ("judge", "model"), ("reward_model", None)):
-        with pytest.raises(UserError, match=f"'{kind}' is not part of this version; it has: oracle, reward_model"):
-            make(kind, source)
+
+def test_candidates_are_judged_set_by_set(classifier: str) -> None:
+    model = reward_model(classifier)
+    sets = [CandidateSet(ITEMS[0][0], ["a lamp", "bread"]), CandidateSet(ITEMS[1][0], []), CandidateSet(ITEMS[2][0], ["socks"])]
+    found = model.judge(sets)
+    assert [len(each) for each in found] == [2, 0, 1]
+    alone = [model.score([(sets[0].prompt, "bread")])[0].score, model.score([(sets[2].prompt, "socks")])[0].score]
+    assert [found[0][1].score, found[2][0].score] == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_reward_of_one_answer_is_its_score_beside_chosen_and_rejected_where_candidates_are_compared() -> None:
+    """A13 of the notes on the papers: PairRM gives no score to an answer alone."""
+    row = OfflinePair.of("p", user("q"), assistant("good"), assistant("bad"))
+    asked: list[CandidateSet] = []
+
+    class Compared:
+        setwise = True
+
+        def judge(self, sets: Sequence[CandidateSet]) -> list[list[Verdict]]:
+            asked.extend(sets)
+            return [[Verdict(float(place)) for place, _ in enumerate(each.texts, 7)] for each in sets]
+
+        def facts(self) -> dict[str, Any]:
+            return {}
+
+    assert rewards(Compared(), [row, row], ["own", "other"]) == [Verdict(7.0)] * 2
+    assert asked == [CandidateSet(row.prompt, ["own", "good", "bad"]), CandidateSet(row.prompt, ["other", "good", "bad"])]
+    alone = Oracle()
+    prompt = request_prompt(1)
+    pair = OfflinePair.of("p", user(prompt), assistant("x"), assistant("y"))
+    assert rewards(alone, [pair], [best_answer(prompt)]) == alone.score([(user(prompt), best_answer(prompt))])
+
+
+@pytest.mark.parametrize(
+    ("right", "pairs", "least", "fit"),
+    [
+        (0.9, 50, 0.5, True),
+        (0.4, 50, 0.5, True),
+        (0.2, 50, 0.5, False),
+        (0.33, 3, 0.5, True),
+        (0.2, 50, 0.0, True),
+        (0.6, 900, 0.7, False),
+    ],
+)
+def test_a_fitted_reward_model_that_cannot_be_right_enough_does_not_label(
+    tmp_path: Path, right: float, pairs: int, least: float, fit: bool
+) -> None:
+    (tmp_path / "model").mkdir()
+    manifest = {"stage": "ranker", "inputs": {}, "sha256": "0", "files": {}, "key": "k", "settings": {}, "counts": {}}
+    manifest["held_out"] = {"accuracy": right, "pairs": pairs}
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps(manifest))
+    rank = RankSettings(ranker="reward_model", min_accuracy=least)
+    if fit:
+        refuse_unfit(rank, tmp_path / "model")
+    else:
+        with pytest.raises(UserError, match=rf"is right on {right:.1%} of {pairs} held-out pairs, at most .* below {least:.1%}"):
+            refuse_unfit(rank, tmp_path / "model")
+    refuse_unfit(rank, None)
+
+
+def test_rankers_of_a_kind_are_told_apart() -> None:
+    assert ranker_id(RankSettings(ranker="oracle"), None, {}) == ""
+    assert ranker_id(RankSettings(ranker="reward_model", model="a/b", revision="c", max_length=9), None, {}) == "a/b@c, 9 tokens"
+    named = RankSettings(ranker="reward_model", model="a/b", output="x", max_length=9)
+    assert ranker_id(named, None, {"ranker": "f" * 64}) == f"a/b@{'f' * 12}, 9 tokens, output x"
+    pairrm = RankSettings(ranker="pairrm", model="a/b", source_max_length=10, candidate_max_length=9)
+    assert ranker_id(pairrm, None, {}) == "a/b, 10+9 tokens"
+    assert ranker_id(RankSettings(ranker="judge", model="gpt"), None, {}) == "gpt, single"
+    assert FITTED == "fitted "
 
 
 def test_the_oracle_gives_the_true_reward() -> None:
@@ -186,7 +296,7 @@ def test_a_reward_model_in_a_folder_is_named_by_its_content(classifier: str, tmp
     assert external_ranker_hashes(RankSettings(ranker="reward_model", model=str(copied))) != named[0]
     assert (
         external_ranker_hashes(RankSettings(ranker="reward_model", model="some/judge"))
-        == external_ranker_hashes(RankSettings())
+        == external_ranker_hashes(RankSettings(ranker="oracle"))
         == {}
     )
 

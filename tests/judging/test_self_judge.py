@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 import handbook_ext.judging.self_judge as judging
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair, assistant, user
-from handbook_ext.judging.rankers import Unjudged, Verdict, ranking
+from handbook_ext.judging.ranker import Unjudged, Verdict, ranking
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.recipes.settings import SelectSettings
 from handbook_ext.sampling.generation import Request, Sample

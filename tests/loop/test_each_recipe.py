@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from handbook_ext.core.records import Messages
-from handbook_ext.judging.rankers import Verdict
+from handbook_ext.judging.ranker import Verdict
 from tests.workspace import MICRO, ROOT, Workspace
 
 # One of each kind of selection and objective; the others differ from these in a value.

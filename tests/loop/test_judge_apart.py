@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from handbook_ext.judging.rankers import RewardModel
+from handbook_ext.judging.reward_model import RewardModel
 from tests.small_encoder import save_encoder
 from tests.workspace import MICRO, Workspace, changed
 

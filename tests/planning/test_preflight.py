@@ -65,8 +65,7 @@ def test_everything_that_is_missing_is_told_at_once(folder: Path) -> None:
     head, *lines = told("mine-selm")
     assert head == f"{len(lines)} things are missing here for mine-selm, so nothing was started"
     for words in (
-        "generate.engine vllm is not part of this version, which has: transformers; set one of these",
-        "rank.ranker pairrm is not part of this version, which has: oracle, reward_model, self",
+        "rank.model: 'some/ranker' is neither a folder here nor whole in the hub's cache",
         "report_to absent_tracker needs the Python package absent_tracker, which is not installed; install it",
         "launch ddp needs 8 GPUs, and 0 are visible; give a launch that fits, such as LAUNCH=cpu",
         "model.name_or_path: 'some/policy' is neither a folder here nor whole in the hub's cache, and the hub cannot be reached "
@@ -75,9 +74,9 @@ def test_everything_that_is_missing_is_told_at_once(folder: Path) -> None:
         "data.sft_dataset: 'some/demonstrations' is not in the hub's cache",
     ):
         assert sum(words in line for line in lines) == 1, words
-    [engine] = [line for line in lines if "vllm" in line]
-    assert engine.startswith("iter1/completions.jsonl, iter2/completions.jsonl, iter3/completions.jsonl: ")
-    assert len(lines) == 7
+    [ranker] = [line for line in lines if "some/ranker" in line]
+    assert ranker.startswith("sft/eval.json, iter0/eval.json, iter1/rankings.jsonl and ")
+    assert len(lines) == 6  # What an extra brings is no lack: the goal installs it.
 
 
 def test_nothing_is_missing_for_what_this_machine_can_run(folder: Path) -> None:
@@ -85,13 +84,14 @@ def test_nothing_is_missing_for_what_this_machine_can_run(folder: Path) -> None:
 
 
 def test_a_goal_is_asked_for_its_own_stages_alone(folder: Path) -> None:
-    mine("generate: {engine: vllm}\n")
+    mine("data: {dataset: some/pairs}\nrank: {ranker: pairrm, model: some/ranker}\n")
+    hub.tables_folder("some/pairs").mkdir(parents=True)  # Read before.
     assert told("mine-selm-iter0") == []  # Plain DPO samples nothing.
     assert len(told("mine-selm-iter1")) == 2
     assert told("mine-selm-why") == []
     head, *lines = told("mine-selm-iter1", "tiny-selm", "mine-selm")
     assert head == "1 thing is missing here for mine-selm-iter1 (1) and mine-selm (1), so nothing was started"
-    assert lines[0].startswith("mine-selm/iter1/completions.jsonl, mine-selm/iter2/")
+    assert lines[0].startswith("mine-selm/iter1/rankings.jsonl, mine-selm/")
 
 
 def test_a_goal_that_only_prepares_data_is_asked_nothing(folder: Path) -> None:
@@ -130,8 +130,7 @@ def test_a_launch_that_the_gpus_meet_is_accepted(folder: Path, monkeypatch: pyte
 def test_packages_that_a_launch_and_attention_need(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine("launch: zero3-cpu\nsft: {global_batch_size: 64}\n")
     monkeypatch.setattr(lacks, "has_package", lambda *names: False)
-    [line] = told("mine-selm")[1:]
-    assert "launch zero3-cpu needs the Python package deepspeed, which is not installed; .venv/bin/pip install" in line
+    assert told("mine-selm") == []  # DeepSpeed is an extra, which the goal installs.
     monkeypatch.setattr(lacks, "has_package", lambda *names: True)
     assert told("mine-selm") == []
     mine("train: {report_to: [tensorboard, none]}\n")
@@ -255,11 +254,34 @@ def test_the_script_prints_a_line_each_and_no_makefile(folder: Path) -> None:
     lines = done.stderr.splitlines()
     assert lines[0].startswith("note: mine-selm: how large")
     assert all(line.startswith("error: ") for line in lines[1:])
-    assert len(lines) >= 4
+    assert len(lines) >= 3
     planned = script("--", "mine-selm")  # As under make -n.
     assert planned.returncode == 0
     assert planned.stdout.endswith("runs/mine-selm/run.mk\n")
-    assert planned.stderr.startswith("note: mine-selm: generate.engine vllm is not part of this version")
+    assert planned.stderr == "note: mine-selm: the extra vllm is missing, and make installs it\n"
+
+
+def test_an_extra_that_stages_still_need_is_made_before_anything_else(folder: Path) -> None:
+    """Make makes what it includes first, and reads everything anew."""
+    mine("rank: {ranker: judge, model: m, judge: {base_url: 'http://127.0.0.1:1/v1'}}\ntrain: {report_to: [wandb]}\n")
+    done = script("--preflight", "--", "mine-selm", "tiny-selm")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == ".venv/extra-trackers"  # Judges are in the tests' environment.
+    assert ".venv/extra-trackers" not in script("--", "mine-selm").stdout
+    assert not script("--preflight", "--", "tiny-selm").stdout.startswith(".venv")
+
+
+def test_a_judge_of_openai_wants_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OTHER_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    mine("rank: {ranker: judge, model: m, judge: {key_variable: OTHER_KEY}}\n")
+    [line] = told("mine-selm-iter1")[1:]
+    assert "OTHER_KEY is not set; set OTHER_KEY in the environment, or name another endpoint" in line
+    monkeypatch.setenv("OTHER_KEY", "x")
+    assert told("mine-selm-iter1") == []
+    monkeypatch.delenv("OTHER_KEY")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    assert told("mine-selm-iter1") == []
 
 
 def test_a_hub_that_does_not_answer_costs_two_seconds_at_most(folder: Path) -> None:

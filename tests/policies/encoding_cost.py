@@ -4,11 +4,18 @@
 
 Pairs are made of random words in the lengths of UltraFeedback (prompts of about 150 words, completions of about 220). In each
 stage the first of the processes encodes what the token store lacks. Prints a row per stage and process.
+
+What it took before texts were encoded once, with the code of commit f3710cd (a checkout of it in BEFORE), on the same pairs and
+tokenizer:
+
+    python -m tests.policies.encoding_cost --pairs 16000 --write FOLDER
+    PYTHONPATH=BEFORE/src python tests/policies/encoding_cost_before.py FOLDER --processes 2
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import random
 import resource
@@ -63,7 +70,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=4000)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--write", type=Path, help="write tokenizer and pairs into a folder, and measure nothing")
     args = parser.parse_args()
+    if args.write is not None:
+        tokenizer_of("smollm2", [" ".join(words_of())], 8000).save_pretrained(args.write)
+        rows = [json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.explore]) for pair in pairs_of(args.pairs)]
+        (args.write / "pairs.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        return
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         for stage in ("score", "train"):

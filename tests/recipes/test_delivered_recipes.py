@@ -12,10 +12,10 @@ import pytest
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.run_rules import run_rules
-from handbook_ext.recipes.listing import listed_recipes, missing_here, unsupported, unsupported_settings
+from handbook_ext.recipes.listing import extras_here, extras_of, listed_recipes, missing_here
 from handbook_ext.recipes.names import paper_row, recipe_files, variants_of
+from handbook_ext.recipes.overrides import parse_set
 from handbook_ext.recipes.run import resolve
-from handbook_ext.recipes.settings import ENGINES_HERE, RANKERS_HERE
 from handbook_ext.recipes.yaml_tree import read_recipe, read_yaml
 from tests.recipe_folder import ROOT
 from tests.recipes.delivered import FILES, course, difference, run_of
@@ -176,16 +176,17 @@ def test_figure_6_of_selm_never_updates_labels() -> None:
     assert {path.stem for path in FILES.values() if "figure 6" in paper_row(path)} == {"stepwise-dpo", "offline-dpo"}
 
 
-def test_a_recipe_says_at_once_what_this_version_cannot_run() -> None:
-    """Its evaluation needs the ranker too, where no iteration samples or judges."""
-    assert unsupported(run_of("zephyr-selm")) == [
-        ("generate.engine", "vllm", ENGINES_HERE), ("rank.ranker", "pairrm", RANKERS_HERE)
-    ]  # fmt: skip
-    assert missing_here(run_of("zephyr-selm"))[:2] == ["pairrm", "vllm"]
-    [line] = unsupported_settings(run_of("zephyr-stepwise-dpo"))
-    assert line.startswith("rank.ranker pairrm is not part of this version")
-    assert len(unsupported_settings(run_of("zephyr-selm"))) == 2
-    assert unsupported_settings(run_of("tiny-selm")) == []
+def test_a_recipe_says_at_once_which_extras_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert extras_of(run_of("zephyr-selm")) == ["gpu", "vllm"]
+    assert extras_of(resolve("zephyr-selm", launch="cpu")) == ["vllm-cpu"]
+    assert extras_of(run_of("tiny-selm")) == []
+    asked = 'rank.ranker=judge rank.model=m rank.judge.base_url="http://127.0.0.1:1/v1" train.report_to=[wandb]'
+    assert extras_of(resolve("tiny-selm", overrides=parse_set(asked))) == ["judge", "trackers"]
+    assert extras_of(resolve("zephyr-selm", overrides=parse_set("rank.engine=llm_blender"))) == ["gpu", "llm-blender", "vllm"]
+    monkeypatch.setattr("handbook_ext.recipes.listing.has_package", lambda name: name == "vllm")
+    assert extras_here(run_of("zephyr-selm")) == ["gpu"]
+    monkeypatch.setattr("handbook_ext.recipes.listing.visible_gpus", lambda: 0)
+    assert missing_here(run_of("zephyr-selm")) == ["8 GPUs"]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/accelerate/*.yaml")), ids=lambda path: path.stem)

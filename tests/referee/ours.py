@@ -15,7 +15,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Completion, OfflinePair, PreferencePair, Ranking
 from handbook_ext.data.row_checks import Rules
 from handbook_ext.data.schemas import read_pairs
-from handbook_ext.judging.rankers import Verdict, candidates_of, ranking
+from handbook_ext.judging.ranker import Verdict, candidates_of, ranking
 from handbook_ext.objectives.batching import BatchPlan, Slot
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.chat import ChatEncoder

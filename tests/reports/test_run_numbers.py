@@ -13,14 +13,12 @@ import pytest
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.metrics import Scores
 from handbook_ext.recipes.settings import FITTED
+from handbook_ext.reports.evaluations import Evaluator, judged_by_all, read_evaluation, read_json
 from handbook_ext.reports.run_report import (
-    Evaluator,
     FinishedRun,
     compare_recipes,
     group_seeds,
     judged_by,
-    read_evaluation,
-    read_json,
     read_pairs,
     read_run,
     read_stages,
@@ -58,7 +56,7 @@ def test_the_numbers_of_a_recipe_are_those_of_its_seeds() -> None:
     table = found.pop("policies")
     assert found == {
         "recipe": "tiny-selm", "start": "sft", "folders": ["runs/tiny-selm-1", "runs/tiny-selm-2"], "seeds": [1, 2],
-        "left_out": [[], []], "prompts": [2, 2], "temperatures": {"greedy": 0.0, "sampled": 0.7},
+        "left_out": [[], []], "unjudged": [0, 0], "prompts": [2, 2], "temperatures": {"greedy": 0.0, "sampled": 0.7},
         "stages": [{"seed": 1, "stage": "train"}, {"seed": 2, "stage": "train"}],
         "pairs": [{"seed": 1, "pairs": 8}, {"seed": 2, "pairs": 8}], "health": [{"seed": 1, "kl": 2.0}, {"seed": 2, "kl": 2.0}],
         "training": [
@@ -241,3 +239,20 @@ def test_an_evaluation_by_another_ranker_says_both(tmp_path: Path) -> None:
     (folder / "iter0" / "eval.json").write_text(json.dumps(content | {"judge": "j"}))
     with pytest.raises(UserError, match=r"is \(1, 'oracle', 'j'\), in sft \(1, 'oracle', ''\); evaluate again"):
         read_run(folder)
+
+
+def test_a_prompt_that_one_policy_lacks_a_verdict_for_counts_for_none() -> None:
+    ids, tokens = ("a", "b", "c"), np.array([1.0, 2.0, 3.0])
+    both = {
+        "start": {"greedy": Scores(ids, np.array([1.0, np.nan, 3.0]), tokens)},
+        "iter1": {"greedy": Scores(ids, np.array([4.0, 5.0, np.nan]), tokens)},
+    }
+    found, dropped = judged_by_all(both)
+    assert dropped == 2
+    for one, reward in zip(found.values(), (1.0, 4.0), strict=True):
+        kept = one["greedy"]
+        assert (kept.prompt_ids, kept.rewards.tolist(), kept.tokens.tolist()) == (("a",), [reward], [1.0])
+    nobody = both | {"iter2": {"greedy": Scores(ids, np.array([np.nan, 1.0, 1.0]), tokens)}}
+    with pytest.raises(UserError, match="decoding greedy: no prompt has a readable verdict for every policy"):
+        judged_by_all(nobody)
+    assert judged_by_all({}) == ({}, 0)

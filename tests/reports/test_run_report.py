@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.reports.answers import shown_answers
+from handbook_ext.reports.pages import render_report
 from handbook_ext.reports.run_report import read_pairs, read_run, read_stages, summarise
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "write_report.py"
@@ -233,3 +235,28 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         numbers(first, make_run(tmp_path / "c", seed=2, recipe="tiny-dpo"))
     with pytest.raises(UserError, match="name each seed once"):
         numbers(first, make_run(tmp_path / "d"))
+
+
+def test_the_report_shows_answers_and_leaves_out_what_has_no_verdict(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("sft", "iter0", "iter1", "iter2"):
+        path = run / name / "eval.json"
+        content = json.loads(path.read_text())
+        for decoding in content["decodings"].values():
+            for number, row in enumerate(decoding["rows"]):
+                said = f"{name} says\n**{number}**" + " so" * (900 * (number == 1))
+                row |= {"prompt": f"What is <b>{number}</b>?", "text": said}
+        content["decodings"]["sampled"]["rows"][5]["reward"] = None if name == "iter1" else 0.5
+        path.write_text(json.dumps(content))
+    found = read_run(run)
+    assert found.unjudged == 1
+    assert {len(scores.prompt_ids) for policy in found.policies.values() for scores in [policy["sampled"]]} == {39}
+    summary = summarise([[found]], title="t", resamples=50, confidence=0.9)
+    summary["answers"] = shown_answers(run, ["sft", "iter2"], "sampled")
+    files = render_report([[found]], summary)
+    text, page = files["report.md"].decode(), files["report.html"].decode()
+    assert "1 held-out prompts are left out, since the judge gave some policy's answer to them no readable verdict." in text
+    assert "**What is <b>0</b>?**" in text and "> sft says\n> **0**\n" in text and "> iter2 says" in text
+    assert "What is <b>3" not in text and "so …" in text
+    assert "What is &lt;b&gt;0&lt;/b&gt;?" in page and "<b>0</b>" not in page
+    assert [len(each["answers"]) for each in summary["answers"]] == [2, 2, 2]

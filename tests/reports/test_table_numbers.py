@@ -14,7 +14,7 @@ from handbook_ext.core.jsonl import write_rows
 from handbook_ext.core.records import PreferencePair, assistant, user
 from handbook_ext.objectives.metrics import Interval
 from handbook_ext.recipes.table_files import Claim, Table, TableRow
-from handbook_ext.reports.run_report import Evaluator
+from handbook_ext.reports.evaluations import Evaluator
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
 from handbook_ext.reports.tables import (
     judge_claim,

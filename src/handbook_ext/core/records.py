@@ -157,12 +157,17 @@ class Candidate(Row):
 
 
 class Ranking(Row):
-    """All candidates of one prompt, samples first, then the offline chosen and rejected."""
+    """All candidates of one prompt, samples first, then the offline chosen and rejected.
+
+    `ties` are the candidates that share their score with another; `disagreements` the comparisons whose two orders named
+    different winners, where the ranker compares.
+    """
 
     prompt_id: str
     prompt: Messages
     candidates: list[Candidate]
     ties: int
+    disagreements: int = 0
 
 
 class PreferencePair(Row):

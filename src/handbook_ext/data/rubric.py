@@ -45,15 +45,20 @@ def render(prompt: str, response: str, rubric: str | None = None) -> str:
 
     Raises UserError for a rubric that is no valid Jinja, has other variables than these two, or cannot be filled in.
     """
-    template = _template(DEFAULT_RUBRIC if rubric is None else rubric)
+    return filled(DEFAULT_RUBRIC if rubric is None else rubric, prompt=prompt, response=response)
+
+
+def filled(question: str, **texts: str) -> str:
+    """Returns a question in Jinja with its variables filled in, all that are given; raises UserError as `render` does."""
+    template = _template(question, tuple(texts))
     try:
-        return template.render(prompt=prompt, response=response)
+        return template.render(texts)
     except TemplateError as error:
-        raise UserError(f"rank.rubric: cannot be filled in ({error}); prompt and response are plain texts") from None
+        raise UserError(f"rank.rubric: cannot be filled in ({error}); {' and '.join(texts)} are plain texts") from None
 
 
 @lru_cache(maxsize=8)
-def _template(rubric: str) -> Template:
+def _template(rubric: str, variables: tuple[str, ...]) -> Template:
     """Returns the compiled rubric, checked."""
     # In a sandbox, since recipes are passed on; without HTML escapes, since a language model reads the text.
     environment = ImmutableSandboxedEnvironment(autoescape=False, undefined=StrictUndefined)
@@ -62,9 +67,12 @@ def _template(rubric: str) -> Template:
         template = environment.from_string(rubric)
     except TemplateError as error:
         raise UserError(f"rank.rubric: not valid Jinja ({error}); correct it, or remove rank.rubric to use our own") from None
-    if used != {"prompt", "response"}:
+    if used != set(variables):
         has = ", ".join(sorted(used)) or "none"
-        raise UserError(f"rank.rubric: a rubric uses the variables prompt and response, both and no other; this one has: {has}")
+        every = "both" if len(variables) == 2 else "all"
+        raise UserError(
+            f"rank.rubric: a rubric uses the variables {' and '.join(variables)}, {every} and no other; this one has: {has}"
+        )
     return template
 
 

@@ -21,13 +21,13 @@ HEAD_CHUNK = 4096
 
 @dataclass(frozen=True)
 class ScoredCompletion:
-    """A completion of a prompt with the ranker's reward; `side` is chosen, rejected or sample."""
+    """A completion of a prompt; `side` is chosen, rejected or sample, `reward` the ranker's, None without a readable verdict."""
 
     prompt_id: str
     prompt: Messages
     side: str
     answer: Answer
-    reward: float
+    reward: float | None
 
 
 def implicit_rewards(
@@ -70,9 +70,10 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for other in ("reward", "tokens"):
         # Rewards are without beta: a positive constant changes no correlation.
-        columns = [row["log_ratio"] for row in offline], [float(row[other]) for row in offline]
-        found[f"correlation_{other}"] = correlation(*columns) if offline else None
-        found[f"rank_correlation_{other}"] = rank_correlation(*columns) if offline else None
+        known = [row for row in offline if row[other] is not None]
+        columns = [row["log_ratio"] for row in known], [float(row[other]) for row in known]
+        found[f"correlation_{other}"] = correlation(*columns) if known else None
+        found[f"rank_correlation_{other}"] = rank_correlation(*columns) if known else None
     sides = {side: [row["log_ratio"] for row in offline if row["side"] == side] for side in ("chosen", "rejected")}
     # Both sides of a prompt are scored or left out together, so the two lists are aligned.
     right = [float(a > b) + 0.5 * (a == b) for a, b in zip(*sides.values(), strict=True)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.makefile import PLAIN, plain, targets_of
+from handbook_ext.graph.makefile import PLAIN, begun_with, plain, targets_of
 from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import PROJECT, RECIPES, TABLE
@@ -202,7 +202,7 @@ class _Planner:
         name = goal.removeprefix(TABLE)
         needed: dict[tuple[str, str], list[str]] = {}
         for row in read_table(name, self.root).rows:
-            rows = [run_of_row(row, name, seed, self.root, **self.launch) for seed in self.seeds]
+            rows = [run_of_row(row, name, seed, self.root, engines=self._begun_with, **self.launch) for seed in self.seeds]
             runs = [self.plan.add(run) for run in distinct_seeds(rows)]
             for policy in (runs[0].start, row.policy or runs[0].iterations[-1].name):
                 for run in runs:
@@ -235,7 +235,11 @@ class _Planner:
     def _run(self, name: str, overrides: Sequence[Override] | None = None) -> Run:
         """Returns a run by name, planned, under what overrides it: the command line's SET and DATA, or what is given."""
         overrides = self.overrides if overrides is None else overrides
-        return self.plan.add(resolve(name, self.root, overrides=overrides, **self.launch))  # type: ignore[arg-type]
+        return self.plan.add(resolve(name, self.root, overrides=overrides, engines=self._begun_with, **self.launch))  # type: ignore[arg-type]
+
+    def _begun_with(self, name: str) -> str | None:
+        """Returns the engine that a run has begun with."""
+        return begun_with(Path(self.folder, name))
 
     def _folder(self, run: Run) -> str:
         """Returns the folder of a run, spelt as run.mk spells it."""

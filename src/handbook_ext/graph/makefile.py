@@ -23,7 +23,6 @@ from handbook_ext.core.stage_settings import identity
 from handbook_ext.graph.rule import StageRule, whole_of
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.iteration import Iteration
-from handbook_ext.recipes.launch_checks import Launch
 from handbook_ext.recipes.run import Run
 
 LISTED = {".jsonl", ".json"}
@@ -41,6 +40,16 @@ def write_run(run: Run, runs: Path) -> list[Path]:
     for rule in rules:
         _expose_stale(rule, runs / run.name)
     return written
+
+
+def begun_with(folder: Path) -> str | None:
+    """Returns the engine that a run has begun with, by the first of its artifacts that an engine has made; None where none is."""
+    names = ("sft/eval.json", "start/eval.json", "iter*/completions.jsonl", "iter*/eval.json")
+    for path in (found for name in names for found in sorted(folder.glob(name))):
+        manifest = finished_manifest(path)
+        if manifest is not None and "engine" in manifest:
+            return str(manifest["engine"]["name"])
+    return None
 
 
 def _expose_stale(rule: StageRule, folder: Path) -> None:
@@ -94,7 +103,7 @@ def run_text(run: Run, rules: Sequence[StageRule], runs: Path) -> str:
         if rule.folder in by_iteration and rule.folder not in seen:
             seen.add(rule.folder)
             lines += ["", _heading(run, by_iteration[rule.folder], rules)]
-        lines += ["", *_rule_lines(rule, folder, run.launch)]
+        lines += ["", *_rule_lines(rule, folder, run)]
     return "\n".join(lines) + "\n"
 
 
@@ -132,7 +141,7 @@ def _heading(run: Run, each: Iteration, rules: Sequence[StageRule]) -> str:
     return f"# {each.name} starts from {each.starts_from}; {part}; rule {each.settings.select.rule}: {stages}"
 
 
-def _rule_lines(rule: StageRule, folder: str, launch: Launch) -> list[str]:
+def _rule_lines(rule: StageRule, folder: str, run: Run) -> list[str]:
     """Returns the lines of one rule.
 
     A file and its manifest are one target, so that a deleted file is made again as well.
@@ -151,21 +160,29 @@ def _rule_lines(rule: StageRule, folder: str, launch: Launch) -> list[str]:
         f"{head} {sign} \\",
         *(f"{each} \\" for each in prerequisites[:-1]),
         prerequisites[-1],
-        f"\t{_command(rule, folder, launch)}",
+        f"\t{_command(rule, folder, run)}",
     ]
 
 
-def _command(rule: StageRule, folder: str, launch: Launch) -> str:
-    """Returns the command of a stage; those without a policy need no launcher, and on a CPU all start in a warm process."""
+def _command(rule: StageRule, folder: str, run: Run) -> str:
+    """Returns the command of a stage; on a CPU all start in a warm process, but for vLLM, which starts processes of its own."""
     argument = plain(f"{folder}/{rule.folder}" if rule.folder else folder)
+    return f"{_launcher(rule, run)} scripts/{rule.script} {argument}"
+
+
+def _launcher(rule: StageRule, run: Run) -> str:
+    """Returns the words before a stage's script."""
+    launch = run.launch
     if launch.name == "cpu":
-        launcher = "$(WARM)"
-    elif not rule.loads_policy:
-        launcher = "$(PYTHON)"
-    else:
+        return "$(PYTHON)" if rule.engine == "vllm" else "$(WARM)"
+    if rule.launcher == "accelerate":
         processes = "" if launch.gpus is None else f" --num_processes {launch.gpus}"
-        launcher = f"$(ACCELERATE) --config_file {plain(f'recipes/accelerate/{launch.name}.yaml')}{processes}"
-    return f"{launcher} scripts/{rule.script} {argument}"
+        return f"$(ACCELERATE) --config_file {plain(f'recipes/accelerate/{launch.name}.yaml')}{processes}"
+    if rule.launcher == "plain":
+        return "$(PYTHON)"
+    each = run.settings.generate.tensor_parallel_size if rule.engine == "vllm" else 1
+    devices = "" if each == 1 else f" --devices-each {each}"
+    return f"$(PYTHON) -m handbook_ext.core.per_device --processes {launch.processes // each}{devices}"
 
 
 def stamp_file(rule: StageRule) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from handbook_ext.core.artifacts import START, checkpoint_files
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.graph.stages import Limits, Portion
 from handbook_ext.recipes.iteration import Iteration
+from handbook_ext.recipes.parts import ASKED, RANKERS
 from handbook_ext.recipes.run import Run
-from handbook_ext.recipes.settings import RankSettings, Recipe
+from handbook_ext.recipes.settings import EngineSettings, RankSettings, Recipe
 
 ROWS = "data/rows"
 CHECK = "check.json"
+Launcher = Literal["plain", "per_device", "accelerate"]
 PARTS = tuple(f"{ROWS}/{name}.jsonl" for name in ("sft", "train", "test"))
 
 
@@ -24,16 +26,28 @@ class StageRule:
     """One stage of a run: the folder that its script is given, what determines it, and what else make must know.
 
     `after` are artifacts that must be there although the stage does not read them; made anew, they start nothing. `external`
-    are files outside the run: make sees that one changed, the stage compares contents. `loads_policy` decides how the script
-    is launched.
+    are files outside the run: make sees that one changed, the stage compares contents. `launcher` says how the script starts:
+    `plain` as one process without a GPU; `per_device` as processes that know nothing of each other's device, one for each, since
+    vLLM makes process groups of its own; `accelerate` as the launch configuration says, for training.
     """
 
     folder: str
     settings: StageSettings
     script: str
-    loads_policy: bool = True
+    launcher: Launcher = "accelerate"
     after: tuple[str, ...] = ()
     external: tuple[Path, ...] = ()
+
+    @property
+    def on_device(self) -> bool:
+        """Tells whether the stage computes with a model, and so belongs on a GPU where the launch has any."""
+        return self.launcher != "plain"
+
+    @property
+    def engine(self) -> str:
+        """Returns what samples in the stage; empty where nothing does."""
+        stated: EngineSettings | None = getattr(self.settings, "generate", None) or getattr(self.settings, "engine", None)
+        return "" if stated is None else stated.engine
 
     @property
     def settings_file(self) -> str:
@@ -82,6 +96,13 @@ def policy_artifact(run: Run, name: str) -> str | None:
 def ranker_artifact(rank: RankSettings) -> str | None:
     """Returns the artifact of the run's own reward model, where the recipe names no other."""
     return "ranker/model" if rank.ranker == "reward_model" and rank.model is None else None
+
+
+def ranker_files(rank: RankSettings) -> tuple[Path, ...]:
+    """Returns the local files of a ranker: its checkpoint, and the question that it is asked."""
+    kind = RANKERS[rank.ranker]
+    checkpoint = folder_files(rank.model) if kind.reads == "checkpoint" else ()
+    return (*checkpoint, *(file_of(rank.rubric) if rank.ranker in ASKED else ()))
 
 
 def limits_of(settings: Recipe) -> Limits:

@@ -10,16 +10,16 @@ from handbook_ext.graph.rule import (
     StageRule,
     about,
     checkpoint_of,
-    file_of,
-    folder_files,
     health_of,
     limits_of,
     policy_artifact,
     portion_of,
     ranker_artifact,
+    ranker_files,
     seen_from,
 )
 from handbook_ext.recipes.iteration import Iteration
+from handbook_ext.recipes.parts import RANKERS
 from handbook_ext.recipes.run import Run
 from handbook_ext.selection.ensemble import ensemble
 
@@ -34,7 +34,7 @@ def generate_rule(run: Run, each: Iteration) -> StageRule:
         generate=each.settings.generate, limits=limits_of(each.settings),
     )  # fmt: skip
     return StageRule(
-        each.name, settings, "generate_completions.py", after=health_of(run, each.starts_from),
+        each.name, settings, "generate_completions.py", launcher="per_device", after=health_of(run, each.starts_from),
         external=checkpoint_of(run, each.starts_from),
     )  # fmt: skip
 
@@ -53,8 +53,11 @@ def rank_rule(run: Run, each: Iteration) -> StageRule:
     settings = files.RankStage(
         stage="rank", **about(run, each), inputs=inputs, model=each.settings.model, rank=rank,
     )  # fmt: skip
-    asked = (*checkpoint_of(run, each.starts_from), *file_of(rank.rubric)) if rank.ranker == "self" else ()
-    return StageRule(each.name, settings, "rank_completions.py", external=(*folder_files(rank.model), *asked))
+    asked = checkpoint_of(run, each.starts_from) if rank.ranker == "self" else ()
+    return StageRule(
+        each.name, settings, "rank_completions.py", launcher="per_device" if RANKERS[rank.ranker].on_device else "plain",
+        external=(*ranker_files(rank), *asked),
+    )  # fmt: skip
 
 
 def score_candidates_rule(run: Run, each: Iteration) -> StageRule:
@@ -109,7 +112,7 @@ def select_rule(run: Run, each: Iteration) -> StageRule:
     settings = files.SelectStage(
         stage="select", **about(run, each), inputs=inputs, portion=portion_of(run, each), select=each.settings.select, **margins
     )  # fmt: skip
-    return StageRule(each.name, settings, "select_pairs.py", loads_policy=False)
+    return StageRule(each.name, settings, "select_pairs.py", launcher="plain")
 
 
 def train_rule(run: Run, each: Iteration) -> StageRule:
@@ -143,7 +146,7 @@ def health_rule(run: Run, each: Iteration) -> StageRule:
     )  # fmt: skip
     trained = about(run) | {"iteration": each.name, "policy": each.name}
     settings = files.HealthStage(stage="health", **trained, inputs=inputs, health=health)
-    return StageRule(each.name, settings, "check_health.py", loads_policy=False)
+    return StageRule(each.name, settings, "check_health.py", launcher="plain")
 
 
 def _stores(run: Run, each: Iteration) -> list[str]:

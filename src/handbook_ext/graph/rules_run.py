@@ -18,10 +18,11 @@ from handbook_ext.graph.rule import (
     policy_artifact,
     portion_of,
     ranker_artifact,
+    ranker_files,
     seen_from,
 )
 from handbook_ext.recipes.run import Run
-from handbook_ext.recipes.settings import DataSettings, OptimizerSettings, Recipe, Section
+from handbook_ext.recipes.settings import DataSettings, EngineSettings, OptimizerSettings, Recipe, Section
 
 S = TypeVar("S", bound=Section)
 
@@ -35,7 +36,7 @@ def data_rule(run: Run) -> StageRule:
     needs = {name for each in run.iterations for name in ("data_scores", "rated_answers") if getattr(each.needs, name)}
     local = [Path(name) for name in (data.train, data.test, data.sft) if name and Path(name).is_file()]
     settings = files.DataStage(stage="data", **about(run), needs=sorted(needs), data=_part(DataSettings, data))
-    return StageRule("", settings, "prepare_data.py", loads_policy=False, external=tuple(local))
+    return StageRule("", settings, "prepare_data.py", launcher="plain", external=tuple(local))
 
 
 def checkpoint_rule(run: Run) -> StageRule:
@@ -44,7 +45,7 @@ def checkpoint_rule(run: Run) -> StageRule:
     model = run.settings.model.model_copy(update={"lora": None, "attn_implementation": "sdpa"})
     settings = files.CheckpointStage(stage="checkpoint", **{**about(run), "seed": 0}, model=model)
     template = (model.template_file,) if model.template_file else ()
-    return StageRule("", settings, "fetch_checkpoint.py", loads_policy=False, external=template)
+    return StageRule("", settings, "fetch_checkpoint.py", launcher="plain", external=template)
 
 
 def check_rule(run: Run) -> StageRule:
@@ -74,7 +75,7 @@ def check_rule(run: Run) -> StageRule:
         long_prompts=settings.data.long_prompts, max_truncated=settings.data.max_truncated,
     )  # fmt: skip
     external = tuple(path for path in files_here if path.suffix not in WEIGHTS)
-    return StageRule("", stage, "check_run.py", loads_policy=False, external=external)
+    return StageRule("", stage, "check_run.py", launcher="plain", external=external)
 
 
 def sft_rule(run: Run) -> StageRule:
@@ -129,9 +130,10 @@ def evaluate_rule(run: Run, policy: str, settings: Recipe) -> StageRule:
     stage = files.EvaluateStage(
         stage="evaluate", **about(run), inputs=inputs, iteration=policy, policy=policy, initial_policy=initial,
         model=settings.model, rank=rank, evaluate=settings.evaluate, limits=limits_of(settings),
+        engine=_part(EngineSettings, settings.generate),
     )  # fmt: skip
-    external = (*checkpoint_of(run, policy, initial or policy), *folder_files(rank.model))
-    return StageRule(policy, stage, "evaluate_policy.py", external=external)
+    external = (*checkpoint_of(run, policy, initial or policy), *ranker_files(rank))
+    return StageRule(policy, stage, "evaluate_policy.py", launcher="per_device", external=external)
 
 
 def report_rule(run: Run) -> StageRule:
@@ -146,7 +148,7 @@ def report_rule(run: Run) -> StageRule:
     changes = [*run.variants, *run.overrides]
     title = (report.title or run.recipe) + (f" ({', '.join(changes)})" if changes and report.title else "")
     settings = files.ReportStage(stage="report", **about(run), inputs=inputs, policies=policies, title=title, report=report)
-    return StageRule("", settings, "write_report.py", loads_policy=False, after=health_of(run, policies[-1]))
+    return StageRule("", settings, "write_report.py", launcher="plain", after=health_of(run, policies[-1]))
 
 
 def _part(kind: type[S], section: S) -> S:

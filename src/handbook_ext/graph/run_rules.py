@@ -63,7 +63,7 @@ def run_rules(run: Run) -> list[StageRule]:
         rules += [health_rule(run, each)] if each.health_limited else []
     rules.append(report_rule(run))
     # What the check finds is no input of a training: made anew, it would start none again.
-    return checked([replace(rule, after=(CHECK, *rule.after)) if rule.loads_policy else rule for rule in rules])
+    return checked([replace(rule, after=(CHECK, *rule.after)) if rule.on_device else rule for rule in rules])
 
 
 def checked(rules: Sequence[StageRule]) -> list[StageRule]:

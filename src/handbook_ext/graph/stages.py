@@ -11,6 +11,7 @@ from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.settings import (
     DataSettings,
+    EngineSettings,
     EvaluateSettings,
     FitSettings,
     GenerateSettings,
@@ -26,7 +27,7 @@ from handbook_ext.recipes.settings import (
 )
 from handbook_ext.selection.material import portion
 
-EVALUATION_FORMAT = 4  # Of eval.json; an older one is made again.
+EVALUATION_FORMAT = 5  # Of eval.json; an older one is made again.
 
 
 class Limits(Section):
@@ -87,10 +88,7 @@ class Loop(Section):
 
 
 class CheckStage(StageSettings):
-    """Looking at schedules and tokens before anything trains; `rankers` are checkpoints, `max_truncated` a share of rows.
-
-    `reward_models` are those that the run fits, each with the part of the pairs that it is fitted to.
-    """
+    """Looking at schedules and tokens before anything trains; `rankers` are checkpoints, `reward_models` what the run fits."""
 
     file: ClassVar[str] = "check.yaml"
     artifact: ClassVar[str] = "check.json"
@@ -218,6 +216,7 @@ class EvaluateStage(PolicyStage):
     initial_policy: str | None
     rank: RankSettings
     evaluate: EvaluateSettings
+    engine: EngineSettings
 
 
 class HealthStage(IterationStage):

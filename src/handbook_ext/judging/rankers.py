@@ -1,168 +1,146 @@
-"""Who judges completions: the tiny world's true reward, or any reward model that is a sequence classifier."""
+"""The rankers by name: how each is opened, and what tells one from another of its kind."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 
-from handbook_ext.core.artifacts import checkpoint_files, recorded_hash, sha256_of
+from handbook_ext.core.artifacts import checkpoint_files, read_manifest, recorded_hash, sha256_of
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.records import Candidate, Completion, Messages, OfflinePair, Origin, Ranking, assistant
-from handbook_ext.data.tiny_world import true_reward
-from handbook_ext.recipes.settings import FITTED, RANKERS_HERE, RankSettings
+from handbook_ext.judging.ranker import Ranker
+from handbook_ext.policies.source import PolicySource
+from handbook_ext.recipes.parts import ASKED, RANKERS
+from handbook_ext.recipes.settings import FITTED, RankSettings
+
+# Each opener imports what it needs: the oracle takes no second, and no other ranker needs a client or a language model.
+VERDICTS = ".verdicts.sqlite"
+"""The file in a run's folder that keeps the replies of judges."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A ranker's score of one completion; larger is better.
+class Bench:
+    """What rankers may need besides their settings: the reward model that the run has fitted, its policy, device and folder.
 
-    `truncated`: it did not see the whole text. `failed`: it gave no readable judgement, and `score` means nothing.
+    `asker` is the stage by whose name the replies of an endpoint are accounted for.
     """
 
-    score: float
-    truncated: bool = False
-    failed: bool = False
+    device: torch.device
+    run: Path
+    fitted: Path | None = None
+    policy: PolicySource | None = None
+    asker: str = ""
 
 
-class Unjudged(NamedTuple):
-    """A candidate before its judgement: who wrote it, the number of its sample, its text and its id."""
-
-    origin: Origin
-    sample: int | None
-    text: str
-    completion_id: str
+def open_ranker(rank: RankSettings, bench: Bench) -> Ranker:
+    """Returns the ranker of a run's settings; raises UserError where it cannot be loaded."""
+    return OPENERS[rank.ranker](rank, bench)
 
 
-class Ranker(Protocol):
-    """Scores completions, each independently of the others."""
+def _oracle(rank: RankSettings, bench: Bench) -> Ranker:
+    """Returns the tiny world's true reward."""
+    from handbook_ext.judging.oracle import Oracle  # noqa: PLC0415
 
-    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
-        """Returns the verdict on each (prompt, completion)."""
-        ...
-
-
-class Oracle:
-    """The tiny world's true reward."""
-
-    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
-        """Returns true rewards, at most 1."""
-        return [Verdict(true_reward(prompt[-1]["content"], text)) for prompt, text in items]
+    return Oracle()
 
 
-class RewardModel:
-    """A sequence classifier with one output, and a chat template."""
+def _reward_model(rank: RankSettings, bench: Bench) -> Ranker:
+    """Returns the classifier that the recipe names, or that the run has fitted."""
+    from handbook_ext.judging.reward_model import RewardModel  # noqa: PLC0415
 
-    def __init__(
-        self, source: str, *, device: torch.device, batch_size: int, max_length: int, revision: str | None = None
-    ) -> None:
-        """Loads the classifier; max_length is in tokens of prompt and completion, whose end is kept (`kept_end`)."""
-        # Imported here: it takes seconds, and the oracle needs none of it.
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
-
-        from handbook_ext.policies.conversations import kept_end  # noqa: PLC0415
-        from handbook_ext.policies.models import without_dropout  # noqa: PLC0415
-        from handbook_ext.policies.text_tokens import TextTokens  # noqa: PLC0415
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            model = AutoModelForSequenceClassification.from_pretrained(source, revision=revision)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"rank.model: {source} cannot be loaded as a sequence classifier ({first})") from None
-        if model.config.num_labels != 1:
-            raise UserError(f"rank.model: {source} has {model.config.num_labels} outputs; a reward model has one")
-        if not tokenizer.chat_template:
-            raise UserError(f"rank.model: the tokenizer of {source} has no chat template; use a reward model that has one")
-        without_dropout(model.config)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
-        model.config.pad_token_id = tokenizer.pad_token_id
-        self.model, self.tokenizer, self.text = model.eval().to(device), tokenizer, TextTokens(tokenizer)
-        self.batch_size, self.max_length = batch_size, max_length
-        self._kept = partial(kept_end, tokenizer, max_length=max_length)
-
-    @torch.no_grad()
-    def score(self, items: Sequence[tuple[Messages, str]]) -> list[Verdict]:
-        """Returns the classifier's logits; texts of similar length share a batch, so that little is padded."""
-        ids = judged_ids(self.text, items)
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        verdicts: dict[int, Verdict] = {}
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            kept = {"input_ids": [self._kept(ids[place]) for place in places]}
-            batch = self.tokenizer.pad(kept, return_tensors="pt").to(self.model.device)
-            scores = self.model(**batch).logits[:, 0].float().tolist()
-            for place, score in zip(places, scores, strict=True):
-                verdicts[place] = Verdict(score, len(ids[place]) > self.max_length)
-        return [verdicts[place] for place in range(len(items))]
+    common: dict[str, Any] = {
+        "device": bench.device, "batch_size": rank.batch_size, "max_length": rank.max_length,
+        "tokens_per_batch": rank.tokens_per_batch, "bf16": rank.bf16,
+    }  # fmt: skip
+    if bench.fitted is not None:
+        return RewardModel(str(bench.fitted), **common)
+    return RewardModel(str(rank.model), revision=rank.revision, output=rank.output, text=rank.text, **common)
 
 
-def judged_ids(text: Any, items: Sequence[tuple[Messages, str]]) -> list[list[int]]:
-    """Returns the token ids of prompts with a completion each as a reward model reads them; `text` is its TextTokens."""
-    ids: list[list[int]] = text.ids([text.render([*prompt, *assistant(answer)]) for prompt, answer in items])
-    return ids
+def _self(rank: RankSettings, bench: Bench) -> Ranker:
+    """Returns the policy that made the samples, as their judge."""
+    from handbook_ext.judging.self_judge import SelfJudge, rubric_text  # noqa: PLC0415
+    from handbook_ext.sampling.generation import open_policy  # noqa: PLC0415
+
+    if bench.policy is None:
+        raise UserError("rank.ranker: self judges the policy's own samples, and no policy is given here")
+    limits = {"max_length": rank.max_length, "long_prompts": "drop"}
+    policy, encoder = open_policy(bench.policy, limits, device=bench.device)
+    return SelfJudge(policy, encoder.tokenizer, encoder, rubric_text(rank.rubric), rank.max_new_tokens, rank.batch_size)
 
 
-def make_ranker(
-    kind: str, source: str | None, *, device: torch.device, batch_size: int, max_length: int, revision: str | None = None
-) -> Ranker:
-    """Returns the ranker that a recipe names; raises UserError for one that this version does not have."""
-    if kind == "oracle":
-        return Oracle()
-    if kind == "reward_model" and source is not None:
-        return RewardModel(source, device=device, batch_size=batch_size, max_length=max_length, revision=revision)
-    raise UserError(f"rank.ranker: {kind!r} is not part of this version; it has: {', '.join(RANKERS_HERE)}")
+def _pairrm(rank: RankSettings, bench: Bench) -> Ranker:
+    """Returns PairRM on transformers, or the original package."""
+    common: dict[str, Any] = {
+        "device": bench.device, "batch_size": rank.batch_size, "source_max_length": rank.source_max_length,
+        "candidate_max_length": rank.candidate_max_length,
+    }  # fmt: skip
+    if rank.engine == "llm_blender":
+        from handbook_ext.judging.llm_blender_pairrm import LlmBlenderRanker  # noqa: PLC0415
 
+        return LlmBlenderRanker(str(rank.model), **common)
+    from handbook_ext.judging.pairrm import PairRM  # noqa: PLC0415
 
-def open_ranker(rank: RankSettings, fitted: Path | None, *, device: torch.device) -> Ranker:
-    """Returns the ranker of a run's settings; `fitted` is the reward model that the run made, where the recipe names none."""
-    return make_ranker(
-        rank.ranker, str(fitted) if fitted else rank.model, device=device, batch_size=rank.batch_size,
-        max_length=rank.max_length, revision=rank.revision,
+    return PairRM(
+        str(rank.model), revision=rank.revision, bf16=rank.bf16, tournament=rank.tournament,
+        legacy_truncation=rank.legacy_truncation, **common,
     )  # fmt: skip
 
 
-def ranking(prompt_id: str, prompt: Messages, candidates: Sequence[tuple[Unjudged, Verdict]]) -> Ranking:
-    """Returns the candidates with ranks: 1 is the largest score, equal scores share the better rank."""
-    scores = [-math.inf if verdict.failed else verdict.score for _, verdict in candidates]
-    ranked = [
-        Candidate(
-            origin=candidate.origin, sample=candidate.sample, text=candidate.text, completion_id=candidate.completion_id,
-            score=verdict.score, truncated=verdict.truncated, failed=verdict.failed,
-            rank=1 + sum(score > own for score in scores),
+def _judge(rank: RankSettings, bench: Bench) -> Ranker:
+    """Returns the judge behind an endpoint; its replies are kept in the run's folder."""
+    from handbook_ext.judging.endpoint_judge import EndpointJudge  # noqa: PLC0415
+    from handbook_ext.judging.judge_client import Endpoint  # noqa: PLC0415
+    from handbook_ext.judging.self_judge import rubric_text  # noqa: PLC0415
+    from handbook_ext.judging.verdict_cache import VerdictCache  # noqa: PLC0415
+
+    return EndpointJudge(
+        str(rank.model), Endpoint(**rank.judge.model_dump(exclude={"kind"})), kind=rank.judge.kind,
+        question=rubric_text(rank.rubric), cache=VerdictCache(bench.run / VERDICTS, bench.asker),
+    )  # fmt: skip
+
+
+OPENERS: Mapping[str, Callable[[RankSettings, Bench], Ranker]] = {
+    "oracle": _oracle, "reward_model": _reward_model, "pairrm": _pairrm, "judge": _judge, "self": _self,
+}  # fmt: skip
+
+
+def refuse_unfit(rank: RankSettings, fitted: Path | None) -> None:
+    """Raises UserError where a reward model that the run fitted cannot, by its held-out pairs, be as right as the recipe asks.
+
+    Where no pairs were held out, nothing is known of it, and nothing refused.
+    """
+    found = None if fitted is None else read_manifest(fitted).get("held_out")
+    if not found:
+        return
+    from scipy.stats import binomtest  # noqa: PLC0415 - takes a second
+
+    right, pairs = float(found["accuracy"]), int(found["pairs"])
+    _, most = binomtest(round(right * pairs), pairs).proportion_ci(method="wilson")
+    if most < rank.min_accuracy:
+        raise UserError(
+            f"rank.min_accuracy: the reward model is right on {right:.1%} of {pairs} held-out pairs, at most {most:.1%} by a 95 %"
+            f" interval, below {rank.min_accuracy:.1%}; fit it to more pairs or longer (rank.fit), name another (rank.model), or "
+            "set rank.min_accuracy: 0 to let it label"
         )
-        for (candidate, verdict), own in zip(candidates, scores, strict=True)
-    ]  # fmt: skip
-    ties = sum(scores.count(score) > 1 for score in scores)
-    return Ranking(prompt_id=prompt_id, prompt=prompt, candidates=ranked, ties=ties)
-
-
-def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> list[Unjudged]:
-    """Returns a prompt's candidates in the order of the official code: samples, then the offline chosen and rejected, if any."""
-    found = [Unjudged("on_policy", row.sample, row.text, row.completion_id) for row in samples]
-    sides = [] if offline is None else [offline.chosen_answer, offline.rejected_answer]
-    return found + [Unjudged("offline", None, side.text, side.completion_id) for side in sides]
 
 
 def external_ranker_hashes(rank: RankSettings, hash_of: Callable[[Path], str] = sha256_of) -> dict[str, str]:
     """Returns the hashes of the local files that a ranker is made of, by the names that a manifest gives them.
 
-    They are the reward model in a folder, an adapter's base included, and a rubric that is a file; none of another kind.
+    They are the checkpoint in a folder, an adapter's base included, and a question that is a file; none of another kind.
     """
     hashes = {}
-    if rank.ranker == "reward_model" and rank.model is not None and Path(rank.model).is_dir():
+    if RANKERS[rank.ranker].reads == "checkpoint" and rank.model is not None and Path(rank.model).is_dir():
         folder = Path(rank.model)
         lines = [f"{os.path.relpath(path, folder)} {hash_of(path)}" for path in checkpoint_files(folder)]
         hashes["ranker"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    if rank.ranker == "self" and rank.rubric is not None and os.path.isfile(rank.rubric):
+    if rank.ranker in ASKED and rank.rubric is not None and os.path.isfile(rank.rubric):
         hashes["rubric"] = hash_of(Path(rank.rubric))
     return hashes
 
@@ -170,12 +148,16 @@ def external_ranker_hashes(rank: RankSettings, hash_of: Callable[[Path], str] = 
 def ranker_id(rank: RankSettings, fitted: Path | None, external: Mapping[str, str]) -> str:
     """Returns what tells a ranker from others of its kind: rewards of two judges do not compare.
 
-    A reward model is called as the recipe names it, with its content (`external` are the hashes of `external_ranker_hashes`) or
-    revision, and how much it reads; one that the run fitted, by its hash.
+    A checkpoint is called as the recipe names it, with its content (`external` are the hashes of `external_ranker_hashes`) or
+    revision, and how much it reads; one that the run fitted, by its hash; a judge by its model and the kind of its question.
     """
-    if rank.ranker != "reward_model":
+    if rank.ranker == "judge":
+        return f"{rank.model}, {rank.judge.kind}"
+    if RANKERS[rank.ranker].reads != "checkpoint":
         return ""
     if fitted is not None:
         return f"{FITTED}{str(recorded_hash(fitted))[:12]}"
     content = external.get("ranker", "")[:12] or rank.revision
-    return f"{rank.model}{f'@{content}' if content else ''}, {rank.max_length} tokens"
+    read = rank.max_length if rank.ranker == "reward_model" else f"{rank.source_max_length}+{rank.candidate_max_length}"
+    output = f", output {rank.output}" if rank.output is not None else ""
+    return f"{rank.model}{f'@{content}' if content else ''}, {read} tokens{output}"

@@ -12,8 +12,9 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages
 from handbook_ext.core.shards import batched
 from handbook_ext.data.rubric import TINY_RUBRIC, parse_points, render
-from handbook_ext.judging.rankers import Verdict
+from handbook_ext.judging.ranker import Pointwise, Verdict
 from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.conversations import conversation
 from handbook_ext.sampling.generation import Request, sample_batch
 
 
@@ -27,7 +28,7 @@ def rubric_text(name: str | None) -> str | None:
 
 
 @dataclass
-class SelfJudge:
+class SelfJudge(Pointwise):
     """Asks a policy for points, decoded greedily; a judgement without readable points is a failed verdict.
 
     rubric: the Jinja text of the question, None for the default.
@@ -56,10 +57,3 @@ class SelfJudge:
                 points = parse_points(sample.text)
                 verdicts[index] = Verdict(0.0, failed=True) if points is None else Verdict(points)
         return verdicts
-
-
-def conversation(prompt: Messages) -> str:
-    """Returns a prompt as the judge reads it: the text of a single message, several messages with their roles."""
-    if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -1,10 +1,11 @@
 """What a single stage needs and cannot have here: each finder yields a kind of it, with what to do. No torch.
 
-An engine, a ranker or a tracker that is new is known here: by the version that has it, and by the package that it needs.
+A tracker that is new is known here by the package that it needs; what an extra brings is installed by the goal itself.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from handbook_ext.graph.stages import (
     CheckStage,
     DataStage,
     EvaluateStage,
-    GenerateStage,
     RankerStage,
     RankStage,
     ScoreCandidatesStage,
@@ -25,14 +25,14 @@ from handbook_ext.graph.stages import (
     TrainStage,
 )
 from handbook_ext.planning.supply import checkpoint_lack, data_lack
+from handbook_ext.recipes.parts import EXTRAS, RANKERS
 from handbook_ext.recipes.run import Run
-from handbook_ext.recipes.settings import ENGINES_HERE, RANKERS_HERE, RankSettings
+from handbook_ext.recipes.settings import RankSettings
 
 # Packages of the trackers of transformers, where they are not called like the tracker.
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "azure_ml": ("azureml",), "flyte": ("flytekit",)}
 NO_TRACKERS = ("all", "none")
 ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-INSTEAD = {"generate.engine": "generate.engine=transformers", "rank.ranker": "rank.ranker=reward_model rank.model=null"}
 
 
 @dataclass(frozen=True)
@@ -43,36 +43,15 @@ class Lack:
     remedy: str
 
 
-def _of_version(run: Run, rule: StageRule) -> Iterator[Lack]:
-    """Yields the engine and the ranker that this version does not have."""
-    settings = rule.settings
-    asked: list[tuple[str, str, tuple[str, ...]]] = []
-    if isinstance(settings, GenerateStage):
-        asked.append(("generate.engine", settings.generate.engine, ENGINES_HERE))
-    if isinstance(settings, RankStage | EvaluateStage):
-        asked.append(("rank.ranker", settings.rank.ranker, RANKERS_HERE))
-    for setting, value, here in asked:
-        if value not in here:
-            yield Lack(
-                f"{setting} {value} is not part of this version, which has: {', '.join(here)}",
-                f'set one of these, such as SET="{INSTEAD[setting]}"',
-            )
-
-
 def _of_packages(run: Run, rule: StageRule) -> Iterator[Lack]:
-    """Yields the Python packages that are not installed."""
+    """Yields the Python packages that are not installed and belong to no extra: those of extras the goal installs."""
     settings = rule.settings
-    if rule.loads_policy and run.launch.name.startswith("zero") and not has_package("deepspeed"):
-        yield _package("deepspeed", f"launch {run.launch.name} needs", ".venv/bin/pip install -e '.[gpu]', or another LAUNCH=")
-    engine = settings.generate.engine if isinstance(settings, GenerateStage) else ""
-    if engine == "vllm" and engine in ENGINES_HERE and not has_package("vllm"):
-        yield _package("vllm", "generate.engine vllm needs", "install it, or set generate.engine: transformers")
     for tracker in _trackers(settings):
         names = TRACKERS.get(tracker, (tracker,))
-        if tracker not in NO_TRACKERS and not has_package(*names):
+        if tracker not in (*NO_TRACKERS, *EXTRAS["trackers"]) and not has_package(*names):
             yield _package(names[0], f"report_to {tracker} needs", "install it, or take the name out of report_to")
     attention = getattr(getattr(settings, "model", None), "attn_implementation", "")
-    package = ATTENTION.get(attention) if rule.loads_policy else None
+    package = ATTENTION.get(attention) if rule.on_device else None
     if package is not None and not has_package(package):
         yield _package(package, f"model.attn_implementation {attention} needs", "install it, or set attn_implementation: sdpa")
 
@@ -91,7 +70,7 @@ def _package(name: str, needs: str, remedy: str) -> Lack:
 
 def _of_gpus(run: Run, rule: StageRule) -> Iterator[Lack]:
     """Yields that there are fewer GPUs than processes, or that torch could not use them."""
-    if run.launch.on_cpu or not rule.loads_policy:
+    if run.launch.on_cpu or not rule.on_device:
         return
     wanted, here = run.launch.processes, visible_gpus()
     if here < wanted:
@@ -124,7 +103,8 @@ def _of_checkpoints(run: Run, rule: StageRule) -> Iterator[Lack]:
     if isinstance(settings, RankStage | EvaluateStage):
         ranks = [settings.rank]
     for rank in ranks:
-        lack = checkpoint_lack(rank.model, rank.revision) if rank.model is not None and rank.ranker == "reward_model" else None
+        asked = rank.model is not None and RANKERS[rank.ranker].reads == "checkpoint"
+        lack = checkpoint_lack(str(rank.model), rank.revision) if asked else None
         if lack is not None:
             yield Lack(f"rank.model: {lack[0]}", lack[1])
 
@@ -140,7 +120,20 @@ def _reads_start(run: Run, rule: StageRule) -> bool:
         return False
     named: Iterable[str | None] = [getattr(settings, "policy", None), getattr(settings, "initial_policy", None)]
     texts = settings.texts if isinstance(settings, ScoreCandidatesStage) else {}
-    return rule.loads_policy and START in [*named, *texts]
+    return rule.on_device and START in [*named, *texts]
+
+
+def _of_endpoints(run: Run, rule: StageRule) -> Iterator[Lack]:
+    """Yields the key that OpenAI's own endpoint wants and the environment does not have."""
+    settings = rule.settings
+    rank = settings.rank if isinstance(settings, RankStage | EvaluateStage) else None
+    if rank is None or rank.ranker != "judge" or os.environ.get(rank.judge.key_variable):
+        return
+    if not (rank.judge.base_url or os.environ.get("OPENAI_BASE_URL")):
+        yield Lack(
+            f"rank.judge asks OpenAI's endpoint, which wants a key, and {rank.judge.key_variable} is not set",
+            f"set {rank.judge.key_variable} in the environment, or name another endpoint in rank.judge.base_url",
+        )
 
 
 def _of_data(run: Run, rule: StageRule) -> Iterator[Lack]:
@@ -154,4 +147,10 @@ def _of_data(run: Run, rule: StageRule) -> Iterator[Lack]:
             yield Lack(f"data.{setting}: {lack[0]}", lack[1])
 
 
-FINDERS: tuple[Callable[[Run, StageRule], Iterator[Lack]], ...] = (_of_version, _of_packages, _of_gpus, _of_checkpoints, _of_data)
+FINDERS: tuple[Callable[[Run, StageRule], Iterator[Lack]], ...] = (
+    _of_packages,
+    _of_gpus,
+    _of_checkpoints,
+    _of_endpoints,
+    _of_data,
+)

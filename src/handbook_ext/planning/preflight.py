@@ -99,7 +99,7 @@ def _lacks(pending: Pending) -> Iterator[tuple[Lack, StageRule]]:
     weights = weights_of(run, pending.folder)
     needed, free = 0 if weights is None else memory_needed(run, pending.rules, weights), free_memory()
     if free is not None and needed > free:
-        loading = [rule for rule in pending.rules if rule.loads_policy]
+        loading = [rule for rule in pending.rules if rule.on_device]
         yield (
             Lack(
                 f"a policy of {weights:,} weights on the CPU takes {size(needed)} of memory at least, and {size(free)} are free",

@@ -48,7 +48,7 @@ def memory_needed(run: Run, rules: Sequence[StageRule], weights: int) -> int:
     """Returns the bytes of main memory that the rules need at least, one at a time; 0 where GPUs hold the policy."""
     if not run.launch.on_cpu:
         return 0
-    return max((_memory(rule, weights) for rule in rules if rule.loads_policy), default=0)
+    return max((_memory(rule, weights) for rule in rules if rule.on_device), default=0)
 
 
 def free_disk(folder: Path) -> int:

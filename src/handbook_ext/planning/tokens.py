@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Demonstration, Messages, OfflinePair, PreferencePair, assistant
 from handbook_ext.graph.stages import CheckStage, Limits
-from handbook_ext.judging.rankers import judged_ids
+from handbook_ext.judging.reward_model import judged_ids
 from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.models import generation_ends, load_tokenizer, loading_errors

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.per_device import STORE
 from handbook_ext.core.stage import Stage
 from handbook_ext.recipes.settings import ModelSettings
 
@@ -105,5 +106,9 @@ def begin() -> Launch:
     Denormal numbers are flushed to zero: on a CPU, small fp32 models train two to three times slower with them.
     """
     torch.set_flush_denormal(True)
+    if STORE in os.environ:
+        from handbook_ext.policies.independent import IndependentLaunch  # noqa: PLC0415 - it is a Launch itself
+
+        return IndependentLaunch.from_environment()
     state = PartialState(cpu=not torch.cuda.is_available())
     return Launch(state.process_index, state.num_processes, state.device)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.parts import RANKERS
 from handbook_ext.recipes.settings import DATA_SUFFIXES, CheckedData, DataSettings, RankSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Key, Tree, nearest, shown
 
@@ -140,8 +141,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     return " ".join([noun, *(f"{word} {schema[bound]}" for bound, word in _BOUNDS.items() if bound in schema)])
 
 
-def derived(settings: Recipe, tree: Tree) -> Recipe:
-    """Returns the settings with files found, and the ranker `auto` decided."""
+def derived(settings: Recipe, tree: Tree, engine: str) -> Recipe:
+    """Returns the settings with files found, the ranker `auto` decided, and the run's engine."""
     data = _found_data(settings.data, tree)
     rank = _decided_rank(settings.rank, data, tree)
     model, template = settings.model, settings.model.chat_template
@@ -150,9 +151,11 @@ def derived(settings: Recipe, tree: Tree) -> Recipe:
     if rank.rubric not in (None, "tiny"):
         rank = rank.model_copy(update={"rubric": _found(("rank", "rubric"), str(rank.rubric), tree)})
     _check_checkpoint(("model", "name_or_path"), model.name_or_path, tree)
-    _check_checkpoint(("rank", "model"), rank.model, tree)
+    if RANKERS[rank.ranker].on_device:
+        _check_checkpoint(("rank", "model"), rank.model, tree)
     _check_checkpoint(("rank", "fit", "model"), rank.fit.model, tree)
-    return settings.model_copy(update={"model": model, "data": data, "rank": rank})
+    generate = settings.generate.model_copy(update={"engine": engine})
+    return settings.model_copy(update={"model": model, "data": data, "rank": rank, "generate": generate})
 
 
 def _check_checkpoint(key: Key, value: str | None, tree: Tree) -> None:

@@ -27,6 +27,11 @@ def check_override(name: str, own: Tree) -> None:
             f"{own.where(('rank', 'fit'))}: iterations.{name} cannot change rank.fit: a run fits one ranker; "
             "state it in the section `rank`"
         )
+    if ("generate", "engine") in own.marks:
+        raise UserError(
+            f"{own.where(('generate', 'engine'))}: iterations.{name} cannot change generate.engine: one engine samples in the "
+            "whole run; state it in the section `generate`"
+        )
     if ("evaluate", "judge") in own.marks:
         raise UserError(
             f"{own.where(('evaluate', 'judge'))}: iterations.{name} cannot change evaluate.judge: one judge marks all "

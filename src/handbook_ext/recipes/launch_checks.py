@@ -12,9 +12,11 @@ from pathlib import Path
 import yaml
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.machine import has_package, visible_gpus
 from handbook_ext.recipes.settings import OptimizerSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Tree, nearest, shown
 
+VLLM_HOTTEST = 2.0  # The highest temperature that vLLM takes.
 ON_CPU = ("cpu", "zero3-cpu")
 
 
@@ -51,6 +53,33 @@ def launch_of(stated: str, tree: Tree, root: Path, *, launch: str | None = None,
         return Launch(name, 1, replaced=launch is not None)
     config = yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}
     return Launch(name, int(config.get("num_processes", 1)), replaced=launch is not None)
+
+
+def engine_of(stated: str, launch: Launch, begun_with: str | None) -> str:
+    """Returns the engine of a run: what its recipe states, else what it has begun with, else vLLM where it can run here."""
+    if stated != "auto":
+        return stated
+    if begun_with is not None:
+        return begun_with
+    return "vllm" if not launch.on_cpu and visible_gpus() and has_package("vllm") else "transformers"
+
+
+def check_devices(settings: Recipe, tree: Tree, launch: Launch) -> None:
+    """Raises UserError where vLLM cannot sample so: too hot, or processes that do not part into engines of several devices."""
+    size = settings.generate.tensor_parallel_size
+    if (
+        settings.generate.engine == "vllm"
+        and max([settings.generate.temperature, *settings.evaluate.temperatures]) > VLLM_HOTTEST
+    ):
+        raise UserError(
+            f"{tree.where(('generate', 'temperature'))}: generate.engine vllm takes temperatures up to {VLLM_HOTTEST:g} in "
+            "generate and evaluate; lower them, or set generate.engine: transformers"
+        )
+    if settings.generate.engine == "vllm" and launch.processes % size:
+        raise UserError(
+            f"{tree.where(('generate', 'tensor_parallel_size'))}: generate.tensor_parallel_size {size} does not divide the "
+            f"{launch.processes} processes of launch {launch.name}; give a divisor of them, or another launch"
+        )
 
 
 def check_batches(settings: Recipe, tree: Tree, launch: Launch, iteration: str = "") -> None:

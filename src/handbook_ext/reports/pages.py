@@ -13,7 +13,8 @@ import jinja2
 
 from handbook_ext.objectives.metrics import word_verdict
 from handbook_ext.reports import run_figures, table_figures
-from handbook_ext.reports.run_report import FinishedRun, Json
+from handbook_ext.reports.evaluations import Json
+from handbook_ext.reports.run_report import FinishedRun
 from handbook_ext.reports.table_summary import TableNumbers
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from handbook_ext.reports.run_report import FinishedRun, Json
+from handbook_ext.reports.evaluations import Json
+from handbook_ext.reports.run_report import FinishedRun
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

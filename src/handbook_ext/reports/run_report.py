@@ -6,27 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import LABELLER
 from handbook_ext.core.stage_settings import read_settings
 from handbook_ext.objectives.metrics import Scores, comparable, compare_scores, summarise_scores
 from handbook_ext.recipes.settings import FITTED
+from handbook_ext.reports.evaluations import Json, judged_by_all, read_evaluation, read_json, read_labelled
 from handbook_ext.reports.health import files_of, read_health
 
-Json = dict[str, Any]
 STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
-
-
-class Evaluator(NamedTuple):
-    """What two evaluations must share to be compared: the seed, the kind of ranker, and the id of the ranker among its kind."""
-
-    seed: int
-    ranker: str
-    ranker_id: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +26,7 @@ class FinishedRun:
     `policies` maps policy, then decoding, to scores; the policy that the loop starts from comes first. `history` maps an
     iteration to the logged steps of its training, `skipped` names the iterations without an evaluation. Where
     the judge labelled no pair, `labeller` is the ranker that did, and `labelled` has its scores in the form of `policies`.
+    `unjudged` prompts of some decoding are left out, since the judge gave a policy's answer to them no readable verdict.
     """
 
     folder: Path
@@ -51,40 +42,7 @@ class FinishedRun:
     skipped: list[str]
     labeller: str = ""
     labelled: dict[str, dict[str, Scores]] = field(default_factory=dict)
-
-
-def read_json(path: Path) -> Json:
-    """Returns the object in a JSON file; raises UserError where there is none."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and make its stage again") from error
-
-
-def read_evaluation(path: Path, reward: str = "reward") -> tuple[dict[str, Scores], Evaluator]:
-    """Returns the scores in an eval.json by decoding, and what evaluated them; raises UserError where the file is unusable."""
-    content = read_json(path)
-    try:
-        scores = {}
-        for name, decoding in content["decodings"].items():
-            # In the order of prompt ids, so that the arrays of two policies are aligned by prompt.
-            rows = sorted((str(row["prompt_id"]), float(row[reward]), float(row["tokens"])) for row in decoding["rows"])
-            ids, numbers = tuple(row[0] for row in rows), np.array([row[1:] for row in rows])
-            if not rows or len(set(ids)) < len(ids) or not np.isfinite(numbers).all():
-                raise ValueError(f"decoding {name} is empty, repeats a prompt, or holds nan")
-            scores[name] = Scores(ids, numbers[:, 0], numbers[:, 1], float(decoding["temperature"]))
-        return scores, Evaluator(int(content["seed"]), str(content["ranker"]), str(content["judge"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: is not a usable evaluation ({error!r}); delete it and evaluate again") from error
-
-
-def read_labelled(path: Path) -> tuple[str, dict[str, Scores]]:
-    """Returns the id of the ranker that labelled the pairs and its scores by decoding; nothing where the judge is that ranker."""
-    content = read_json(path)
-    if not content.get("labeller"):
-        return "", {}
-    scores, _ = read_evaluation(path, reward=LABELLER)
-    return str(content["labeller"]), scores
+    unjudged: int = 0
 
 
 def start_of(folder: Path) -> str:
@@ -111,6 +69,7 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedR
         if not comparable(policies[name], initial):
             raise UserError(f"{path}: has not the prompts and decodings of {start}; evaluate both on the same")
     labelled = {name: read_labelled(folder / name / "eval.json") for name in names}
+    policies, unjudged = judged_by_all(policies)
     states = {name: folder / name / "policy" / "trainer_state.json" for name in names[1:]}
     logs = {name: read_json(path).get("log_history", []) for name, path in states.items() if path.is_file()}
     steps = {name: [row for row in rows if "loss" in row and "step" in row] for name, rows in logs.items()}
@@ -123,7 +82,7 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedR
     recipe = str(read_settings(folder / "report.yaml")["recipe"])
     return FinishedRun(
         folder, recipe, *evaluator, policies, history, stages, pairs, health, skipped, labelled[start][0],
-        {name: scores for name, (_, scores) in labelled.items() if scores},
+        judged_by_all({name: scores for name, (_, scores) in labelled.items() if scores})[0], unjudged,
     )  # fmt: skip
 
 
@@ -217,6 +176,7 @@ def summarise_recipe(runs: Sequence[FinishedRun], **bootstrap: Any) -> Json:
         "folders": [str(run.folder) for run in runs],
         "seeds": [run.seed for run in runs],
         "left_out": [sorted(known - run.policies.keys()) for run in runs],
+        "unjudged": [run.unjudged for run in runs],
         "prompts": [len(one.prompt_ids) for one in scores[decodings[0]][0]],
         "temperatures": {key: column[0][0].temperature for key, column in scores.items()},
         "policies": [{"policy": name} | {key: table[key][i] for key in decodings} for i, name in enumerate(names)],

@@ -8,7 +8,7 @@ from typing import Any
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.table_files import Table
-from handbook_ext.reports.run_report import Json
+from handbook_ext.reports.evaluations import Json
 from handbook_ext.reports.tables import (
     Measured,
     judge_claim,

@@ -15,7 +15,7 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
 from handbook_ext.recipes.table_files import Claim, TableRow
-from handbook_ext.reports.run_report import Evaluator, read_evaluation
+from handbook_ext.reports.evaluations import Evaluator, judged_by_all, read_evaluation
 from handbook_ext.selection.sera import jaccard
 
 VERDICTS = {1: "agrees", 0: "cannot tell", -1: "disagrees"}
@@ -52,8 +52,9 @@ def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Me
         (ours, evaluator), (theirs, other) = (read_evaluation(folder / name / "eval.json") for name in (policy, start))
         if evaluator != other or not comparable(ours, theirs):
             raise UserError(f"{folder}: {policy} has not the judge, prompts and decodings of {start}; evaluate both alike")
-        for by_decoding, of_seed in ((scores, ours), (initial_scores, theirs)):
-            for decoding, one in of_seed.items():
+        both, _ = judged_by_all({"ours": ours, "theirs": theirs})
+        for by_decoding, name in ((scores, "ours"), (initial_scores, "theirs")):
+            for decoding, one in both[name].items():
                 by_decoding.setdefault(decoding, []).append(one)
         evaluators.append(evaluator)
         pairs_file = folder / policy / "pairs.jsonl"

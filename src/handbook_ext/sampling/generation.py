@@ -92,11 +92,11 @@ def sample_batch(
         input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device), generation_config=config,
         logits_processor=processors,
     )  # fmt: skip
-    return [_sample(row, tokenizer, end_ids) for row in output[:, longest:].tolist()]
+    return [sample_of(row, tokenizer, end_ids) for row in output[:, longest:].tolist()]
 
 
-def _sample(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> Sample:
-    """Returns the sample up to its first end token."""
+def sample_of(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> Sample:
+    """Returns the sample that token ids are, up to their first end token; every engine's ids become text here."""
     end = next((index for index, token in enumerate(ids) if token in end_ids), None)
     kept = ids if end is None else ids[: end + 1]
     text = tokenizer.decode(kept if end is None else kept[:-1], skip_special_tokens=True).strip()
@@ -113,23 +113,12 @@ class Job:
     prompt_ids: list[int]
     seed: int
 
-
-def generate_batch(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, jobs: list[Job], *,
-    temperature: float, top_p: float, max_new_tokens: int, end_ids: list[int],
-) -> list[Completion]:  # fmt: skip
-    """Returns the completions of a batch of jobs, in their order."""
-    samples = sample_batch(
-        policy, tokenizer, [Request(job.prompt_ids, job.seed) for job in jobs], temperature=temperature, top_p=top_p,
-        max_new_tokens=max_new_tokens, end_ids=end_ids,
-    )  # fmt: skip
-    return [
-        Completion.of(
-            job.prompt_id, job.prompt, sample.text, sample=job.sample, seed=job.seed, finish_reason=sample.finish_reason,
-            prompt_tokens=len(job.prompt_ids), completion_tokens=sample.tokens,
-        )
-        for job, sample in zip(jobs, samples, strict=True)
-    ]  # fmt: skip
+    def completed(self, sample: Sample) -> Completion:
+        """Returns the row of completions.jsonl."""
+        return Completion.of(
+            self.prompt_id, self.prompt, sample.text, sample=self.sample, seed=self.seed, finish_reason=sample.finish_reason,
+            prompt_tokens=len(self.prompt_ids), completion_tokens=sample.tokens,
+        )  # fmt: skip
 
 
 def jobs_of(

@@ -1,0 +1,64 @@
+"""The replies of judges, kept by the content of the question: whoever asks the same again is not charged again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, asker TEXT, text TEXT, prompt_tokens INTEGER, "
+    "completion_tokens INTEGER)"
+)
+PATIENCE = 60.0  # Seconds to wait for another process that writes.
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A judge's reply and what it took, in tokens."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class VerdictCache:
+    """Replies in an SQLite file, each there whole or not at all, whoever is killed. `asker` is who asks through this object."""
+
+    def __init__(self, path: Path, asker: str = "") -> None:
+        """Opens the file, and makes it where it is not there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.asker = asker
+        self._base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+        self._base.execute("PRAGMA journal_mode=WAL")
+        self._base.execute(TABLE)
+
+    def get(self, key: str) -> Reply | None:
+        """Returns the reply to a question, None where nobody has asked it yet."""
+        row = self._base.execute("SELECT text, prompt_tokens, completion_tokens FROM replies WHERE key = ?", (key,)).fetchone()
+        return None if row is None else Reply(*row)
+
+    def put(self, key: str, reply: Reply) -> None:
+        """Keeps a reply; the first one counts where two processes have asked the same."""
+        values = (key, self.asker, reply.text, reply.prompt_tokens, reply.completion_tokens)
+        self._base.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", values)
+
+    def totals(self) -> dict[str, int]:
+        """Returns how many replies this asker has been given so far, killed attempts included, and their tokens."""
+        row = self._base.execute(
+            "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM replies WHERE asker = ?",
+            (self.asker,),
+        ).fetchone()
+        return dict(zip(("replies", "prompt_tokens", "completion_tokens"), row, strict=True))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._base.close()
+
+
+def key_of(*parts: Any) -> str:
+    """Returns the name of a question: the hash of all that decides the reply."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
