@@ -22,7 +22,7 @@ class EndpointJudge:
 
     kind: `single` gives 1 to 10 points, `additive` 0 to 5; under `pairwise` the score of a candidate is the share of the others
     that it beats, a tie being half: every pair is asked in both orders and is a tie where these disagree. A comparison counts
-    where both of its replies can be read.
+    where both of its replies can be read. Two candidates with the same text are a tie that nobody is asked about.
     """
 
     def __init__(
@@ -80,13 +80,17 @@ class EndpointJudge:
 
     def _played(self, sets: Sequence[CandidateSet], games: Sequence[Game]) -> list[tuple[float | None, float | None]]:
         """Returns of each comparison what the first answer shown wins, in both orders."""
-        questions = []
+        shown = []
         for number, one, other in games:
-            prompt, texts = conversation(sets[number].prompt), sets[number].texts
-            questions += [
-                ask_two(self.question, prompt, texts[first], texts[second]) for first, second in ((one, other), (other, one))
-            ]
-        found = self._read(questions)
+            texts = sets[number].texts
+            shown += [(number, texts[one], texts[other]), (number, texts[other], texts[one])]
+        asked = [
+            ask_two(self.question, conversation(sets[number].prompt), first, second)
+            for number, first, second in shown
+            if first != second
+        ]
+        replies = iter(self._read(asked))
+        found = [0.5 if first == second else next(replies) for _, first, second in shown]
         return list(zip(found[::2], found[1::2], strict=True))
 
     def _read(self, questions: Sequence[str]) -> list[float | None]:

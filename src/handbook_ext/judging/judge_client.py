@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import openai
 from aiolimiter import AsyncLimiter
@@ -15,15 +15,12 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_af
 from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.judging.judge_reply import UnusableReplyError, reply_of
 from handbook_ext.judging.verdict_cache import Reply, VerdictCache, key_of
 
 MINUTE = 60.0
 SHOWN = 160  # Characters of a server's message that a UserError repeats.
 NO_KEY = "none"  # What a local server is given, which asks for no key.
-
-
-class UnusableReplyError(Exception):
-    """A reply without the text that was asked for: no choice, or none with content."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,20 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Returns the address that is asked."""
-        return self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        """Returns the address that is asked; raises UserError for one that is none."""
+        found = self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        try:
+            parts = urlsplit(found)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            # What it holds is not repeated: it may have a password.
+            raise UserError(
+                "rank.judge: the address of the judge is no http(s) URL, such as http://127.0.0.1:8000/v1; "
+                "correct rank.judge.base_url, or OPENAI_BASE_URL in the environment"
+            )
+        return found
 
     @property
     def name(self) -> str:
@@ -53,11 +62,22 @@ class Endpoint:
         return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}"
 
     def key(self) -> str:
-        """Returns the key; raises UserError where OpenAI's own endpoint would be asked without one."""
-        found = os.environ.get(self.key_variable, "")
+        """Returns the key; raises UserError for one that cannot be sent, and where OpenAI's own endpoint wants one."""
+        found = os.environ.get(self.key_variable, "").strip()
+        if not (found.isascii() and found.isprintable()):
+            raise UserError(
+                f"rank.judge: {self.key_variable} holds characters that no key has; set it to the key alone, one line of ASCII"
+            )
         if not found and urlsplit(self.url).hostname == "api.openai.com":
             raise UserError(f"rank.judge: {self.name} wants a key; set the environment variable {self.key_variable}")
         return found or NO_KEY
+
+    def secrets(self) -> list[str]:
+        """Returns what no text may show: the key, and a password in the address as it is written, meant and sent."""
+        parts = urlsplit(self.url)
+        name, password = unquote(parts.username or ""), unquote(parts.password or "")
+        sent = base64.b64encode(f"{name}:{password}".encode()).decode() if name or password else ""
+        return [each for each in (os.environ.get(self.key_variable, "").strip(), sent, parts.password, password) if each]
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """Returns USD for so many tokens, None where a price is not given."""
@@ -97,19 +117,26 @@ class JudgeClient:
         slots = asyncio.Semaphore(endpoint.concurrency)
         rate = None if endpoint.requests_per_minute is None else AsyncLimiter(1, MINUTE / endpoint.requests_per_minute)
         progress = tqdm(total=len(wanted), desc="judge", unit="reply", mininterval=1.0, leave=False)
+
+        async def in_turn(request: object) -> None:
+            """Holds a request until its turn; the client's own repeats are requests as well."""
+            if rate is not None:
+                await rate.acquire()
+
         client = openai.AsyncOpenAI(
-            api_key=endpoint.key(), base_url=endpoint.url, timeout=endpoint.timeout, max_retries=endpoint.max_retries
-        )
+            api_key=endpoint.key(), base_url=endpoint.url, timeout=endpoint.timeout, max_retries=endpoint.max_retries,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [in_turn]}),
+        )  # fmt: skip
 
         async def one(key: str, question: str) -> tuple[str, str]:
             """Asks one question."""
             async with slots:
-                reply = await self._ask(client, question, rate)
-            if reply.text:
+                reply = await self._ask(client, question)
+            if reply is not None:
                 self.cache.put(key, reply)
             self.asked += 1
             progress.update()
-            return key, reply.text
+            return key, "" if reply is None else reply.text
 
         try:
             async with client, asyncio.TaskGroup() as group:
@@ -120,23 +147,24 @@ class JudgeClient:
             progress.close()
         return dict(task.result() for task in tasks)
 
-    async def _ask(self, client: openai.AsyncOpenAI, question: str, rate: AsyncLimiter | None) -> Reply:
-        """Returns the reply to one question; HTTP failures are repeated by the client, bodies that cannot be read here."""
+    async def _ask(self, client: openai.AsyncOpenAI, question: str) -> Reply | None:
+        """Returns the reply to one question, None where every try gave something unusable.
+
+        HTTP failures are repeated by the client, bodies that cannot be read here.
+        """
         tries = AsyncRetrying(
             stop=stop_after_attempt(self.endpoint.max_retries + 1),
             wait=wait_random_exponential(multiplier=0.5, max=self.longest_pause),
-            retry=retry_if_exception_type((UnusableReplyError, json.JSONDecodeError, openai.APIResponseValidationError)),
+            retry=retry_if_exception_type(UnusableReplyError),
         )
         try:
             async for attempt in tries:
                 with attempt:
-                    if rate is not None:
-                        await rate.acquire()
-                    answer = await client.chat.completions.create(
+                    answer = await client.chat.completions.with_raw_response.create(
                         model=self.model, messages=[{"role": "user", "content": question}],
                         temperature=self.endpoint.temperature, max_tokens=self.endpoint.max_new_tokens,
                     )  # fmt: skip
-                    return _reply_of(answer)
+                    return reply_of(answer.content)
         except RetryError:
             pass
         except openai.APIStatusError as error:
@@ -146,7 +174,7 @@ class JudgeClient:
                 f"rank.judge: {self.endpoint.name} does not answer after {self.endpoint.max_retries + 1} tries "
                 f"({self._clean(error)}); start it or wait, and run make again: replies that came are kept"
             ) from None
-        return Reply("", 0, 0)
+        return None
 
     def _refused(self, error: openai.APIStatusError) -> str:
         """Returns what a status means, and what to do."""
@@ -160,18 +188,8 @@ class JudgeClient:
         return f"rank.judge: {name} answers {status} ({self._clean(error)}); {todo}"
 
     def _clean(self, error: openai.OpenAIError) -> str:
-        """Returns the first words of an error without the key, which a server may repeat."""
+        """Returns the first words of an error without the key and passwords, which a server may repeat."""
         text = " ".join(str(error).split()) or type(error).__name__
-        key = os.environ.get(self.endpoint.key_variable)
-        return (text.replace(key, "***") if key else text)[:SHOWN]
-
-
-def _reply_of(answer: openai.types.chat.ChatCompletion) -> Reply:
-    """Returns the text of an answer and its tokens; raises UnusableReplyError where it has none."""
-    choices = getattr(answer, "choices", None) or []
-    message = getattr(choices[0], "message", None) if choices else None
-    content = getattr(message, "content", None)
-    if not isinstance(content, str) or not content.strip():
-        raise UnusableReplyError
-    usage = getattr(answer, "usage", None)
-    return Reply(content, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
+        for secret in self.endpoint.secrets():
+            text = text.replace(secret, "***")
+        return text[:SHOWN]

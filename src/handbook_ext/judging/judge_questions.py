@@ -47,8 +47,8 @@ Begin with a short explanation. Then end with your verdict on a line of its own:
 """
 QUESTIONS: dict[str, str] = {"single": SINGLE, "pairwise": PAIRWISE, "additive": DEFAULT_RUBRIC}
 LEAST, MOST = 1, 10  # Points of `single`.
-_POINTS = re.compile(r"\[\[\s*([0-9]+(?:\.[0-9]+)?)\s*\]\]")
-_LETTER = re.compile(r"\[\[\s*([ABC])\s*\]\]")
+WINNERS = {"A": 1.0, "B": 0.0, "C": 0.5}  # What the first answer shown wins.
+_POINTS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def ask_one(kind: Kind, question: str | None, prompt: str, answer: str) -> str:
@@ -63,15 +63,24 @@ def ask_two(question: str | None, prompt: str, first: str, second: str) -> str:
 
 def parse_rating(text: str) -> float | None:
     """Returns the points from 1 to 10 in the last double brackets of a reply; None where there are none, or others."""
-    found = _POINTS.findall(text)
-    points = float(found[-1]) if found else 0.0
+    found = _last_mark(text)
+    points = float(found) if _POINTS.fullmatch(found) else 0.0
     return points if LEAST <= points <= MOST else None
 
 
 def parse_winner(text: str) -> float | None:
     """Returns 1 where the last double brackets of a reply name the first answer, 0 the second, 0.5 neither; None without any."""
-    found = _LETTER.findall(text)
-    return {"A": 1.0, "B": 0.0, "C": 0.5}[found[-1]] if found else None
+    return WINNERS.get(_last_mark(text))
+
+
+def _last_mark(text: str) -> str:
+    """Returns what stands in the last double brackets, empty where there are none or they stay open.
+
+    Whatever it is, it hides those before: a judge that repeats a verdict out of the answer has not given it.
+    """
+    _, _, rest = text.rpartition("[[")
+    mark, closed, _ = rest.partition("]]")
+    return mark.strip() if closed else ""
 
 
 PARSERS: dict[str, Callable[[str], float | None]] = {"single": parse_rating, "pairwise": parse_winner, "additive": parse_points}

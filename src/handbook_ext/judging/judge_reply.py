@@ -1,0 +1,68 @@
+"""What a judge's endpoint sends back, as far as it is read: the text, and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from handbook_ext.judging.verdict_cache import Reply
+
+Tokens = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class UnusableReplyError(Exception):
+    """A reply without the text that was asked for: no JSON, no choice, or none with content."""
+
+
+class _Usage(BaseModel):
+    """What a reply took, in tokens."""
+
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
+
+
+class _Message(BaseModel):
+    """What the judge says."""
+
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    """An answer, and why it ends: `length` where it met max_new_tokens."""
+
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Body(BaseModel):
+    """What is read of a reply. The client takes any JSON for a reply, and fails on what is none."""
+
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+    usage: _Usage = _Usage()
+
+    @field_validator("usage", mode="wrap")
+    @classmethod
+    def _none_where_unreadable(cls, value: Any, read: Callable[[Any], _Usage]) -> _Usage:
+        """Returns no tokens for an account that cannot be read: the verdict beside it is good."""
+        try:
+            return read(value)
+        except ValidationError:
+            return _Usage()
+
+
+def reply_of(body: bytes) -> Reply:
+    """Returns the text of a reply and its tokens; raises UnusableReplyError where it has none.
+
+    A judge that uses up its tokens before it says anything would do so again: its empty reply is one, and is paid for.
+    """
+    try:
+        found = _Body.model_validate_json(body)
+    except ValidationError:
+        raise UnusableReplyError from None
+    choice = found.choices[0]
+    text = choice.message.content or ""
+    if not text.strip() and choice.finish_reason != "length":
+        raise UnusableReplyError
+    return Reply(text, found.usage.prompt_tokens, found.usage.completion_tokens)
