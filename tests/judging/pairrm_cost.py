@@ -25,6 +25,7 @@ from tests.judging.small_pairrm import save_pairrm
 
 SOURCE_MAX, CANDIDATE_MAX = 1224, 412  # The original's.
 LAYERS, HIDDEN, VOCABULARY = 4, 256, 4000
+BUCKETS = 256  # DeBERTa v3's, and its heads are of 64 as well.
 Judge = Callable[[list[CandidateSet]], list[list[Verdict]]]
 
 
@@ -50,9 +51,11 @@ def main() -> None:
             vocab_size=VOCABULARY,
             lengths=(SOURCE_MAX, CANDIDATE_MAX),
             spread=0.05,
+            buckets=BUCKETS,
         )
         few = candidate_sets(texts, arguments.prompts, arguments.candidates)
         measure_full(folder, few, arguments.repeats)
+        measure_bf16(folder, few[:8], arguments.repeats)
         measure_tournament(folder, candidate_sets(texts, max(8, arguments.prompts // 4), arguments.many), arguments.repeats)
 
 
@@ -72,7 +75,7 @@ def candidate_sets(texts: list[tuple[str, str, str]], prompts: int, candidates: 
 
 def ours(folder: Path, **more: Any) -> Judge:
     """Returns our PairRM."""
-    options = {"batch_size": 16, "source_max_length": SOURCE_MAX, "candidate_max_length": CANDIDATE_MAX, **more}
+    options = {"source_max_length": SOURCE_MAX, "candidate_max_length": CANDIDATE_MAX, **more}
     return PairRM(str(folder), device=torch.device("cpu"), **options).judge
 
 
@@ -93,13 +96,21 @@ def measure_full(folder: Path, sets: list[CandidateSet], repeats: int) -> None:
     judges: dict[str, Judge] = {
         "llm-blender, batches of 8 prompts (its default)": theirs(folder, 8), "llm-blender, prompt by prompt": theirs(folder, 1),
         "ours, fp32, prompt by prompt": unsorted(folder), "ours, fp32, batches of like length": ours(folder),
-        "ours, bf16, batches of like length": ours(folder, bf16=True),
     }  # fmt: skip
+    measure(judges, sets, repeats, "llm-blender, prompt by prompt")
+
+
+def measure_bf16(folder: Path, sets: list[CandidateSet], repeats: int) -> None:
+    """Prints the table of bf16, which a CPU without such arithmetic is slow at."""
+    measure({"ours, fp32": ours(folder), "ours, bf16": ours(folder, bf16=True)}, sets, repeats, "ours, fp32")
+
+
+def measure(judges: dict[str, Judge], sets: list[CandidateSet], repeats: int, exact: str) -> None:
+    """Prints a table: the speed of each, and how far its scores are from those of `exact`."""
     seconds, verdicts = interleaved(judges, sets, repeats)
-    reference = [each.score for row in verdicts["llm-blender, prompt by prompt"] for each in row]
-    baseline = min(seconds["llm-blender, batches of 8 prompts (its default)"], seconds["llm-blender, prompt by prompt"])
-    print(f"{len(sets)} prompts with {len(sets[0].texts)} answers, medians of {repeats} in turns, one thread\n")
-    print("| what | prompts/s | against llm-blender's faster | largest difference of a score | prompts with other ranks |")
+    reference = [each.score for row in verdicts[exact] for each in row]
+    print(f"\n{len(sets)} prompts with {len(sets[0].texts)} answers, medians of {repeats} in turns, one thread\n")
+    print(f"| what | prompts/s | against {exact} | largest difference of a score | prompts with other ranks |")
     print("|---|---|---|---|---|")
     for name, took in seconds.items():
         found = [each.score for row in verdicts[name] for each in row]
@@ -108,11 +119,11 @@ def measure_full(folder: Path, sets: list[CandidateSet], repeats: int) -> None:
         other = sum(
             order(found[place : place + size]) != order(reference[place : place + size]) for place in range(0, len(found), size)
         )
-        print(f"| {name} | {len(sets) / took:.3f} | {baseline / took:.2f} | {gap:.2g} | {other} |", flush=True)
+        print(f"| {name} | {len(sets) / took:.3f} | {seconds[exact] / took:.2f} | {gap:.2g} | {other} |", flush=True)
 
 
 def measure_tournament(folder: Path, sets: list[CandidateSet], repeats: int) -> None:
-    """Prints the table of the tournament."""
+    """Prints the table of the tournament, and in how many prompts a circle of wins changes its outcome."""
     judges = {
         "llm-blender, prompt by prompt": theirs(folder, 1), "ours, all comparisons": ours(folder),
         "ours, tournament": ours(folder, tournament=True),
@@ -125,8 +136,25 @@ def measure_tournament(folder: Path, sets: list[CandidateSet], repeats: int) -> 
         [(places[-1], places[0]) for row in verdicts[name] for places in [order([each.score for each in row])]]
         for name in ("ours, all comparisons", "ours, tournament")
     ]
-    best, worst = (sum(a[end] != b[end] for a, b in zip(*ends, strict=True)) for end in (0, 1))
-    print(f"\nThe tournament's best is another in {best} of {len(sets)} prompts, its worst in {worst}: intransitive comparisons.")
+    judge = judges["ours, all comparisons"]
+    for end, name, sign in ((0, "best", 1), (1, "worst", -1)):
+        others = [number for number, (full, short) in enumerate(zip(*ends, strict=True)) if full[end] != short[end]]
+        clear = [(number, found) for number in others if (found := beats_all(judge, sets[number], sign)) is not None]
+        right = sum(ends[1][number][end] == found for number, found in clear)
+        print(
+            f"\nThe tournament's {name} is another in {len(others)} of {len(sets)} prompts: in {len(others) - len(clear)} there is "
+            f"a circle and none that {'wins' if sign > 0 else 'loses'} all its comparisons; in {len(clear)} there is one, which the "
+            f"tournament names in {right}, where the sum of leads names another."
+        )
+
+
+def beats_all(judge: Judge, one: CandidateSet, sign: int) -> int | None:
+    """Returns which candidate wins (sign 1) or loses (-1) all its comparisons, None where a circle leaves none."""
+    places = range(len(one.texts))
+    pairs = [(a, b) for a in places for b in places if a < b]
+    found = judge([CandidateSet(one.prompt, [one.texts[a], one.texts[b]]) for a, b in pairs])
+    won = {(a, b): sign * (first.score - second.score) > 0 for (a, b), (first, second) in zip(pairs, found, strict=True)}
+    return next((a for a in places if all(won[min(a, b), max(a, b)] == (a < b) for b in places if b != a)), None)
 
 
 def order(scores: list[float]) -> list[int]:

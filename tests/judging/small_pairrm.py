@@ -37,11 +37,11 @@ def pairrm_tokenizer(texts: Iterable[str], vocab_size: int = 600) -> PreTrainedT
 
 def save_pairrm(
     folder: Path, texts: Iterable[str], *, layout: Layout = "PairRM", layers: int = 2, hidden: int = 32, vocab_size: int = 600,
-    lengths: tuple[int, int] = (64, 32), spread: float = 0.25,
+    lengths: tuple[int, int] = (64, 32), spread: float = 0.25, buckets: int = 32,
 ) -> Path:  # fmt: skip
     """Writes a PairRM of a layout and returns its folder; lengths are the budgets of prompt and candidate in tokens.
 
-    spread: of the random weights; wide enough that logits differ between texts.
+    spread: of the random weights; wide enough that logits differ between texts. buckets: of relative positions.
     """
     tokenizer = pairrm_tokenizer(texts, vocab_size)
     # In PairRM the markers are added by whoever loads it, in PairRM-hf they are in the tokenizer.
@@ -51,7 +51,7 @@ def save_pairrm(
     config = DebertaV2Config(
         vocab_size=len(tokenizer) + (len(MARKERS) if layout == "PairRM" else 0), hidden_size=hidden, num_hidden_layers=layers,
         num_attention_heads=4, intermediate_size=2 * hidden, max_position_embeddings=512, relative_attention=True,
-        position_buckets=32, norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
+        position_buckets=buckets, norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
         position_biased_input=False, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(1)

@@ -17,7 +17,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Completion, Messages, OfflinePair, assistant, completion_id, user
 from handbook_ext.data.tiny_world import best_answer, request_prompt, true_reward
 from handbook_ext.judging.oracle import Oracle
-from handbook_ext.judging.ranker import CandidateSet, Unjudged, Verdict, candidates_of, ranking, rewards
+from handbook_ext.judging.ranker import CandidateSet, Unjudged, Verdict, by_length, candidates_of, ranking, rewards
 from handbook_ext.judging.rankers import Bench, external_ranker_hashes, open_ranker, ranker_id, refuse_unfit
 from handbook_ext.judging.reward_model import RewardModel, pair_ids, second_text
 from handbook_ext.recipes.settings import FITTED, RankSettings
@@ -115,7 +115,7 @@ def test_batches_by_tokens_give_the_same_rewards(classifier: str, budget: int) -
     model = reward_model(classifier, tokens_per_batch=budget)
     assert values(model.score(ITEMS)) == pytest.approx(values(reward_model(classifier).score(ITEMS)), abs=1e-5)
     lengths = [7, 3, 9, 2, 5]
-    batches = list(model._batches(lengths))
+    batches = list(by_length(lengths, 2, budget))
     assert sorted(place for batch in batches for place in batch) == list(range(5))
     assert all(len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= budget for batch in batches)
 

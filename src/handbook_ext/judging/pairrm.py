@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from handbook_ext.core.shards import batched
-from handbook_ext.judging.pairrm_model import Places, load_pairrm
+from handbook_ext.judging.pairrm_model import load_pairrm
 from handbook_ext.judging.pairrm_text import EncodedSet, PairText
-from handbook_ext.judging.ranker import CandidateSet, Verdict
+from handbook_ext.judging.ranker import CandidateSet, Verdict, by_length
 
 Order = tuple[int, int, int]
 """A comparison in one order: the number of its set, and of the first and the second candidate."""
+CPU_TOKENS = 2048  # Of a batch where nobody says otherwise: a CPU gains nothing by more, and its caches hold less.
 
 
 @dataclass
@@ -48,18 +48,22 @@ class PairRM:
     setwise = True
 
     def __init__(
-        self, source: str, *, device: torch.device, batch_size: int = 32, revision: str | None = None,
-        source_max_length: int = 1224, candidate_max_length: int = 412, bf16: bool = False, tournament: bool = False,
-        legacy_truncation: bool = False,
+        self, source: str, *, device: torch.device, batch_size: int = 32, tokens_per_batch: int | None = None,
+        revision: str | None = None, source_max_length: int = 1224, candidate_max_length: int = 412, bf16: bool = False,
+        tournament: bool = False, legacy_truncation: bool = False,
     ) -> None:  # fmt: skip
-        """Loads the network; lengths are in tokens, batch_size in comparisons. Raises UserError for what is no PairRM."""
+        """Loads the network; lengths are in tokens, batch_size in comparisons. Raises UserError for what is no PairRM.
+
+        tokens_per_batch counts padding, and stands in place of batch_size.
+        """
         network, tokenizer = load_pairrm(source, revision)
-        self.network = network.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+        self.network = network.settle(device, torch.bfloat16 if bf16 else torch.float32)
         self.text = PairText(
             tokenizer, source_max_length=source_max_length, candidate_max_length=candidate_max_length,
             legacy_truncation=legacy_truncation,
         )  # fmt: skip
         self.device, self.batch_size, self.tournament = device, batch_size, tournament
+        self.tokens_per_batch = CPU_TOKENS if tokens_per_batch is None and device.type == "cpu" else tokens_per_batch
         self.pad = tokenizer.pad_token_id
 
     def judge(self, sets: Sequence[CandidateSet]) -> list[list[Verdict]]:
@@ -132,14 +136,13 @@ class PairRM:
         """Computes comparisons that are not known yet; those of like length share a batch, so that little is padded."""
         wanted = [(number, one, other) for number, one, other in orders if (one, other) not in contests[number].better]
         rows = {order: self._row(contests[order[0]].encoded, order[1], order[2]) for order in wanted}
-        for batch in batched(sorted(wanted, key=lambda order: len(rows[order][0])), self.batch_size):
+        for numbers in by_length([len(rows[order][0]) for order in wanted], self.batch_size, self.tokens_per_batch):
+            batch = [wanted[number] for number in numbers]
             longest = len(rows[batch[-1]][0])
             ids = torch.tensor([rows[order][0] + [self.pad] * (longest - len(rows[order][0])) for order in batch])
             lengths = torch.tensor([len(rows[order][0]) for order in batch])
             mask = (torch.arange(longest)[None] < lengths[:, None]).long()
-            places = Places(
-                *(torch.tensor(each).to(self.device) for each in zip(*(rows[order][1] for order in batch), strict=True))
-            )
+            places = torch.tensor([rows[order][1] for order in batch]).to(self.device)
             logits = self.network(ids.to(self.device), mask.to(self.device), places).float().tolist()
             for (number, one, other), logit in zip(batch, logits, strict=True):
                 contests[number].better[one, other] = logit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.judging.deberta import DebertaReader, readable
 from handbook_ext.policies.fetching import fetched
 from handbook_ext.policies.models import loading_errors, without_dropout
 
@@ -20,15 +20,6 @@ SOURCE, CANDIDATE1, CANDIDATE2, CANDIDATE = "<|source|>", "<|candidate1|>", "<|c
 MARKERS = (SOURCE, CANDIDATE1, CANDIDATE2, CANDIDATE)
 """The tokens behind which the three texts stand, in the order in which the original adds them to a vocabulary."""
 WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where in each row of a batch the markers of prompt, first and second candidate lie, (rows,) each."""
-
-    source: Tensor
-    first: Tensor
-    second: Tensor
 
 
 class PairNetwork(nn.Module):
@@ -39,19 +30,31 @@ class PairNetwork(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.pretrained_model = AutoModel.from_config(config)
+        self.reader: DebertaReader | None = None
         self.head_layer = nn.Sequential(
             nn.Dropout(0.0), nn.Linear(2 * size, size), nn.Tanh(), nn.Dropout(0.0), nn.Linear(size, tasks)
         )
 
-    def forward(self, ids: Tensor, mask: Tensor, places: Places) -> Tensor:
-        """Returns by how much the first candidate is better than the second, (rows,), in logits; ids, mask: (rows, tokens)."""
-        hidden = self.pretrained_model(input_ids=ids, attention_mask=mask).last_hidden_state
-        rows = torch.arange(len(ids), device=ids.device)
-        source = hidden[rows, places.source]
-        first, second = (
-            self.head_layer(torch.cat([source, hidden[rows, place]], dim=-1)) for place in (places.first, places.second)
-        )
-        difference: Tensor = (first - second).mean(dim=-1)
+    def settle(self, device: torch.device, dtype: torch.dtype) -> PairNetwork:
+        """Returns the network where and as it is to judge; from here on its weights do not change."""
+        self.to(device=device, dtype=dtype).eval()
+        if readable(self.pretrained_model.config):
+            self.reader = DebertaReader(self.pretrained_model)
+        return self
+
+    def forward(self, ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+        """Returns by how much the first candidate is better than the second, (rows,), in logits.
+
+        ids, mask: (rows, tokens). places: (rows, 3), where the markers of prompt, first and second candidate lie.
+        """
+        if self.reader is not None:
+            states = self.reader.read(ids, mask, places)
+        else:
+            hidden = self.pretrained_model(input_ids=ids, attention_mask=mask).last_hidden_state
+            states = hidden[torch.arange(len(ids), device=ids.device)[:, None], places]
+        source, first, second = states.unbind(1)
+        scores = [self.head_layer(torch.cat([source, each], dim=-1)) for each in (first, second)]
+        difference: Tensor = (scores[0] - scores[1]).mean(dim=-1)
         return difference
 
 
@@ -95,4 +98,4 @@ def load_pairrm(source: str, revision: str | None = None) -> tuple[PairNetwork, 
         raise UserError(
             f"rank.model: {source} was made for another vocabulary than that of {base}; name the model of its training"
         )
-    return network.eval(), tokenizer
+    return network, tokenizer

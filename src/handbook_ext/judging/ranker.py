@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -111,3 +111,21 @@ def candidates_of(samples: list[Completion], offline: OfflinePair | None) -> lis
     found = [Unjudged("on_policy", row.sample, row.text, row.completion_id) for row in samples]
     sides = [] if offline is None else [offline.chosen_answer, offline.rejected_answer]
     return found + [Unjudged("offline", None, side.text, side.completion_id) for side in sides]
+
+
+def by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch: int | None = None) -> Iterator[list[int]]:
+    """Yields the places of the texts of each batch, the shortest first, so that little is padded.
+
+    A batch has batch_size texts, or instead at most tokens_per_batch tokens with padding; a longer text is alone.
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        # The last text is the longest, to which the batch is padded.
+        tokens = (len(batch) + 1) * lengths[place]
+        full = len(batch) == batch_size if tokens_per_batch is None else tokens > tokens_per_batch
+        if batch and full:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch

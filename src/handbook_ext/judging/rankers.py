@@ -88,7 +88,7 @@ def _pairrm(rank: RankSettings, bench: Bench) -> Ranker:
 
     return PairRM(
         str(rank.model), revision=rank.revision, bf16=rank.bf16, tournament=rank.tournament,
-        legacy_truncation=rank.legacy_truncation, **common,
+        tokens_per_batch=rank.tokens_per_batch, legacy_truncation=rank.legacy_truncation, **common,
     )  # fmt: skip
 
 

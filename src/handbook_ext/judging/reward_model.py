@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages, assistant
-from handbook_ext.judging.ranker import Pointwise, Verdict
+from handbook_ext.judging.ranker import Pointwise, Verdict, by_length
 from handbook_ext.policies.conversations import conversation, kept_end
 from handbook_ext.policies.models import without_dropout
 from handbook_ext.policies.text_tokens import TextTokens
@@ -57,7 +57,8 @@ class RewardModel(Pointwise):
         """Returns the classifier's logits; texts of similar length share a batch, so that little is padded."""
         ids = judged_ids(self._text, items) if self._templated else pair_ids(self.tokenizer, items)
         verdicts: dict[int, Verdict] = {}
-        for places in self._batches([min(len(each), self.max_length) for each in ids]):
+        lengths = [min(len(each), self.max_length) for each in ids]
+        for places in by_length(lengths, self.batch_size, self.tokens_per_batch):
             kept: dict[str, Any] = {"input_ids": [self._kept(ids[place]) for place in places]}
             if not self._templated and "token_type_ids" in self.tokenizer.model_input_names:
                 kept["token_type_ids"] = [second_text(self.tokenizer, each) for each in kept["input_ids"]]
@@ -66,20 +67,6 @@ class RewardModel(Pointwise):
             for place, score in zip(places, scores, strict=True):
                 verdicts[place] = Verdict(score, len(ids[place]) > self.max_length)
         return [verdicts[place] for place in range(len(items))]
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yields the places of the texts of each batch, the shortest first."""
-        batch: list[int] = []
-        for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
-            # The last text is the longest, to which the batch is padded.
-            tokens = (len(batch) + 1) * lengths[place]
-            full = len(batch) == self.batch_size if self.tokens_per_batch is None else tokens > self.tokens_per_batch
-            if batch and full:
-                yield batch
-                batch = []
-            batch.append(place)
-        if batch:
-            yield batch
 
 
 def output_column(names: dict[int, str], output: str | int | None, source: str) -> int:

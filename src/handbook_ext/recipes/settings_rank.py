@@ -94,7 +94,9 @@ class RankSettings(Section):
     revision: str | None = Field(None, description="commit or tag of a hub ranker")
     batch_size: Positive = Field(32, description="texts, or pairs of them, judged together")
     tokens_per_batch: Positive | None = Field(
-        None, description="reward_model: tokens judged together, padding included, in place of batch_size"
+        None,
+        description="reward_model and pairrm: tokens judged together, padding included, in place of batch_size; null is "
+        "batch_size, but 2048 tokens for PairRM on a CPU",
     )
     bf16: bool = Field(False, description="reward_model and pairrm: weights and activations in bfloat16")
     max_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of prompt and completion together")
