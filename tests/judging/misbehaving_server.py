@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -21,6 +22,7 @@ class Log:
     questions: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
     most: int = 0
     now: int = 0
 
@@ -39,9 +41,9 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: str, **headers: str
     handler.wfile.write(data)
 
 
-def completion(text: str | None) -> str:
+def completion(text: str | None, finish: str = "stop") -> str:
     """The body of a reply of 10 tokens to a question of 100."""
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
     return json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage})
 
@@ -56,9 +58,27 @@ def status(code: int, **headers: str) -> Behaviour:
     return answer
 
 
-def says(text: str | None) -> Behaviour:
+def refuses(message: str, code: int = 400) -> Behaviour:
+    """Answers with a status and a reason."""
+    return lambda handler, reply: send(handler, code, json.dumps({"error": {"message": message}}))
+
+
+def says(text: str | None, finish: str = "stop") -> Behaviour:
     """Answers with a text of its own."""
-    return lambda handler, reply: send(handler, 200, completion(text))
+    return lambda handler, reply: send(handler, 200, completion(text, finish))
+
+
+def drips(handler: BaseHTTPRequestHandler, reply: str) -> None:
+    """Sends a good reply, a piece of it every few hundredths of a second."""
+    body = completion(reply).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    with contextlib.suppress(OSError):  # Who has waited long enough hangs up.
+        for start in range(0, len(body), 4):
+            handler.wfile.write(body[start : start + 4])
+            time.sleep(0.05)
 
 
 def raw(body: str) -> Behaviour:
@@ -109,6 +129,7 @@ class MisbehavingServer:
                 with lock:
                     attempt = log.questions.count(question)
                     log.questions.append(question)
+                    log.bodies.append(body)
                     log.times.append(time.monotonic())
                     log.keys.add(str(self.headers.get("Authorization")))
                     log.now += 1

@@ -142,9 +142,9 @@ def measure_tournament(folder: Path, sets: list[CandidateSet], repeats: int) -> 
         clear = [(number, found) for number in others if (found := beats_all(judge, sets[number], sign)) is not None]
         right = sum(ends[1][number][end] == found for number, found in clear)
         print(
-            f"\nThe tournament's {name} is another in {len(others)} of {len(sets)} prompts: in {len(others) - len(clear)} there is "
-            f"a circle and none that {'wins' if sign > 0 else 'loses'} all its comparisons; in {len(clear)} there is one, which the "
-            f"tournament names in {right}, where the sum of leads names another."
+            f"\nThe tournament's {name} is another in {len(others)} of {len(sets)} prompts: in {len(others) - len(clear)} "
+            f"there is a circle, and none {'wins' if sign > 0 else 'loses'} all its comparisons; in {len(clear)} one does, which "
+            f"the tournament names in {right}, while the sum of leads names another."
         )
 
 

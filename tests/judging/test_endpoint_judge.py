@@ -44,12 +44,10 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The true client with pauses of a few milliseconds."""
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, and nobody's address."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.002)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
 
 
 def answer_of(question: str) -> str:
@@ -96,15 +94,20 @@ def test_over_a_misbehaving_server_no_verdict_is_lost_or_counted_twice(serve: Se
     assert ranker.judge(SETS) == points(SETS)
     assert set(server.log.count().values()) == {3} and len(server.log.count()) == 24
     facts = ranker.facts()["judge"]
+    tries = facts["unusable_tries"]
+    assert 0 < tries < 48 and facts["unusable_tokens"] <= 110 * tries
     assert facts == {
         "replies": 24, "prompt_tokens": 2400, "completion_tokens": 240, "cost_usd": pytest.approx((2 * 2400 + 8 * 240) / 1e6),
-        "asked": 24, "from_cache": 0, "unreadable": 0,
+        "asked": 24, "from_cache": 0, "unreadable": 0, "too_long": 0, "unusable_tries": tries,
+        "unusable_tokens": facts["unusable_tokens"],
     }  # fmt: skip
     asked = len(server.log.questions)
     again = judge(server, tmp_path)
     assert again.judge(SETS) == points(SETS)
     assert len(server.log.questions) == asked
-    assert again.facts()["judge"] == facts | {"asked": 0, "from_cache": 24}
+    assert again.facts()["judge"] == facts | {
+        "asked": 0, "from_cache": 24, "unusable_tries": 0, "unusable_tokens": 0,
+    }  # fmt: skip
     other = judge(server, tmp_path, asker="iter2 rank")
     other.judge(SETS)
     assert other.facts()["judge"]["cost_usd"] == 0 and other.facts()["judge"]["from_cache"] == 24
@@ -183,7 +186,7 @@ def test_openais_own_endpoint_wants_a_key_and_a_local_one_none(
 
 def test_a_server_that_is_gone_or_too_slow_is_told(serve: Serve, tmp_path: Path) -> None:
     server = serve(rated, lambda question, attempt: waits(0.5))
-    with pytest.raises(UserError, match=r"does not answer after 2 tries \(Request timed out"):
+    with pytest.raises(UserError, match=r"does not answer after 2 tries \(no whole reply within 0.05 s"):
         judge(server, tmp_path, timeout=0.05, max_retries=1).judge(SETS[:1])
     server.close()
     with pytest.raises(UserError, match=r"does not answer after 2 tries \(Connection error"):
@@ -236,7 +239,7 @@ def test_additive_points_by_the_rubric(serve: Serve, tmp_path: Path) -> None:
     )  # fmt: skip
     assert own.judge([CandidateSet(user("q"), ["abc"])]) == [[Verdict(3.0)]]
     with pytest.raises(UserError, match="uses the variables prompt and response_a and response_b"):
-        EndpointJudge("m", Endpoint(), cache=own.cache, kind="pairwise", question="{{ prompt }}").judge(SETS[:1])
+        EndpointJudge("m", Endpoint(), cache=own.cache, kind="pairwise", question="{{ prompt }} [[A]]").judge(SETS[:1])
 
 
 @pytest.mark.parametrize(

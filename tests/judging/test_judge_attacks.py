@@ -27,12 +27,10 @@ SETS = [CandidateSet(user("q"), ["aa", "bb"])]
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The true client with pauses of a few milliseconds."""
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, and nobody's address."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.002)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
 
 
 class Stage:

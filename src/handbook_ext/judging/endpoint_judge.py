@@ -7,6 +7,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from handbook_ext.core.errors import UserError
 from handbook_ext.judging.judge_client import Endpoint, JudgeClient
 from handbook_ext.judging.judge_questions import PARSERS, Kind, ask_one, ask_two
 from handbook_ext.judging.ranker import CandidateSet, Verdict
@@ -27,9 +28,17 @@ class EndpointJudge:
 
     def __init__(
         self, model: str, endpoint: Endpoint, *, cache: VerdictCache, kind: Kind = "single", question: str | None = None,
-        longest_pause: float = 30.0,
+        longest_pause: float = 60.0,
     ) -> None:  # fmt: skip
-        """Takes the model's name at the endpoint, and the question as Jinja text, None for our own."""
+        """Takes the model's name at the endpoint, and the question as Jinja text, None for our own.
+
+        Raises UserError for a question that does not ask for what is read.
+        """
+        if question is not None and kind != "additive" and "[[" not in question:
+            raise UserError(
+                f"rank.rubric: it does not ask for a verdict in double brackets, and a judge of kind {kind} is read by them; "
+                f"say in it to end with {'[[A]], [[B]] or [[C]]' if kind == 'pairwise' else 'points from 1 to 10, such as [[5]]'}"
+            )
         self.kind, self.question, self.cache = kind, question, cache
         self.client = JudgeClient(model, endpoint, cache, longest_pause=longest_pause)
         self.unreadable = 0
@@ -47,7 +56,11 @@ class EndpointJudge:
         """Returns what a manifest records: replies, tokens and cost (USD) of the stage, and what this process asked and read."""
         totals = self.cache.totals()
         cost = self.client.endpoint.cost(totals["prompt_tokens"], totals["completion_tokens"])
-        own = {"asked": self.client.asked, "from_cache": self.client.from_cache, "unreadable": self.unreadable}
+        own = {
+            "asked": self.client.asked, "from_cache": self.client.from_cache, "unreadable": self.unreadable,
+            "too_long": self.client.refused, "unusable_tries": len(self.client.unusable),
+            "unusable_tokens": sum(self.client.unusable),
+        }  # fmt: skip
         return {"judge": {**totals, "cost_usd": cost, **own}}
 
     def _pointwise(self, sets: Sequence[CandidateSet]) -> list[list[Verdict]]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 import openai
 from aiolimiter import AsyncLimiter
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError
@@ -21,6 +23,11 @@ from handbook_ext.judging.verdict_cache import Reply, VerdictCache, key_of
 MINUTE = 60.0
 SHOWN = 160  # Characters of a server's message that a UserError repeats.
 NO_KEY = "none"  # What a local server is given, which asks for no key.
+LONGEST_TOLD = 120.0  # Seconds that a server may tell us to wait before the next try.
+TOO_LONG = re.compile(
+    r"context.?(length|window)|too (long|large|many tokens)|(exceeds?|longer than).{0,40}(tokens|length)", re.IGNORECASE
+)
+"""How servers say in a refusal that it is this question which is too long: the others may be answered."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,9 @@ class Endpoint:
 
     base_url: str | None = None
     key_variable: str = "OPENAI_API_KEY"
-    temperature: float = 0.0
+    temperature: float | None = 0.0
     max_new_tokens: int = 512
+    limit_name: str = "max_tokens"
     concurrency: int = 8
     requests_per_minute: int | None = None
     timeout: float = 60.0
@@ -89,92 +97,118 @@ class Endpoint:
 class JudgeClient:
     """Asks questions concurrently, with repeats and within the limits of an endpoint; replies go to the cache as they come."""
 
-    def __init__(self, model: str, endpoint: Endpoint, cache: VerdictCache, *, longest_pause: float = 30.0) -> None:
-        """Takes the model's name at the endpoint; longest_pause between two tries of an unusable reply is in seconds."""
-        self.model, self.endpoint, self.cache, self.longest_pause = model, endpoint, cache, longest_pause
-        self.asked = self.from_cache = 0
+    def __init__(self, model: str, endpoint: Endpoint, cache: VerdictCache, *, longest_pause: float = MINUTE) -> None:
+        """Takes the model's name at the endpoint; longest_pause between two tries is in seconds."""
+        self.model, self.endpoint, self.cache = model, endpoint, cache
+        self.asked = self.from_cache = self.refused = 0
+        self.unusable: list[int] = []  # Tokens of each try whose reply could not be used.
+        self._pauses = wait_exponential_jitter(initial=min(1.0, longest_pause), max=longest_pause)
+        self._apart = 0.0 if endpoint.requests_per_minute is None else MINUTE / endpoint.requests_per_minute
+        self._next = 0.0  # When the rate allows the next request; a stage asks shard by shard.
 
     def ask(self, questions: Sequence[str]) -> list[str]:
-        """Returns the reply to each question, empty where every try gave something unusable; equal questions are asked once.
+        """Returns the reply to each question; equal questions are asked once.
 
-        Raises UserError where the endpoint refuses, or still fails after all retries; replies that have come are kept.
+        It is empty where no reply can be used: every try gave none, it was cut at its limit, the question is too long. Raises
+        UserError where the endpoint refuses, or still fails after all retries; replies that have come are kept.
         """
         keys = [self._key_of(question) for question in questions]
-        known = {key: reply.text for key in set(keys) if (reply := self.cache.get(key)) is not None}
+        known = {key: reply for key in set(keys) if (reply := self.cache.get(key)) is not None}
         wanted = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
         self.from_cache += len(known)
         if wanted:
             known |= asyncio.run(self._ask_all(wanted))
-        return [known[key] for key in keys]
+        # What stands last in a reply that was cut need not be its verdict.
+        return [known[key].text if key in known and not known[key].cut else "" for key in keys]
 
     def _key_of(self, question: str) -> str:
         """Returns the name of a question in the cache."""
         return key_of(self.endpoint.name, self.model, self.endpoint.temperature, self.endpoint.max_new_tokens, question)
 
-    async def _ask_all(self, wanted: dict[str, str]) -> dict[str, str]:
-        """Asks the questions by name; the first failure cancels those that wait."""
+    async def _ask_all(self, wanted: dict[str, str]) -> dict[str, Reply]:
+        """Asks the questions by name, and returns the replies that came; the first failure cancels those that wait."""
         endpoint = self.endpoint
         slots = asyncio.Semaphore(endpoint.concurrency)
-        rate = None if endpoint.requests_per_minute is None else AsyncLimiter(1, MINUTE / endpoint.requests_per_minute)
-        progress = tqdm(total=len(wanted), desc="judge", unit="reply", mininterval=1.0, leave=False)
+        rate = AsyncLimiter(1, self._apart) if self._apart else None
+        await asyncio.sleep(self._next - time.monotonic())
+        replies: dict[str, Reply] = {}
+        client = openai.AsyncOpenAI(api_key=endpoint.key(), base_url=endpoint.url, timeout=endpoint.timeout, max_retries=0)
 
-        async def in_turn(request: object) -> None:
-            """Holds a request until its turn; the client's own repeats are requests as well."""
-            if rate is not None:
-                await rate.acquire()
-
-        client = openai.AsyncOpenAI(
-            api_key=endpoint.key(), base_url=endpoint.url, timeout=endpoint.timeout, max_retries=endpoint.max_retries,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [in_turn]}),
-        )  # fmt: skip
-
-        async def one(key: str, question: str) -> tuple[str, str]:
+        async def one(key: str, question: str) -> None:
             """Asks one question."""
             async with slots:
-                reply = await self._ask(client, question)
+                reply = await self._ask(client, question, rate)
             if reply is not None:
                 self.cache.put(key, reply)
+                replies[key] = reply
             self.asked += 1
             progress.update()
-            return key, "" if reply is None else reply.text
 
-        try:
-            async with client, asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(key, question)) for key, question in wanted.items()]
-        except* UserError as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            progress.close()
-        return dict(task.result() for task in tasks)
+        with tqdm(total=len(wanted), desc="judge", unit="reply", mininterval=1.0, leave=False) as progress:
+            try:
+                async with client, asyncio.TaskGroup() as group:
+                    for key, question in wanted.items():
+                        group.create_task(one(key, question))
+            except* UserError as errors:
+                raise errors.exceptions[0] from None
+        return replies
 
-    async def _ask(self, client: openai.AsyncOpenAI, question: str) -> Reply | None:
-        """Returns the reply to one question, None where every try gave something unusable.
-
-        HTTP failures are repeated by the client, bodies that cannot be read here.
-        """
+    async def _ask(self, client: openai.AsyncOpenAI, question: str, rate: AsyncLimiter | None) -> Reply | None:
+        """Returns the reply to one question, None where every try gave something unusable, or it is too long."""
         tries = AsyncRetrying(
-            stop=stop_after_attempt(self.endpoint.max_retries + 1),
-            wait=wait_random_exponential(multiplier=0.5, max=self.longest_pause),
-            retry=retry_if_exception_type(UnusableReplyError),
-        )
+            stop=stop_after_attempt(self.endpoint.max_retries + 1), wait=self._pause, retry=retry_if_exception(_may_pass),
+            reraise=True,
+        )  # fmt: skip
         try:
             async for attempt in tries:
                 with attempt:
-                    answer = await client.chat.completions.with_raw_response.create(
-                        model=self.model, messages=[{"role": "user", "content": question}],
-                        temperature=self.endpoint.temperature, max_tokens=self.endpoint.max_new_tokens,
-                    )  # fmt: skip
-                    return reply_of(answer.content)
-        except RetryError:
-            pass
+                    return await self._try(client, question, rate)
+        except UnusableReplyError:
+            return None
         except openai.APIStatusError as error:
+            if error.status_code in (400, 413, 422) and (error.status_code == 413 or TOO_LONG.search(str(error))):
+                self.refused += 1
+                return None
             raise UserError(self._refused(error)) from None
-        except openai.APIConnectionError as error:
+        except (openai.APIConnectionError, TimeoutError) as error:
+            late = isinstance(error, (openai.APITimeoutError, TimeoutError))
+            what = f"no whole reply within {self.endpoint.timeout:g} s" if late else self._clean(str(error))
             raise UserError(
                 f"rank.judge: {self.endpoint.name} does not answer after {self.endpoint.max_retries + 1} tries "
-                f"({self._clean(error)}); start it or wait, and run make again: replies that came are kept"
+                f"({what}); start it or wait, and run make again: replies that came are kept"
             ) from None
         return None
+
+    async def _try(self, client: openai.AsyncOpenAI, question: str, rate: AsyncLimiter | None) -> Reply:
+        """Returns the reply to a question asked once, in its turn, without what may not be shown."""
+        if rate is not None:
+            await rate.acquire()
+            self._next = time.monotonic() + self._apart
+        endpoint = self.endpoint
+        options = {endpoint.limit_name: endpoint.max_new_tokens}
+        if endpoint.temperature is not None:
+            options["temperature"] = endpoint.temperature
+        # The client's own limit is between two reads, so that a reply may drip for ever.
+        async with asyncio.timeout(endpoint.timeout):
+            answer = await client.chat.completions.with_raw_response.create(
+                model=self.model, messages=[{"role": "user", "content": question}], extra_body=options
+            )
+        try:
+            reply = reply_of(answer.content)
+        except UnusableReplyError as error:
+            self.unusable.append(error.tokens)
+            raise
+        return replace(reply, text=self._clean(reply.text))
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Returns the seconds until the next try: longer each time, and at least what the server says."""
+        error = None if state.outcome is None else state.outcome.exception()
+        told = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
+        try:
+            seconds = float(told)
+        except ValueError:  # None, or a date, for which our own pauses do.
+            seconds = 0.0
+        return max(self._pauses(state), min(seconds, LONGEST_TOLD))
 
     def _refused(self, error: openai.APIStatusError) -> str:
         """Returns what a status means, and what to do."""
@@ -185,11 +219,18 @@ class JudgeClient:
             404: f"check rank.judge.base_url, and that the endpoint has a model '{self.model}' (rank.model)",
             429: "wait, or lower rank.judge.requests_per_minute and concurrency, and run make again: replies that came are kept",
         }.get(status, "run make again later: replies that came are kept" if status >= 500 else "check rank.judge and rank.model")
-        return f"rank.judge: {name} answers {status} ({self._clean(error)}); {todo}"
+        text = " ".join(self._clean(str(error)).split())[:SHOWN]
+        return f"rank.judge: {name} answers {status} ({text}); {todo}"
 
-    def _clean(self, error: openai.OpenAIError) -> str:
-        """Returns the first words of an error without the key and passwords, which a server may repeat."""
-        text = " ".join(str(error).split()) or type(error).__name__
+    def _clean(self, text: str) -> str:
+        """Returns a text without the key and passwords, which a server may repeat."""
         for secret in self.endpoint.secrets():
             text = text.replace(secret, "***")
-        return text[:SHOWN]
+        return text
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Tells whether the same request may succeed later."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code in (408, 409, 429) or error.status_code >= 500
+    return isinstance(error, (UnusableReplyError, TimeoutError, openai.APIConnectionError))

@@ -13,7 +13,12 @@ Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class UnusableReplyError(Exception):
-    """A reply without the text that was asked for: no JSON, no choice, or none with content."""
+    """A reply without the text that was asked for: no JSON, no choice, or none with content. `tokens` are what it took."""
+
+    def __init__(self, tokens: int = 0) -> None:
+        """Takes the tokens of question and reply, as far as the body says them."""
+        super().__init__(tokens)
+        self.tokens = tokens
 
 
 class _Usage(BaseModel):
@@ -64,5 +69,5 @@ def reply_of(body: bytes) -> Reply:
     choice = found.choices[0]
     text = choice.message.content or ""
     if not text.strip() and choice.finish_reason != "length":
-        raise UnusableReplyError
-    return Reply(text, found.usage.prompt_tokens, found.usage.completion_tokens)
+        raise UnusableReplyError(found.usage.prompt_tokens + found.usage.completion_tokens)
+    return Reply(text, found.usage.prompt_tokens, found.usage.completion_tokens, choice.finish_reason == "length")

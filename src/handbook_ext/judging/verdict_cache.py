@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ from typing import Any
 from handbook_ext.core.errors import UserError
 
 TABLE = (
-    "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, asker TEXT, text TEXT, prompt_tokens INTEGER, "
-    "completion_tokens INTEGER)"
+    "CREATE TABLE IF NOT EXISTS whole_replies (key TEXT PRIMARY KEY, asker TEXT, text TEXT, prompt_tokens INTEGER, "
+    "completion_tokens INTEGER, cut INTEGER)"
 )
 PATIENCE = 60.0  # Seconds to wait for another process that writes.
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A judge's reply and what it took, in tokens."""
+    """A judge's reply and what it took, in tokens; `cut` where it met max_new_tokens before its end."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
+    cut: bool = False
 
 
 class VerdictCache:
@@ -36,7 +38,7 @@ class VerdictCache:
         self.asker = asker
         try:
             self._base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
-            self._base.execute("PRAGMA journal_mode=WAL")
+            _patiently(self._base, "PRAGMA journal_mode=WAL")
             self._base.execute(TABLE)
         except sqlite3.DatabaseError as error:
             raise UserError(
@@ -46,18 +48,21 @@ class VerdictCache:
 
     def get(self, key: str) -> Reply | None:
         """Returns the reply to a question, None where nobody has asked it yet."""
-        row = self._base.execute("SELECT text, prompt_tokens, completion_tokens FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if row is None else Reply(*row)
+        row = self._base.execute(
+            "SELECT text, prompt_tokens, completion_tokens, cut FROM whole_replies WHERE key = ?", (key,)
+        ).fetchone()
+        return None if row is None else Reply(*row[:3], bool(row[3]))
 
     def put(self, key: str, reply: Reply) -> None:
         """Keeps a reply; the first one counts where two processes have asked the same."""
-        values = (key, self.asker, reply.text, reply.prompt_tokens, reply.completion_tokens)
-        self._base.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", values)
+        values = (key, self.asker, reply.text, reply.prompt_tokens, reply.completion_tokens, reply.cut)
+        self._base.execute("INSERT OR IGNORE INTO whole_replies VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def totals(self) -> dict[str, int]:
         """Returns how many replies this asker has been given so far, killed attempts included, and their tokens."""
         row = self._base.execute(
-            "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM replies WHERE asker = ?",
+            "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM whole_replies "
+            "WHERE asker = ?",
             (self.asker,),
         ).fetchone()
         return dict(zip(("replies", "prompt_tokens", "completion_tokens"), row, strict=True))
@@ -65,6 +70,19 @@ class VerdictCache:
     def close(self) -> None:
         """Closes the file."""
         self._base.close()
+
+
+def _patiently(base: sqlite3.Connection, statement: str) -> None:
+    """Executes what SQLite does not wait for by itself where other processes open the same new file."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            base.execute(statement)
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def key_of(*parts: Any) -> str:

@@ -50,11 +50,14 @@ class JudgeSettings(Section):
     )
     base_url: str | None = Field(None, description="endpoint; null is OPENAI_BASE_URL of the environment, else OpenAI's own")
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; a local server needs none")
-    temperature: Temperature = Field(0.0, description="of the judge")
-    max_new_tokens: Positive = Field(512, description="tokens of a reply at most")
+    temperature: Temperature | None = Field(0.0, description="of the judge; null sends none, for models that take no other")
+    max_new_tokens: Positive = Field(512, description="tokens of a reply at most, its reasoning included")
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="what the endpoint calls that limit; OpenAI's reasoning models want max_completion_tokens"
+    )
     concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="requests at the same time")
     requests_per_minute: Positive | None = Field(None, description="limit of the endpoint; null is none")
-    timeout: Annotated[float, Field(gt=0, le=3600)] = Field(60.0, description="seconds for a reply")
+    timeout: Annotated[float, Field(gt=0, le=3600)] = Field(60.0, description="seconds for a whole reply")
     max_retries: Annotated[int, Field(ge=0, le=100)] = Field(6, description="repeats of a failed request, with growing pauses")
     input_price: Limit | None = Field(None, description="USD per million tokens read; null reports no cost")
     output_price: Limit | None = Field(None, description="USD per million tokens written; null reports no cost")
