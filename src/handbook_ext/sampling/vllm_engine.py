@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from pydantic import ValidationError
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Completion
@@ -21,7 +22,7 @@ from handbook_ext.policies.source import PolicySource
 from handbook_ext.sampling.generation import Job, sample_of
 
 CPU_CACHE_GIB = "2"
-ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CONFIGURE_LOGGING": "1"}
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
 # In this process, since a spawned engine takes 20 seconds to start; one thread, with which small models ran 7 times faster.
 ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": CPU_CACHE_GIB, "OMP_NUM_THREADS": "1"}
 
@@ -57,11 +58,7 @@ class VllmEngine:
                 disable_log_stats=True, **options,
             )  # fmt: skip
         except (ValueError, NotImplementedError, RuntimeError) as error:
-            last = [line for line in str(error).strip().splitlines() if line.strip()][-1:] or [type(error).__name__]
-            raise UserError(
-                f"generate.engine: vllm cannot run this policy here ({last[0].strip()}); set generate.engine: transformers, or "
-                "change what it names"
-            ) from error
+            raise _cannot_run(error) from error
 
     def answer(self, jobs: Sequence[Job], *, temperature: float, top_p: float, max_new_tokens: int) -> list[Completion]:
         """Returns the completions of jobs, in their order; temperature 0 is greedy. Each request has the seed of its job."""
@@ -99,6 +96,15 @@ class VllmEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _cannot_run(error: Exception) -> UserError:
+    """Returns what the user is told where vLLM refuses a policy: what it says of the first setting, or last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else (lines or [type(error).__name__])[-1]
+    return UserError(
+        f"generate.engine: vllm cannot run this policy here ({said}); set generate.engine: transformers, or change what it names"
+    )
 
 
 def plain_folder(source: PolicySource, merged: Path) -> str:
