@@ -12,9 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from handbook_ext.core.artifacts import manifest_path
+from tests.judging.small_pairrm import save_pairrm
 from tests.workspace import MICRO, Workspace, changed
 
 RECIPE = changed(MICRO, train="alpha: 0.1, max_length: 96").replace("batch_size: 16", "batch_size: 4")
+# All rows in the first iteration, so that its rankings and scores are several shards.
+MANY = RECIPE.replace("train_rows: 48", "train_rows: 320").replace("portions: 2", "portions: 1")
+MANY = MANY.replace("per_device_train_batch_size: 4", "per_device_train_batch_size: 1")
+MANY = MANY.replace("iterations: {", "iterations: {iter0: null, ") + "rank: {ranker: pairrm, model: %s}\n"
+TWO = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
 
 
 def started(workspace: Workspace, command: str) -> subprocess.Popen[str]:
@@ -26,38 +33,63 @@ def started(workspace: Workspace, command: str) -> subprocess.Popen[str]:
     )
 
 
+def shards_of(artifact: Path) -> dict[str, int]:
+    """Returns the shards of an artifact by name, and when they were written."""
+    folders = (artifact.parent / f".{artifact.name}.partial", artifact)
+    while True:
+        try:
+            return {str(path.relative_to(folder)): path.stat().st_mtime_ns for folder in folders for path in folder.rglob("shard-*.jsonl")}
+        except FileNotFoundError:  # Just published.
+            continue
+
+
+def kill_one_and_repeat(workspace: Workspace, command: str, artifact: Path) -> str:
+    """Kills a process of a stage after two shards, and repeats it; returns what the first attempt said."""
+    process = started(workspace, command)
+    while len(shards_of(artifact)) < 2:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.002)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    kept = shards_of(artifact)
+    assert kept and not manifest_path(artifact).exists()
+    again = started(workspace, command)
+    seen: dict[str, int] = {}
+    while again.poll() is None:
+        seen |= shards_of(artifact)
+        time.sleep(0.005)
+    assert again.returncode == 0, again.stderr.read() if again.stderr else ""
+    assert all(seen.get(name, written) == written for name, written in kept.items())
+    assert manifest_path(artifact).is_file()
+    return said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["completions.jsonl", "eval.json"])
 def test_the_repeat_makes_what_is_missing(tmp_path: Path, stage: str) -> None:
     workspace = Workspace(tmp_path, RECIPE)
-    run = tmp_path / "runs" / "mine-micro"
     workspace.run("runs/mine-micro/iter0/eval.json")
-    name = f"runs/mine-micro/iter1/{stage}" if stage == "completions.jsonl" else "runs/mine-micro/iter1/eval.json"
     if stage == "eval.json":
         workspace.run("runs/mine-micro/iter1/policy/manifest.json")
+    name = f"runs/mine-micro/iter1/{stage}"
     done = workspace.make("-n", name, "LAUNCH=zero3-cpu")
     [command] = [line for line in done.stdout.splitlines() if "scripts/" in line]
     assert "-m handbook_ext.core.per_device --processes 2 scripts/" in command
-    process = started(workspace, command)
-    shards = run / "iter1" / f".{stage}.partial"
-    while len(list(shards.rglob("shard-*.jsonl"))) < 2:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.005)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 137 and "error: process 1 of 2 ended with -9" in said
-    kept = {path: path.stat().st_mtime_ns for path in shards.rglob("shard-*.jsonl")}
-    assert kept and not (run / "iter1" / stage).exists()
-    again = started(workspace, command)
-    seen: dict[Path, int] = {}
-    while again.poll() is None:
-        for path in list(shards.rglob("shard-*.jsonl")):
-            try:
-                seen[path] = path.stat().st_mtime_ns
-            except FileNotFoundError:
-                break
-        time.sleep(0.005)
-    assert again.returncode == 0
-    assert all(seen.get(path, time_before) == time_before for path, time_before in kept.items())
-    assert (run / "iter1" / stage).is_file()
+    said = kill_one_and_repeat(workspace, command, tmp_path / name)
+    assert "error: process 1 of 2 ended with -9" in said
+
+
+@pytest.mark.slow
+def test_rankings_and_scores_are_completed_as_well(tmp_path: Path) -> None:
+    pairrm = save_pairrm(tmp_path / "pairrm", ["name two dark cheeses here ruvi dore served fresh upstairs"] * 9, vocab_size=60)
+    workspace = Workspace(tmp_path / "work", MANY % pairrm)
+    run = tmp_path / "work" / "runs" / "mine-micro"
+    workspace.run("runs/mine-micro/iter1/completions.jsonl")
+    # As on several GPUs: rankings by a process per device, scores by accelerate.
+    rank = ".venv/bin/python -m handbook_ext.core.per_device --processes 2 scripts/rank_completions.py runs/mine-micro/iter1"
+    kill_one_and_repeat(workspace, rank, run / "iter1" / "rankings.jsonl")
+    workspace.run("runs/mine-micro/iter1/pairs.jsonl")
+    score = f".venv/bin/python {TWO} scripts/score_completions.py runs/mine-micro/iter1"
+    kill_one_and_repeat(workspace, score, run / "iter1" / "logprobs")

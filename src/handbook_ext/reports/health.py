@@ -107,12 +107,19 @@ def sample_health(completions: list[Completion]) -> Health:
 
 
 def judgement_health(rankings: list[Ranking]) -> Health:
-    """Returns the share of prompts whose scores are all equal, and the share of candidates whose judgement failed."""
+    """Returns the share of prompts whose scores are all equal, and of the candidates these shares.
+
+    Those whose judgement failed, those that tie with another of their prompt, and those that the ranker did not see as a whole;
+    and per prompt the comparisons whose two orders named different winners.
+    """
     scores = [[each.score for each in ranking.candidates if not each.failed] for ranking in rankings]
     every = [each for ranking in rankings for each in ranking.candidates]
     return {
         "tied_prompts": fmean(len(set(each)) < 2 for each in scores),
         "failed_judgements": fmean(each.failed for each in every),
+        "tied_candidates": sum(ranking.ties for ranking in rankings) / len(every),
+        "cut_judgements": fmean(each.truncated for each in every),
+        "order_disagreements": fmean(ranking.disagreements for ranking in rankings),
     }
 
 
