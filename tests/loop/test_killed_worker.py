@@ -38,7 +38,11 @@ def shards_of(artifact: Path) -> dict[str, int]:
     folders = (artifact.parent / f".{artifact.name}.partial", artifact)
     while True:
         try:
-            return {str(path.relative_to(folder)): path.stat().st_mtime_ns for folder in folders for path in folder.rglob("shard-*.jsonl")}
+            return {
+                str(path.relative_to(folder)): path.stat().st_mtime_ns
+                for folder in folders
+                for path in folder.rglob("shard-*.jsonl")
+            }
         except FileNotFoundError:  # Just published.
             continue
 
