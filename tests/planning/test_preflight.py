@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from handbook_ext.graph.goals import plan_goals
 from handbook_ext.graph.makefile import write_run
@@ -18,6 +19,8 @@ from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.planning import hub, lacks, preflight, space
 from handbook_ext.recipes.run import Run
 from tests.graph.test_why import make
+from tests.judging.small_pairrm import save_pairrm
+from tests.loop.test_zephyr_at_toy_size import rows, save_policy
 from tests.recipe_folder import ROOT, enter_folder, mine
 
 GPU = """
@@ -77,6 +80,20 @@ def test_everything_that_is_missing_is_told_at_once(folder: Path) -> None:
     [ranker] = [line for line in lines if "some/ranker" in line]
     assert ranker.startswith("sft/eval.json, iter0/eval.json, iter1/rankings.jsonl and ")
     assert len(lines) == 6  # What an extra brings is no lack: the goal installs it.
+
+
+def test_zephyr_with_all_but_gpus_at_hand_lacks_gpus_alone(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    save_policy(folder / "policy", tokenizer)
+    save_pairrm(folder / "pairrm", rows(0, 40).splitlines(), vocab_size=200)
+    for split, count in (("train", 600), ("test", 40)):
+        (folder / f"{split}.jsonl").write_text(rows(0, count))
+    (folder / "recipes" / "zephyr").symlink_to(ROOT / "recipes" / "zephyr")
+    text = f"model: {{name_or_path: {folder}/policy}}\nrank: {{model: {folder}/pairrm}}\n"
+    data = f"data: {{dataset: null, train: {folder}/train.jsonl, test: {folder}/test.jsonl}}\n"
+    mine(f"base: ../zephyr/selm.yaml\n{text}{data}", "zephyr")
+    head, *lines = told("mine-zephyr-iter3")
+    assert head == "1 thing is missing here for mine-zephyr-iter3, so nothing was started"
+    assert "needs 8 GPUs, and 0 are visible" in lines[0]
 
 
 def test_nothing_is_missing_for_what_this_machine_can_run(folder: Path) -> None:
