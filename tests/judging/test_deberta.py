@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DebertaV2Config, DebertaV2Model
+from transformers import BertConfig, DebertaV2Config, DebertaV2Model
 
 from handbook_ext.judging import deberta
 from handbook_ext.judging.deberta import DebertaReader, readable
@@ -48,3 +48,6 @@ def test_other_encoders_are_not_read_here() -> None:
     assert readable(config())
     for more in ({"share_att_key": False}, {"pos_att_type": ["c2p"]}, {"conv_kernel_size": 3}, {"relative_attention": False}):
         assert not readable(config(**more)), more
+    kind = BertConfig(hidden_size=8, num_attention_heads=1)
+    kind.relative_attention, kind.share_att_key, kind.pos_att_type = True, True, ["c2p", "p2c"]
+    assert not readable(kind)

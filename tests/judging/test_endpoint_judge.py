@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from handbook_ext.judging.verdict_cache import Reply, VerdictCache
 
 pytest.importorskip("openai")
 from handbook_ext.judging.endpoint_judge import EndpointJudge
-from handbook_ext.judging.judge_client import Endpoint
+from handbook_ext.judging.judge_client import Endpoint, JudgeClient
 from tests.judging.misbehaving_server import Behaviour, MisbehavingServer, hangs_up, raw, says, status, waits
 
 KEY = "sk-very-secret-0123456789"
@@ -98,7 +99,7 @@ def test_over_a_misbehaving_server_no_verdict_is_lost_or_counted_twice(serve: Se
     assert 0 < tries < 48 and facts["unusable_tokens"] <= 110 * tries
     assert facts == {
         "replies": 24, "prompt_tokens": 2400, "completion_tokens": 240, "cost_usd": pytest.approx((2 * 2400 + 8 * 240) / 1e6),
-        "asked": 24, "from_cache": 0, "unreadable": 0, "too_long": 0, "unusable_tries": tries,
+        "asked": 24, "from_cache": 0, "unreadable": 0, "refused": 0, "unusable_tries": tries,
         "unusable_tokens": facts["unusable_tokens"],
     }  # fmt: skip
     asked = len(server.log.questions)
@@ -304,3 +305,17 @@ def test_a_killed_judge_asks_only_what_is_missing(serve: Serve, tmp_path: Path, 
     assert ranker.judge(SETS) == points(SETS)
     assert len(server.log.questions) - before == 24 - kept
     assert ranker.facts()["judge"]["replies"] == 24
+
+
+@pytest.mark.parametrize(
+    "other", [{"temperature": 0.7}, {"temperature": None}, {"max_new_tokens": 77}, {"base_url": "http://h:2/v1"}]
+)
+def test_a_reply_is_kept_for_what_decides_it(tmp_path: Path, other: dict[str, object]) -> None:
+    cache, plain = VerdictCache(tmp_path / "v"), Endpoint(base_url="http://h:1/v1")
+
+    def key(endpoint: Endpoint, model: str = "m", question: str = "q") -> str:
+        return JudgeClient(model, endpoint, cache)._key_of(question)
+
+    assert key(plain) not in {key(replace(plain, **other)), key(plain, "n"), key(plain, question="r")}  # type: ignore[arg-type]
+    # What does not decide it is none of it: a stage that goes on slower finds its replies.
+    assert key(plain) == key(replace(plain, concurrency=1, timeout=9.0, max_retries=0, requests_per_minute=3))

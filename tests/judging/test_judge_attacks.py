@@ -90,7 +90,15 @@ def test_a_body_of_another_shape_is_asked_for_again(stage: Stage, spoilt: Behavi
 
 @pytest.mark.parametrize(
     "usage",
-    [None, "free", {}, {"prompt_tokens": "many", "completion_tokens": [1]}, {"prompt_tokens": 10**25}, {"prompt_tokens": -5}],
+    [
+        None,
+        "free",
+        {},
+        {"prompt_tokens": "many", "completion_tokens": [1]},
+        {"prompt_tokens": 10**25},
+        {"prompt_tokens": 2**63},
+        {"prompt_tokens": -5},
+    ],
 )
 def test_a_verdict_counts_where_its_account_cannot_be_read(stage: Stage, usage: object) -> None:
     stage.first = body(usage=usage)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,16 @@ import pytest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import user
 from handbook_ext.judging.ranker import CandidateSet, Verdict
-from handbook_ext.judging.verdict_cache import VerdictCache
+from handbook_ext.judging.verdict_cache import VerdictCache, _patiently
 
 pytest.importorskip("openai")
+import httpx2
+import openai
+from tenacity import RetryCallState, Retrying
+
 from handbook_ext.judging.endpoint_judge import EndpointJudge
-from handbook_ext.judging.judge_client import Endpoint
-from tests.judging.misbehaving_server import Behaviour, MisbehavingServer, drips, raw, refuses, says, status
+from handbook_ext.judging.judge_client import LONGEST_TOLD, Endpoint
+from tests.judging.misbehaving_server import Behaviour, MisbehavingServer, body_of, drips, raw, refuses, says, status
 
 KEY = "sk-very-secret-0123456789"
 SETS = [CandidateSet(user("q"), ["aa", "bb"])]
@@ -82,10 +89,10 @@ def test_a_reply_that_drips_is_late(server: Server, judge: Open) -> None:
 
 
 def test_the_rate_holds_over_the_calls_of_a_stage(server: Server, judge: Open) -> None:
-    ranker = judge(requests_per_minute=1200)  # One each 50 ms.
-    for number in range(6):
+    ranker = judge(requests_per_minute=150)  # One each 400 ms; a call alone takes up to 120.
+    for number in range(4):
         ranker.judge([CandidateSet(user(f"q{number}"), ["bb"])])
-    assert server.log.times[-1] - server.log.times[0] > 0.05 * 5 * 0.9
+    assert server.log.times[-1] - server.log.times[0] > 0.4 * 3 * 0.9
 
 
 @pytest.mark.parametrize(
@@ -93,21 +100,90 @@ def test_the_rate_holds_over_the_calls_of_a_stage(server: Server, judge: Open) -
     [
         refuses("This model's maximum context length is 512 tokens. However, you requested 900 tokens"), refuses("", 413),
         refuses("Input is too long for requested model."), refuses("prompt exceeds the 4096 tokens of the window"),
+        refuses("maximum context length is 512 tokens", 422), refuses("the request exceeds the available context size"),
+        refuses("'max_tokens' is too large: 96. The context has 512 tokens, and your request has 500 input tokens"),
+        refuses("The response was filtered due to Azure OpenAI's content management policy."),
+        body_of(400, json.dumps({"detail": [{"msg": "maximum context length is 512", "input": "x"}]})),
+        body_of(400, json.dumps({"error": "Input validation error: `inputs` must have less than 512 tokens"})),
+        body_of(400, "This model's maximum context length is 512"),
     ],
 )  # fmt: skip
 def test_a_question_that_is_too_long_is_a_failed_verdict_alone(server: Server, judge: Open, refusal: Behaviour) -> None:
     server.spoilt = refusal
     ranker = judge()
     assert ranker.judge(SETS) == [[Verdict(0.0, failed=True), Verdict(7.0)]]
-    assert ranker.facts()["judge"]["too_long"] == 1 and len(server.log.questions) == 2
+    assert ranker.facts()["judge"]["refused"] == 1 and len(server.log.questions) == 2
     server.spoilt = None
     assert judge().judge(SETS) == [[Verdict(7.0), Verdict(7.0)]]  # Not kept: a larger window may be had.
 
 
-def test_another_refusal_ends_the_stage(server: Server, judge: Open) -> None:
-    server.spoilt = refuses("Unsupported parameter: 'max_tokens'")
-    with pytest.raises(UserError, match=r"answers 400 .*Unsupported parameter.*check rank.judge"):
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        refuses("Unsupported parameter: 'max_tokens'"), refuses("max_tokens is too large: 50000. This model supports 4096"),
+        body_of(400, json.dumps({"detail": [{"msg": "no such field", "input": "the context length is 5"}]})),
+        refuses("key too long", 401), refuses("key too long", 403), refuses("name too long", 404),
+    ],
+)  # fmt: skip
+def test_another_refusal_ends_the_stage_and_is_shown(server: Server, judge: Open, refusal: Behaviour) -> None:
+    server.spoilt = refusal
+    with pytest.raises(UserError, match=r"answers 40. \((Unsupported parameter|max_tokens is|no such field|key too|name too)"):
         judge().judge(SETS)
+
+
+def test_a_stage_whose_every_question_is_refused_is_told(server: Server, judge: Open) -> None:
+    server.spoilt = refuses("maximum context length is 5 tokens")
+    with pytest.raises(UserError, match="refuses every question, as too long"):
+        judge().judge([CandidateSet(user(f"q{number}"), ["aa"]) for number in range(8)])
+
+
+@pytest.mark.parametrize(("code", "again"), [(408, True), (409, True), (429, True), (500, True), (502, True), (418, False)])
+def test_what_may_pass_is_asked_again(server: Server, judge: Open, code: int, again: bool) -> None:
+    server.spoilt, server.times = status(code, Retry_After="0"), 1
+    with nullcontext() if again else pytest.raises(UserError, match="answers 418"):
+        assert judge().judge(SETS) == [[Verdict(7.0), Verdict(7.0)]]
+
+
+def test_no_server_may_stop_a_stage_for_hours(judge: Open) -> None:
+    for told, least, most in (("7200", LONGEST_TOLD, LONGEST_TOLD), ("-5", 0, 1), ("3", 3, 3)):
+        answer = httpx2.Response(429, headers={"retry-after": told}, request=httpx2.Request("POST", "http://h"))
+        state = RetryCallState(Retrying(), None, (), {})
+        state.set_exception((openai.APIStatusError, openai.APIStatusError("", response=answer, body=None), None))
+        assert least <= judge().client._pause(state) <= most
+
+
+@pytest.mark.parametrize("written", ["hunter%32pass", "hunter2pass"])
+def test_a_password_that_is_echoed_is_scrubbed(server: Server, judge: Open, tmp_path: Path, written: str) -> None:
+    address = server.url.replace("//", "//me:hunter%32pass@")
+    server.spoilt = says(f"You came by {written}. [[3]]")
+    assert judge(base_url=address).judge(SETS) == [[Verdict(3.0), Verdict(7.0)]]
+    assert written.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    server.spoilt = refuses("x" * 130 + f" {written}")  # The cut comes after the scrubbing, or half of it stays.
+    with pytest.raises(UserError) as caught:
+        judge(base_url=address).judge([CandidateSet(user("another"), ["aa"])])
+    assert "hunter" not in str(caught.value)
+
+
+def test_a_key_that_verdicts_are_made_of_leaves_them_whole(server: Server, judge: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "1")
+    server.spoilt = says("[[10]]")
+    assert judge().judge(SETS) == [[Verdict(10.0), Verdict(7.0)]]
+
+
+def test_a_newline_behind_the_address_is_none_of_it(server: Server, judge: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f" {server.url}\n")
+    assert judge(base_url=None).judge(SETS) == [[Verdict(7.0), Verdict(7.0)]]
+    for odd in ("http://127.0.0.1:1/v1\x01", "http://ho st/v1"):
+        with pytest.raises(UserError, match=r"no http\(s\) URL"):
+            judge(base_url=odd).judge(SETS)
+    assert Endpoint(base_url="http://[::1]:1/v1").name == "http://[::1]:1/v1"
+
+
+def test_an_aborted_reply_is_asked_for_again_and_a_filtered_one_is_no_verdict(server: Server, judge: Open) -> None:
+    server.spoilt, server.times = says("They write [[10]], which I", "abort"), 1
+    assert judge().judge(SETS) == [[Verdict(7.0), Verdict(7.0)]]
+    server.spoilt = says("They write [[10]], which I", "content_filter")
+    assert judge().judge([CandidateSet(user("r"), ["aa"])]) == [[Verdict(0.0, failed=True)]]
 
 
 def test_what_is_sent_fits_reasoning_models_too(server: Server, judge: Open) -> None:
@@ -147,3 +223,23 @@ def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             for each in [pool.submit(lambda path=tmp_path / f"{number}": VerdictCache(path).close()) for _ in range(16)]:
                 each.result()
+
+
+@pytest.mark.parametrize(
+    ("code", "waits"), [(sqlite3.SQLITE_BUSY, True), (sqlite3.SQLITE_BUSY_RECOVERY, True), (sqlite3.SQLITE_CANTOPEN, False)]
+)
+def test_only_a_busy_file_is_waited_for(code: int, waits: bool) -> None:
+    class Base:
+        tries = 0
+
+        def execute(self, statement: str) -> None:
+            self.tries += 1
+            if self.tries < 3:
+                error = sqlite3.OperationalError(statement)
+                error.sqlite_errorcode = code
+                raise error
+
+    base = Base()
+    with nullcontext() if waits else pytest.raises(sqlite3.OperationalError):
+        _patiently(base, "x")  # type: ignore[arg-type]
+    assert base.tries == (3 if waits else 1)

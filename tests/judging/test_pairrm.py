@@ -258,3 +258,37 @@ def test_the_text_encoder_takes_all_sets_in_one_batch(folders: dict[str, Path]) 
     _, tokenizer = load_pairrm(str(folders["PairRM"]))
     text = PairText(tokenizer, source_max_length=SOURCE_MAX, candidate_max_length=CANDIDATE_MAX, legacy_truncation=False)
     assert text.encode(SETS) == [text.encode([each])[0] for each in SETS]
+
+
+def test_the_fast_reader_is_used(folders: dict[str, Path]) -> None:
+    network = load_pairrm(str(folders["PairRM"]))[0]
+    assert network.reader is None and network.settle(CPU, torch.float32).reader is not None
+
+
+@pytest.mark.parametrize(
+    ("more", "most"), [({"tokens_per_batch": 300}, 300), ({"batch_size": 1000}, 2048), ({"tokens_per_batch": 10**6}, 10**6)]
+)
+def test_batches_keep_to_their_tokens(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], most: int
+) -> None:
+    ranker = pairrm(folders["PairRM"], **more)
+    shapes: list[torch.Size] = []
+    forward = ranker.network.forward
+    monkeypatch.setattr(ranker.network, "forward", lambda ids, *rest: (shapes.append(ids.shape), forward(ids, *rest))[1])
+    ranker.judge([a_set(seed, *[10] * 4) for seed in range(12)])
+    assert max(rows * tokens for rows, tokens in shapes) <= most
+    assert (len(shapes) == 1) == (most == 10**6)
+
+
+def test_disagreements_with_equal_texts_count_for_each(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`a` three times and `b`: whichever stands first is better, so each of the three comparisons is in doubt."""
+    ranker = pairrm(folders["PairRM"])
+    monkeypatch.setattr(ranker.network, "forward", lambda ids, *rest: torch.ones(len(ids)))
+    [verdicts] = ranker.judge([CandidateSet(user("q"), ["lamp", "lamp", "lamp", "bread"])])
+    assert [each.disagreements for each in verdicts] == [1, 1, 1, 3]
+
+
+def test_a_folder_without_a_configuration_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((folders["PairRM"] / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"has no config.json; name a PairRM"):
+        load_pairrm(str(tmp_path))

@@ -36,6 +36,34 @@ def test_a_log_prob_is_the_log_of_the_targets_share_whatever_the_chunk(chunk: in
     assert sum(sizes) == (5 if chunk >= 5 else 10)
 
 
+@pytest.mark.parametrize(("most", "calls"), [(0, 3), (5, 3), (6, 3), (7, 4), (9, 5)])
+def test_the_head_is_called_as_often_as_by_the_process_with_most(most: int, calls: int) -> None:
+    sizes: list[int] = []
+    backward: list[int] = []
+
+    def head(hidden: Tensor) -> Tensor:
+        sizes.append(len(hidden))
+        logits = hidden * 1.0
+        logits.register_hook(lambda slope: backward.append(len(slope)))
+        return logits
+
+    hidden = WEIGHTS.log().requires_grad_()
+    found = token_logprobs(hidden, TARGETS, head, chunk=2, most=most)
+    assert found.tolist() == pytest.approx(EXPECTED, rel=1e-6)
+    assert len(sizes) == calls
+    found.sum().backward()
+    assert len(sizes) == 2 * calls and len(backward) == calls  # The calls on nothing as well.
+    slopes = torch.nn.functional.one_hot(TARGETS, 3) - WEIGHTS / WEIGHTS.sum(1, keepdim=True)
+    torch.testing.assert_close(hidden.grad, slopes)
+
+
+def test_a_single_call_is_computed_again_where_another_process_makes_two() -> None:
+    sizes: list[int] = []
+    hidden = WEIGHTS.log().requires_grad_()
+    token_logprobs(hidden, TARGETS, lambda part: sizes.append(len(part)) or part, chunk=5, most=6).sum().backward()
+    assert sorted(sizes) == [0, 0, 5, 5]
+
+
 def test_without_gradients_nothing_is_computed_twice() -> None:
     sizes: list[int] = []
     with torch.no_grad():

@@ -97,7 +97,19 @@ def test_samples_are_distinct_within_their_prompt_empty_or_cut() -> None:
 def test_judgements_tie_where_all_that_did_not_fail_are_equal() -> None:
     """Ties: the second and the third, of whose judgements one failed, and the fourth, of which only one is left."""
     found = judgement_health([ranked(1, 2), ranked(3, 3), ranked(3, None, 3), ranked(None, 5), ranked(1, 2, 2)])
-    assert found == {"tied_prompts": 3 / 5, "failed_judgements": 2 / 12}
+    assert found == {
+        "tied_prompts": 3 / 5, "failed_judgements": 2 / 12, "tied_candidates": 0.0, "cut_judgements": 0.0,
+        "order_disagreements": 0.0,
+    }  # fmt: skip
+
+
+def test_what_a_ranker_cut_tied_and_doubted_is_a_share_of_its_candidates_or_prompts() -> None:
+    one, other = ranked(1, 1), ranked(2, 3, 4)
+    cut = [each.model_copy(update={"truncated": number == 0}) for number, each in enumerate(other.candidates)]
+    found = judgement_health(
+        [one.model_copy(update={"ties": 2, "disagreements": 1}), other.model_copy(update={"candidates": cut})]
+    )
+    assert (found["tied_candidates"], found["cut_judgements"], found["order_disagreements"]) == (2 / 5, 1 / 5, 1 / 2)
 
 
 def logged(number: int, **more: float) -> dict[str, float]:
@@ -223,4 +235,6 @@ def test_a_file_that_is_not_named_is_not_read(iteration: Path) -> None:
     few = read_health(files)
     assert few.keys() == pair_health(PAIRS, {"counts": {"in": 4}}).keys()
     assert read_health(files | {"evaluation": iteration / "eval.json"}) == few | {"kl": 2.5}
-    assert read_health(files | {"rankings": iteration / "rankings.jsonl"}).keys() - few == {"tied_prompts", "failed_judgements"}
+    assert read_health(files | {"rankings": iteration / "rankings.jsonl"}).keys() - few == {
+        "tied_prompts", "failed_judgements", "tied_candidates", "cut_judgements", "order_disagreements",
+    }  # fmt: skip

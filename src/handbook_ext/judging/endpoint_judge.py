@@ -58,7 +58,7 @@ class EndpointJudge:
         cost = self.client.endpoint.cost(totals["prompt_tokens"], totals["completion_tokens"])
         own = {
             "asked": self.client.asked, "from_cache": self.client.from_cache, "unreadable": self.unreadable,
-            "too_long": self.client.refused, "unusable_tries": len(self.client.unusable),
+            "refused": self.client.refused, "unusable_tries": len(self.client.unusable),
             "unusable_tokens": sum(self.client.unusable),
         }  # fmt: skip
         return {"judge": {**totals, "cost_usd": cost, **own}}

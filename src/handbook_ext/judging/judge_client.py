@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,17 +16,15 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.judging.judge_reply import UnusableReplyError, reply_of
+from handbook_ext.judging.judge_reply import UnusableReplyError, refused_alone, reply_of, said_in
 from handbook_ext.judging.verdict_cache import Reply, VerdictCache, key_of
 
 MINUTE = 60.0
 SHOWN = 160  # Characters of a server's message that a UserError repeats.
 NO_KEY = "none"  # What a local server is given, which asks for no key.
 LONGEST_TOLD = 120.0  # Seconds that a server may tell us to wait before the next try.
-TOO_LONG = re.compile(
-    r"context.?(length|window)|too (long|large|many tokens)|(exceeds?|longer than).{0,40}(tokens|length)", re.IGNORECASE
-)
-"""How servers say in a refusal that it is this question which is too long: the others may be answered."""
+SHORTEST_SECRET = 8  # Characters: a local server's key may be `1`, which verdicts are full of.
+SEVERAL = 8  # Questions of which one at least should fit.
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,11 @@ class Endpoint:
     @property
     def url(self) -> str:
         """Returns the address that is asked; raises UserError for one that is none."""
-        found = self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        found = (self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").strip()
         try:
             parts = urlsplit(found)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            good = good and found.isprintable() and " " not in found
         except ValueError:
             good = False
         if not good:
@@ -67,7 +65,8 @@ class Endpoint:
     def name(self) -> str:
         """Returns the address without what a URL may hold of names and passwords."""
         parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}"
+        host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+        return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}"
 
     def key(self) -> str:
         """Returns the key; raises UserError for one that cannot be sent, and where OpenAI's own endpoint wants one."""
@@ -109,15 +108,21 @@ class JudgeClient:
     def ask(self, questions: Sequence[str]) -> list[str]:
         """Returns the reply to each question; equal questions are asked once.
 
-        It is empty where no reply can be used: every try gave none, it was cut at its limit, the question is too long. Raises
-        UserError where the endpoint refuses, or still fails after all retries; replies that have come are kept.
+        It is empty where no reply can be used: every try gave none, it was cut, the question alone is refused. Raises UserError
+        where the endpoint refuses all, or still fails after all retries; replies that have come are kept.
         """
         keys = [self._key_of(question) for question in questions]
         known = {key: reply for key in set(keys) if (reply := self.cache.get(key)) is not None}
         wanted = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
         self.from_cache += len(known)
+        before = self.refused
         if wanted:
             known |= asyncio.run(self._ask_all(wanted))
+        if self.refused - before == len(wanted) >= SEVERAL:
+            raise UserError(
+                f"rank.judge: {self.endpoint.name} refuses every question, as too long or by its filter; take a model "
+                "with a longer context, or a shorter rank.rubric"
+            )
         # What stands last in a reply that was cut need not be its verdict.
         return [known[key].text if key in known and not known[key].cut else "" for key in keys]
 
@@ -166,13 +171,13 @@ class JudgeClient:
         except UnusableReplyError:
             return None
         except openai.APIStatusError as error:
-            if error.status_code in (400, 413, 422) and (error.status_code == 413 or TOO_LONG.search(str(error))):
+            if refused_alone(error.status_code, said_in(error.response.text)):
                 self.refused += 1
                 return None
             raise UserError(self._refused(error)) from None
         except (openai.APIConnectionError, TimeoutError) as error:
             late = isinstance(error, (openai.APITimeoutError, TimeoutError))
-            what = f"no whole reply within {self.endpoint.timeout:g} s" if late else self._clean(str(error))
+            what = f"no whole reply within {self.endpoint.timeout:g} s" if late else _clean(str(error), self.endpoint.secrets())
             raise UserError(
                 f"rank.judge: {self.endpoint.name} does not answer after {self.endpoint.max_retries + 1} tries "
                 f"({what}); start it or wait, and run make again: replies that came are kept"
@@ -198,7 +203,8 @@ class JudgeClient:
         except UnusableReplyError as error:
             self.unusable.append(error.tokens)
             raise
-        return replace(reply, text=self._clean(reply.text))
+        secrets = [secret for secret in endpoint.secrets() if len(secret) >= SHORTEST_SECRET]
+        return replace(reply, text=_clean(reply.text, secrets))
 
     def _pause(self, state: RetryCallState) -> float:
         """Returns the seconds until the next try: longer each time, and at least what the server says."""
@@ -219,14 +225,16 @@ class JudgeClient:
             404: f"check rank.judge.base_url, and that the endpoint has a model '{self.model}' (rank.model)",
             429: "wait, or lower rank.judge.requests_per_minute and concurrency, and run make again: replies that came are kept",
         }.get(status, "run make again later: replies that came are kept" if status >= 500 else "check rank.judge and rank.model")
-        text = " ".join(self._clean(str(error)).split())[:SHOWN]
+        said = said_in(error.response.text) or str(error)
+        text = " ".join(_clean(said, self.endpoint.secrets()).split())[:SHOWN]
         return f"rank.judge: {name} answers {status} ({text}); {todo}"
 
-    def _clean(self, text: str) -> str:
-        """Returns a text without the key and passwords, which a server may repeat."""
-        for secret in self.endpoint.secrets():
-            text = text.replace(secret, "***")
-        return text
+
+def _clean(text: str, secrets: Sequence[str]) -> str:
+    """Returns a text without the key and passwords, which a server may repeat."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -30,8 +30,9 @@ class _Contest:
 
     def disagreements(self, number: int) -> int:
         """Returns in how many of a candidate's comparisons the two orders name different winners."""
+        counts = self.encoded.counts
         pairs = [(one, other) for one, other in self.better if one == number]
-        return sum(self.better[pair] * self.better[pair[::-1]] > 0 for pair in pairs)
+        return sum(counts[other] for one, other in pairs if self.better[one, other] * self.better[other, one] > 0)
 
 
 class PairRM:

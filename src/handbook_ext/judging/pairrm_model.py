@@ -72,6 +72,8 @@ def load_pairrm(source: str, revision: str | None = None) -> tuple[PairNetwork, 
             f"rank.model: {source} has no {WEIGHTS}"
             + (f", but {instead}, a pickle that could run code; convert it to safetensors" if instead else "; name a PairRM")
         )
+    if not (folder / "config.json").is_file():
+        raise UserError(f"rank.model: {source} has no config.json; name a PairRM")
     about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     original = about.get("ranker_type") is not None
     if original and about["ranker_type"] != "pairranker":

@@ -28,17 +28,20 @@ class PrefixShared:
     `save_pretrained` work as before.
     """
 
-    def forward(self, *args: Any, rows: PackedRows | None = None, head_chunk: int = 4096, **kwargs: Any) -> Any:
+    def forward(
+        self, *args: Any, rows: PackedRows | None = None, head_chunk: int = 4096, most: int = 0, **kwargs: Any
+    ) -> Any:  # fmt: skip
         """Returns log-probs in nats summed over each completion, (S,) fp32; without `rows` the model's usual output.
 
-        head_chunk: positions that have logits at a time.
+        head_chunk: positions that have logits at a time. most: the largest number of completion tokens that a process has in
+        this forward pass.
         """
         if rows is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         model: Any = self
         # Only states that predict a completion's token reach the LM head: prompts and padding never cost V logits each.
         states = _hidden_states(model, rows)[rows.predictors]  # (R * L, D) -> (N, D)
-        logprobs = token_logprobs(states, rows.targets, model.get_output_embeddings(), chunk=head_chunk)  # (N,)
+        logprobs = token_logprobs(states, rows.targets, model.get_output_embeddings(), chunk=head_chunk, most=most)  # (N,)
         return sum_by_segment(logprobs, rows.owner, len(rows.completion_tokens))  # (N,) -> (S,)
 
 

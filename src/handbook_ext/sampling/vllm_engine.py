@@ -102,6 +102,7 @@ def _cannot_run(error: Exception) -> UserError:
     """Returns what the user is told where vLLM refuses a policy: what it says of the first setting, or last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else (lines or [type(error).__name__])[-1]
+    said = " ".join(said.removeprefix("Value error, ").split())
     return UserError(
         f"generate.engine: vllm cannot run this policy here ({said}); set generate.engine: transformers, or change what it names"
     )

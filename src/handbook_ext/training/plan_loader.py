@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from handbook_ext.core.shards import batched
 from handbook_ext.objectives.batching import BatchPlan, Slot
 from handbook_ext.policies.packing import EncodedPair
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A slot, and the most completion tokens among the micro-batches that all processes run at the same time."""
+
+    slot: Slot
+    most: int
 
 
 class Pairs(Dataset):  # type: ignore[type-arg]
@@ -21,26 +31,29 @@ class Pairs(Dataset):  # type: ignore[type-arg]
         """Returns how many pairs there are."""
         return len(self.pairs)
 
-    def __getitem__(self, slot: Slot) -> tuple[EncodedPair, float]:
-        """Returns the pair of a slot and its weight."""
-        return self.pairs[slot.index], slot.weight
+    def __getitem__(self, turn: Turn) -> tuple[EncodedPair, float, int]:
+        """Returns the pair of a slot, its weight, and the most completion tokens that a process has in this round."""
+        return self.pairs[turn.slot.index], turn.slot.weight, turn.most
 
 
 class PlanSampler(Sampler):  # type: ignore[type-arg]
     """One process's micro-batches of the plan, epoch by epoch."""
 
-    def __init__(self, plan: BatchPlan, rank: int, processes: int) -> None:
-        """Takes the plan and this process's rank."""
+    def __init__(self, plan: BatchPlan, pairs: Sequence[EncodedPair], rank: int, processes: int) -> None:
+        """Takes the plan, its pairs, and this process's rank."""
         self.plan, self.rank, self.processes, self.number = plan, rank, processes, 0
+        self.tokens = [sum(map(len, pair.completions)) for pair in pairs]
 
     def set_epoch(self, number: int) -> None:
         """Chooses the epoch."""
         self.number = number
 
-    def __iter__(self) -> Iterator[list[Slot]]:
+    def __iter__(self) -> Iterator[list[Turn]]:
         """Yields this process's micro-batches."""
         # Every processes-th micro-batch: those of a step are sorted by length, so at each moment all processes have similar work.
-        return iter(self.plan.epoch(self.number)[self.rank :: self.processes])
+        for together in batched(self.plan.epoch(self.number), self.processes):
+            most = max(sum(self.tokens[slot.index] for slot in batch) for batch in together)
+            yield [Turn(slot, most) for slot in together[self.rank]]
 
     def __len__(self) -> int:
         """Returns micro-batches per epoch and process."""

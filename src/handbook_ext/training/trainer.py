@@ -28,11 +28,15 @@ COMPLETE = "complete"
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A micro-batch: rows, the reference log-probs (3, B), and each pair's weight in the step's mean, (B,)."""
+    """A micro-batch: rows, the reference log-probs (3, B), and each pair's weight in the step's mean, (B,).
+
+    most: the most completion tokens that a process has in this round.
+    """
 
     rows: PackedRows
     reference: Tensor
     weights: Tensor
+    most: int
 
 
 class PreferenceTrainer(Trainer):
@@ -78,7 +82,7 @@ class PreferenceTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Returns this process's share of the plan: every process gets equally many micro-batches of each step."""
-        sampler = PlanSampler(self.plan, self.args.process_index, self.args.world_size)
+        sampler = PlanSampler(self.plan, self.pairs, self.args.process_index, self.args.world_size)
         return PlanLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self._collate)
 
     def num_examples(self, dataloader: DataLoader) -> int:
@@ -95,7 +99,7 @@ class PreferenceTrainer(Trainer):
         device = self.args.device
         rows, reference, weights = batch.rows.to(device), batch.reference.to(device), batch.weights.to(device)
         # (S,), one value per distinct completion -> chosen, rejected, explore, (B,) each.
-        logprobs = pair_logprobs(model(rows=rows, head_chunk=self.head_chunk), rows)
+        logprobs = pair_logprobs(model(rows=rows, head_chunk=self.head_chunk, most=batch.most), rows)
         explored = (rows.explore >= 0).to(weights.dtype)
         if self.tolerance is not None and self.state.global_step == 0 and not self._checked:
             self._check_reference(logprobs, reference, rows)
@@ -112,14 +116,15 @@ class PreferenceTrainer(Trainer):
             logs = {**logs, **self._gathered_metrics()}
         super().log(logs, start_time)
 
-    def _collate(self, slots: list[tuple[EncodedPair, float]]) -> dict[str, PairBatch]:
+    def _collate(self, slots: list[tuple[EncodedPair, float, int]]) -> dict[str, PairBatch]:
         """Returns the batch of a micro-batch's slots."""
-        pairs = [pair for pair, _ in slots]
+        pairs = [pair for pair, _, _ in slots]
         return {
             "batch": PairBatch(
                 rows=pack(pairs, pad_id=self.pad_id, one_row=self.one_row),
                 reference=torch.tensor([pair.reference for pair in pairs]).T.contiguous(),  # (B, 3) -> (3, B)
-                weights=torch.tensor([weight for _, weight in slots]),
+                weights=torch.tensor([weight for _, weight, _ in slots]),
+                most=slots[0][2],
             )
         }
 
