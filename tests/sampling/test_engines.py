@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from handbook_ext.core.records import user
@@ -19,6 +20,7 @@ from handbook_ext.recipes.launch_checks import engine_of
 from handbook_ext.recipes.settings import EngineSettings, ModelSettings
 from handbook_ext.sampling.engine import engine_facts, open_engine, shard_of
 from handbook_ext.sampling.generation import Job, Request, sample_batch
+from handbook_ext.sampling.vllm_engine import _cannot_run
 from tests.conftest import BuildPolicy
 
 LIMITS = {"max_length": 96, "long_prompts": "error"}
@@ -94,3 +96,16 @@ def test_a_run_goes_on_with_the_engine_that_it_has_begun_with(tmp_path: Path) ->
     }
     (folder / "completions.manifest.json").write_text(json.dumps(record))
     assert begun_with(tmp_path) == "vllm"
+
+
+def test_a_refusal_of_vllm_is_one_line_in_its_own_words() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(int).validate_python("many")
+    line = str(_cannot_run(caught.value))
+    assert "cannot run this policy here (Input should be a valid integer" in line and "For further information" not in line
+    for error, said in (
+        (ValueError("Value error, no such\narchitecture\n"), "(architecture)"), (RuntimeError(""), "(RuntimeError)"),
+        (NotImplementedError("head 16"), "(head 16)"),
+    ):  # fmt: skip
+        line = str(_cannot_run(error))
+        assert said in line and "\n" not in line and line.endswith("set generate.engine: transformers, or change what it names")

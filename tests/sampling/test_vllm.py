@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from handbook_ext.core.errors import UserError
 from handbook_ext.core.machine import has_package
 from handbook_ext.core.records import Completion, user
 from handbook_ext.policies.launch import Launch
@@ -131,3 +132,18 @@ def test_an_adapter_is_merged_for_it(source: PolicySource, tmp_path: Path, token
     assert merged == str(tmp_path / "merged") and plain_folder(source, tmp_path / "no") == source.location
     saved, expected = AutoModelForCausalLM.from_pretrained(merged).state_dict(), own.load().state_dict()
     assert saved.keys() == expected.keys() and all(torch.equal(saved[name], expected[name]) for name in saved)
+
+
+def test_a_head_without_kernels_is_one_line(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=16, max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    source = PolicySource(str(tmp_path), ModelSettings(name_or_path=str(tmp_path), dtype="float32"), "0" * 64, None)
+    before = torch.set_num_threads
+    with opened("vllm", source, tmp_path) as engine, pytest.raises(UserError, match=r"cannot run this policy here .*head_dim=16"):
+        engine.answer(jobs_of(source)[:2], temperature=0.0, top_p=1.0, max_new_tokens=4)
+    assert torch.set_num_threads is before

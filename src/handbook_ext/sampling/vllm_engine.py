@@ -41,6 +41,7 @@ class VllmEngine:
         device, self.encoder = launch.device, encoder
         for name, value in (ENVIRONMENT | (ON_CPU if device.type == "cpu" else {})).items():
             os.environ.setdefault(name, value)
+        self._set_num_threads = torch.set_num_threads  # On a CPU, vLLM puts a function in its place that does nothing.
         from vllm import LLM  # noqa: PLC0415 - only now, since it reads the environment when it is imported
 
         with launch.main_first():
@@ -77,7 +78,13 @@ class VllmEngine:
             for job in jobs
         ]
         prompts = [{"prompt_token_ids": job.prompt_ids} for job in jobs]
-        found = self._llm.generate(prompts, sampling, use_tqdm=False)
+        try:
+            found = self._llm.generate(prompts, sampling, use_tqdm=False)
+        except RuntimeError as error:
+            # Kernels are asked for only now, and a CPU has none for some sizes of a head.
+            if "unsupported" not in str(error).lower():
+                raise
+            raise _cannot_run(error) from error
         return [
             job.completed(sample_of(list(each.outputs[0].token_ids), self.encoder.tokenizer, ends))
             for job, each in zip(jobs, found, strict=True)
@@ -93,6 +100,7 @@ class VllmEngine:
         if core is not None:
             core.shutdown()
         del self._llm
+        torch.set_num_threads = self._set_num_threads
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
