@@ -19,6 +19,7 @@ from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.forward import prefix_shared
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.packing import EncodedPair
+from handbook_ext.policies.saving import save_whole
 from handbook_ext.training.supervised import batch_arguments
 from handbook_ext.training.trainer import PreferenceTrainer
 
@@ -59,7 +60,7 @@ def main(out: Path, micro: int) -> None:
         prefix_shared(model), arguments, pairs, plan, Objective(beta=0.3, alpha=0.2), pad_id=0, head_chunk=CHUNK
     )
     trainer.train()
-    trainer.save_model(str(out / "policy"))
+    save_whole(trainer, out / "policy")
     if launch.main:
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         (out / "log.json").write_text(json.dumps({"losses": losses, "processes": launch.processes, "sharded": launch.sharded}))

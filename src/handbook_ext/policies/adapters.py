@@ -24,6 +24,7 @@ from transformers.utils import cached_file
 
 from handbook_ext.core.artifacts import ADAPTER_CONFIG, sha256_of
 from handbook_ext.core.errors import UserError
+from handbook_ext.policies.saving import save_whole
 from handbook_ext.recipes.settings import LoraSettings
 
 ADAPTER = "adapter"  # A policy's sub-folder that holds its last adapter.
@@ -144,7 +145,7 @@ def save_adapted(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: P
     trainer's model has no adapters afterwards. All processes must call this, the first one writes.
     """
     adapter_folder = folder / ADAPTER
-    trainer.save_model(str(adapter_folder))
+    save_whole(trainer, adapter_folder)
     with gather_params_ctx(list(trainer.model.parameters()), modifier_rank=None):
         if trainer.is_world_process_zero():
             for name in ("training_args.bin", "README.md"):  # A pickle, and a model card that names a local path.

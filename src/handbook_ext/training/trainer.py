@@ -20,6 +20,7 @@ from handbook_ext.objectives.losses import implicit_reward, preference_accuracy
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.forward import pair_logprobs, uses_one_row
 from handbook_ext.policies.packing import EncodedPair, PackedRows, pack
+from handbook_ext.policies.saving import save_whole
 from handbook_ext.training.from_rows import Rows, prepare
 from handbook_ext.training.plan_loader import Pairs, PlanLoader, PlanSampler
 
@@ -205,7 +206,7 @@ def last_complete_checkpoint(folder: Path) -> str | None:
 
 def save_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a Hugging Face checkpoint and the training log; the first process writes, all must call."""
-    trainer.save_model(str(folder))
+    save_whole(trainer, folder)
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle; the manifest holds the settings.
         tokenizer.save_pretrained(folder)
