@@ -72,7 +72,8 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Optional packages, which a goal that needs them asks for. vLLM for a CPU brings an audio and video build that does not fit.
+# Optional packages, which a goal that needs them asks for. vLLM for a CPU brings an audio and video build that does not fit;
+# DeepSpeed builds its operators when they are first used.
 $(VENV)/extra-%: $(VENV)/ready
 	@echo "installing the optional packages '$*' in $(VENV), once (some minutes)"
 	DS_BUILD_OPS=0 $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'

@@ -41,6 +41,14 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: str, **headers: str
     handler.wfile.write(data)
 
 
+def promise(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+    """Sends what stands before a good body: its type and whole length."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+
+
 def completion(text: str | None, finish: str = "stop") -> str:
     """The body of a reply of 10 tokens to a question of 100."""
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
@@ -76,10 +84,7 @@ def says(text: str | None, finish: str = "stop") -> Behaviour:
 def drips(handler: BaseHTTPRequestHandler, reply: str) -> None:
     """Sends a good reply, a piece of it every few hundredths of a second."""
     body = completion(reply).encode()
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
+    promise(handler, body)
     with contextlib.suppress(OSError):  # Who has waited long enough hangs up.
         for start in range(0, len(body), 4):
             handler.wfile.write(body[start : start + 4])
@@ -104,10 +109,7 @@ def waits(seconds: float) -> Behaviour:
 def hangs_up(handler: BaseHTTPRequestHandler, reply: str) -> None:
     """Promises a body, sends half of it and closes the connection."""
     body = completion(reply).encode()
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
+    promise(handler, body)
     handler.wfile.write(body[: len(body) // 2])
     handler.close_connection = True
 

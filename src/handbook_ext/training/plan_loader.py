@@ -14,7 +14,7 @@ from handbook_ext.policies.packing import EncodedPair
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A slot, and the most completion tokens among the micro-batches that all processes run at the same time."""
+    """A slot, and the most completion tokens among the micro-batches that several processes run at the same time."""
 
     slot: Slot
     most: int
@@ -42,7 +42,8 @@ class PlanSampler(Sampler):  # type: ignore[type-arg]
     def __init__(self, plan: BatchPlan, pairs: Sequence[EncodedPair], rank: int, processes: int) -> None:
         """Takes the plan, its pairs, and this process's rank."""
         self.plan, self.rank, self.processes, self.number = plan, rank, processes, 0
-        self.tokens = [sum(map(len, pair.completions)) for pair in pairs]
+        # One process waits for nobody, and need not read all pairs before its first step.
+        self.tokens = [0] * len(pairs) if processes == 1 else [sum(map(len, pair.completions)) for pair in pairs]
 
     def set_epoch(self, number: int) -> None:
         """Chooses the epoch."""
