@@ -37,7 +37,7 @@ override VENV := .venv
 unexport $(GIVEN) $(VARIABLES)
 override PYTHON     := $(VENV)/bin/python
 override WARM        = OMP_NUM_THREADS=$(THREADS) $(PYTHON) -m handbook_ext.core.warm_start
-override ACCELERATE := $(VENV)/bin/accelerate launch
+override ACCELERATE  = $(PYTHON) -m handbook_ext.core.accelerated
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 

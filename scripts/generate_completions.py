@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     launch = begin()
     stage = Stage.open(stage_folder(argv), GenerateStage)
     settings, generate = stage.settings, stage.settings.generate
-    source = policy_of(stage)
+    source = policy_of(stage, launch)
     if launch.finished(stage):
         return
     encoder = source.encoder(settings.limits.model_dump())

@@ -21,8 +21,8 @@ def main(argv: list[str]) -> None:
     launch = begin()
     stage = Stage.open(stage_folder(argv), RankStage)
     rank = stage.settings.rank
-    stage.external |= external_ranker_hashes(rank, stage.hash_of)
-    judge = policy_of(stage) if rank.ranker == "self" else None
+    stage.external |= launch.first_alone(lambda: external_ranker_hashes(rank, stage.hash_of))
+    judge = policy_of(stage, launch) if rank.ranker == "self" else None
     fitted = next(iter(stage.inputs("ranker")), None)
     if launch.finished(stage):
         return

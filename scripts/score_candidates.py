@@ -29,9 +29,9 @@ def main(argv: list[str]) -> None:
     launch = begin()
     stage = Stage.open(stage_folder(argv), ScoreCandidatesStage)
     settings = stage.settings
-    source = policy_of(stage)
+    source = policy_of(stage, launch)
     # Earlier policies are identified by hash; their weights load only if the store misses a completion.
-    policies = {name: named_policy(stage, name) for name in settings.texts}
+    policies = {name: named_policy(stage, launch, name) for name in settings.texts}
     stage.external |= {name: policy.sha256 for name, policy in policies.items()}
     if launch.finished(stage):
         return
@@ -68,7 +68,7 @@ def score_under(
 ) -> None:  # fmt: skip
     """Fills the shards of a folder, from number `first` on, with log-probs under one policy, whose files are checked first."""
     if source.artifact is not None:
-        verified(source.artifact)
+        launch.first_alone(lambda: verified(source.artifact))
     policy = open_as_trained(source, launch).to(launch.device)
     pad_id = source.load_tokenizer().pad_token_id
     work = partial(score_groups, policy, encoded, policy_name=source.sha256, pad_id=pad_id, head_chunk=sizes.head_chunk)

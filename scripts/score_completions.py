@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     launch = begin()
     stage = Stage.open(stage_folder(argv), ScorePairsStage)
     settings, sizes = stage.settings, stage.settings.sizes
-    source = policy_of(stage)
+    source = policy_of(stage, launch)
     if launch.finished(stage):
         return
     encoder = source.encoder(settings.limits.model_dump(), stage.run)

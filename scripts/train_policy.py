@@ -1,6 +1,5 @@
 """pairs.jsonl + logprobs/ -> policy/: `train_policy.py runs/<run>/iter<N>`; resumes from its last checkpoint when killed."""
 
-import shutil
 import sys
 
 import torch
@@ -29,7 +28,7 @@ def main(argv: list[str]) -> None:
     launch = begin()
     stage = Stage.open(stage_folder(argv), TrainStage)
     settings, model, train = stage.settings, stage.settings.model, stage.settings.train
-    source = policy_of(stage)
+    source = policy_of(stage, launch)
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / launch.checkpoints
@@ -59,7 +58,6 @@ def main(argv: list[str]) -> None:
     else:
         save_adapted(trainer, tokenizer, stage.out, base_of(source, stage.artifact))
     if launch.main:
-        shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(
             {"in": rows_in, "out": len(encoded.pairs), "dropped": dict(encoded.dropped)},
             start=source.sha256, notes=dict(encoded.notes), steps=trainer.state.global_step, processes=launch.processes,

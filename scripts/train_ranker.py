@@ -34,9 +34,9 @@ def main(argv: list[str]) -> None:
     folder = stage_folder(argv)
     stage = Stage.open(folder, JudgeStage if (folder / JudgeStage.file).is_file() else RankerStage)
     fit, seed = stage.settings.fit, stage.settings.seed
-    source = policy_of(stage) if fit.model is None else None
+    source = policy_of(stage, launch) if fit.model is None else None
     if fit.model is not None and Path(fit.model).is_dir():
-        stage.external["rank.fit.model"] = stage.hash_of(Path(fit.model))
+        stage.external["rank.fit.model"] = launch.first_alone(lambda: stage.hash_of(Path(fit.model)))
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / launch.checkpoints
@@ -52,7 +52,6 @@ def main(argv: list[str]) -> None:
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     save_policy(trainer, tokenizer, stage.out)
     if launch.main:
-        shutil.rmtree(checkpoints, ignore_errors=True)
         last = [row for row in trainer.state.log_history if "accuracy" in row]
         if last and last[-1]["accuracy"] < BARELY:
             sys.stderr.write(

@@ -1,7 +1,5 @@
 """Demonstrations -> the SFT policy: `train_sft.py runs/<run>`; resumes from its last checkpoint."""
 
-import shutil
-
 import torch
 
 from handbook_ext.core.errors import run_main, stage_folder
@@ -24,9 +22,9 @@ def main(argv: list[str]) -> None:
     launch = begin()
     stage = Stage.open(stage_folder(argv), SFTStage)
     sft, model, seed = stage.settings.sft, stage.settings.model, stage.settings.seed
-    source = policy_of(stage) if model.name_or_path is not None else None
+    source = policy_of(stage, launch) if model.name_or_path is not None else None
     if source is None or source.artifact is None:  # A fetched one was saved with its template.
-        stage.external |= template_hashes(model, stage.hash_of)
+        stage.external |= launch.first_alone(lambda: template_hashes(model, stage.hash_of))
     if launch.finished(stage):
         return
     checkpoints = stage.workspace / launch.checkpoints
@@ -54,7 +52,6 @@ def main(argv: list[str]) -> None:
     else:
         save_adapted(trainer, tokenizer, stage.out, base_of(source, stage.artifact))
     if launch.main:
-        shutil.rmtree(checkpoints, ignore_errors=True)
         stage.publish(
             {"in": len(rows), "out": counts["rows"], "dropped": {"prompt too long": counts["dropped"]}},
             completions_cut=counts["cut"], answers_left_out=counts["answers_left_out"],

@@ -82,7 +82,7 @@ def test_the_repeat_makes_what_is_missing(tmp_path: Path, stage: str) -> None:
     [command] = [line for line in done.stdout.splitlines() if "scripts/" in line]
     assert "-m handbook_ext.core.per_device --processes 2 scripts/" in command
     said = kill_one_and_repeat(workspace, command, tmp_path / name)
-    assert "error: process 1 of 2 ended with -9" in said
+    assert "error: process 1 of 2 was ended by SIGKILL" in said
 
 
 @pytest.mark.slow

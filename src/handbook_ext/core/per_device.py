@@ -50,9 +50,19 @@ def main(argv: list[str]) -> None:
         _end(started)
     if failed is not None:
         rank, code = failed
-        if code != 2:  # 2 is a mistake of the user, which the process has told.
-            sys.stderr.write(f"error: process {rank} of {len(shares)} ended with {code}; the others were ended, run make again\n")
+        sys.stderr.write(ending(rank, len(shares), code))
         sys.exit(code if code > 0 else 128 - code)
+
+
+def ending(rank: int, processes: int, code: int) -> str:
+    """Returns the line that says how the first process that failed has ended; none for 2, a mistake that it has told itself."""
+    if code == 2:
+        return ""
+    how = f"ended with {code}"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+        how = f"was ended by {name}" + (", as the kernel does where memory is short" if name == "SIGKILL" else "")
+    return f"error: process {rank} of {processes} {how}; the others were ended, run make again, which keeps what is finished\n"
 
 
 def shares_of(devices: Sequence[str], processes: int, each: int) -> list[Mapping[str, str]]:

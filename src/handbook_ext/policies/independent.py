@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch.distributed import TCPStore
 
 from handbook_ext.core.per_device import PROCESSES, RANK, STORE, end_with_launcher
-from handbook_ext.policies.launch import Launch
-
-PATIENCE = timedelta(days=30)  # The first process may judge for hours while the others wait; the launcher ends whoever is left.
+from handbook_ext.policies.launch import PATIENCE, Launch
 
 
 @dataclass(frozen=True)
 class IndependentLaunch(Launch):
-    """One of the processes. All of them call `told`, `main_first` and `wait` in the same order."""
+    """One of the processes."""
 
     store: Any = None
     meetings: list[int] = field(default_factory=lambda: [0])
@@ -43,12 +40,8 @@ class IndependentLaunch(Launch):
             return value
         return json.loads(self.store.get(key))
 
-    def main_first(self) -> AbstractContextManager[Any]:
-        """Returns a context that the first process passes before the others."""
-        return self._main_first()
-
     @contextmanager
-    def _main_first(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """Has the others wait for the first one to leave the context; where it fails, the launcher ends them."""
         key = self._meeting()
         if not self.main:

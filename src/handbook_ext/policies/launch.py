@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from torch import distributed
 from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.per_device import STORE
+from handbook_ext.core.per_device import STORE, end_with_launcher
 from handbook_ext.core.stage import Stage
 from handbook_ext.recipes.settings import ModelSettings
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)  # Of training's collectives, in which all processes have equal work: longer is a hang.
+PATIENCE = timedelta(days=30)  # Of meetings: one process may judge or hash for hours. Whoever dies is seen by the launcher.
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One process of a launch: its rank, how many there are, and its device."""
+    """One process of a launch: its rank, how many there are, and its device.
+
+    All processes call `first_alone`, `told`, `main_first` and `wait` in the same order.
+    """
 
     rank: int
     processes: int
@@ -36,24 +47,28 @@ class Launch:
     def finished(self, stage: Stage) -> bool:
         """Returns what Stage.finished returns in the first process; a UserError there ends all processes."""
         # Processes that looked for themselves could disagree while the first one publishes, and wait for each other forever.
-        status: list[Any] = [None, None]  # Whether the stage is finished; the message of a UserError.
+        return self.first_alone(stage.finished)
+
+    def first_alone(self, work: Callable[[], T]) -> T:
+        """Returns in every process what the first one alone works out; a UserError there ends all processes."""
+        found: list[Any] = [None, None]  # The result; the messages of a UserError.
         if self.main:
             try:
-                status = [stage.finished(), None]
+                found = [work(), None]
             except UserError as error:
-                status = [None, str(error)]
-        finished, message = self.told(status)
-        if message is not None:
+                found = [None, [str(message) for message in error.args]]
+        result, messages = self.told(found)
+        if messages is not None:
             if self.main:
-                raise UserError(message)
+                raise UserError(*messages)
             sys.exit(2)
-        return bool(finished)
+        return result  # type: ignore[no-any-return]
 
     def told(self, value: Any) -> Any:
         """Returns the first process's value in every process."""
         values = [value]
         if self.processes > 1:
-            broadcast_object_list(values)
+            distributed.broadcast_object_list(values, src=0, group=_meetings())
         return values[0]
 
     @property
@@ -82,13 +97,19 @@ class Launch:
         """Returns the context of a training forward pass: bf16 autocast where the recipe asks for it, not under DeepSpeed."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16 and not self.sharded)
 
-    def main_first(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
         """Returns a context that the first process passes before the others: they then read what it has written."""
-        return PartialState().main_process_first()
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
 
     def wait(self) -> None:
         """Returns once every process has called this."""
-        PartialState().wait_for_everyone()
+        if self.processes > 1:
+            distributed.barrier(group=_meetings())
 
     def progress(self, what: str, unit: str) -> Any:
         """Returns a function that wraps an iterable and shows its rate and time left, on the first process alone."""
@@ -110,5 +131,21 @@ def begin() -> Launch:
         from handbook_ext.policies.independent import IndependentLaunch  # noqa: PLC0415 - it is a Launch itself
 
         return IndependentLaunch.from_environment()
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    if state.num_processes > 1:
+        end_with_launcher()
+        _meetings()  # Made by all at once, before any of them works alone.
+        atexit.register(_leave)
     return Launch(state.process_index, state.num_processes, state.device)
+
+
+@cache
+def _meetings() -> Any:
+    """Returns the group in which processes wait for each other outside of training: its time-out is no measure of a hang."""
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _leave() -> None:
+    """Leaves the process group after a stage that ended well: a thread of it that outlives Python aborts the process."""
+    if distributed.is_initialized() and getattr(sys, "last_value", None) is None:
+        distributed.destroy_process_group()

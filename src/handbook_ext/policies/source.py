@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from handbook_ext.core.artifacts import START, read_manifest
@@ -16,6 +15,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.adapters import ADAPTER
 from handbook_ext.policies.chat import ChatEncoder
+from handbook_ext.policies.launch import Launch
 from handbook_ext.policies.models import external_checkpoint_hashes, generation_ends, load_policy, load_tokenizer
 from handbook_ext.policies.token_store import TokenStore
 from handbook_ext.recipes.settings import ModelSettings
@@ -55,24 +55,24 @@ class PolicySource:
         return ChatEncoder(tokenizer, **limits, generation_ends=ends, store=store)
 
 
-def policy_of(stage: Stage[Any], role: str = "policy") -> PolicySource:
+def policy_of(stage: Stage[Any], launch: Launch, role: str = "policy") -> PolicySource:
     """Returns the policy that a stage reads under a role; the recipe's checkpoint where the role is no input.
 
     The policy of a run is known by its manifest, and its weights are not read for it. The content of an external checkpoint
-    becomes part of what determines the stage.
+    becomes part of what determines the stage; the first process alone reads its weights for that.
     Raises UserError where the recipe names no checkpoint.
     """
     model: ModelSettings = stage.settings.model
     artifacts = stage.inputs(role)
     if artifacts:
         return _trained(artifacts[0], model)
-    return _checkpoint(stage, model)
+    return _checkpoint(stage, launch, model)
 
 
-def named_policy(stage: Stage[Any], name: str) -> PolicySource:
+def named_policy(stage: Stage[Any], launch: Launch, name: str) -> PolicySource:
     """Returns a policy of the stage's run by the name of its folder: sft, iter<N>, or `start` for the recipe's checkpoint."""
     if name == START and stage.settings.model.package is None:
-        return _checkpoint(stage, stage.settings.model)
+        return _checkpoint(stage, launch, stage.settings.model)
     return _trained(stage.run / name / "policy", stage.settings.model)
 
 
@@ -86,11 +86,11 @@ def _trained(artifact: Path, model: ModelSettings) -> PolicySource:
     return PolicySource(str(artifact), model, str(read_manifest(artifact)["policy"]), artifact)
 
 
-def _checkpoint(stage: Stage[Any], model: ModelSettings) -> PolicySource:
+def _checkpoint(stage: Stage[Any], launch: Launch, model: ModelSettings) -> PolicySource:
     """Returns the recipe's checkpoint, whose hashes the stage keeps."""
-    if model.name_or_path is None:
+    place = model.name_or_path
+    if place is None:
         raise UserError("model.name_or_path is not set, so there is no policy to start from")
-    with PartialState().main_process_first():  # The others find the hashes in the run's cache: weights are read once.
-        hashes = external_checkpoint_hashes(model.name_or_path, model, stage.hash_of)
+    hashes = launch.first_alone(lambda: external_checkpoint_hashes(place, model, stage.hash_of))
     stage.external |= hashes
-    return PolicySource(model.name_or_path, model, hashes["policy"], None)
+    return PolicySource(place, model, hashes["policy"], None)

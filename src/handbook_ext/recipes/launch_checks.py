@@ -17,7 +17,7 @@ from handbook_ext.recipes.settings import OptimizerSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Tree, nearest, shown
 
 VLLM_HOTTEST = 2.0  # The highest temperature that vLLM takes.
-ON_CPU = ("cpu", "zero3-cpu")
+CPU = "cpu"  # The launch of one CPU process; names of others without a GPU end so as well.
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class Launch:
     @property
     def on_cpu(self) -> bool:
         """Tells whether its processes need no GPU."""
-        return self.name in ON_CPU
+        return self.name == CPU or self.name.endswith(f"-{CPU}")
 
 
 def launch_of(stated: str, tree: Tree, root: Path, *, launch: str | None = None, gpus: int | None = None) -> Launch:
     """Returns where a run is launched; a UserError names the configurations that there are."""
     files = {path.stem: path for path in (root / "accelerate").glob("*.yaml")}
-    known = sorted({"cpu", *files})
+    known = sorted({CPU, *files})
     name = stated if launch is None else launch
     if name not in known:
         where = f"{tree.where(('launch',))}: launch" if launch is None else "LAUNCH"
         raise UserError(
             f"{where}: '{name}' is not a file of {shown(root / 'accelerate')}{nearest(name, known)}; it has: {', '.join(known)}"
         )
-    if name == "cpu" and gpus not in (None, 1):
+    if name == CPU and gpus not in (None, 1):
         raise UserError(f"GPUS: the launch cpu has one process, not {gpus}; give LAUNCH=ddp as well, or another of several GPUs")
     if gpus is not None:
         return Launch(name, gpus, replaced=True, gpus=gpus)
-    if name == "cpu":
+    if name == CPU:
         return Launch(name, 1, replaced=launch is not None)
     config = yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}
     return Launch(name, int(config.get("num_processes", 1)), replaced=launch is not None)

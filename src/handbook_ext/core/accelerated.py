@@ -1,0 +1,42 @@
+"""Starts a script as accelerate's launcher does, and says in one line which process ended it.
+
+`python -m handbook_ext.core.accelerated --config_file recipes/accelerate/zero3.yaml scripts/train_policy.py FOLDER`: the words
+are those of `accelerate launch`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from handbook_ext.core.errors import run_main
+from handbook_ext.core.machine import visible_gpus
+from handbook_ext.core.per_device import ending
+
+# DeepSpeed calls functions of torch by their old names, some lines for each step.
+QUIET = "ignore::FutureWarning:torch.distributed.c10d_logger"
+
+
+def main(argv: list[str]) -> None:
+    """Starts the processes and waits for them; all end as soon as one fails."""
+    if not visible_gpus():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for no device, and builds its operators for none.
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), QUIET]))
+    from accelerate.commands.launch import launch_command, launch_command_parser  # noqa: PLC0415 - --help of scripts needs none
+    from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
+
+    arguments = launch_command_parser().parse_args(argv)
+    try:
+        launch_command(arguments)
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        processes = int(arguments.num_processes or len(error.failures))
+        sys.stderr.write(ending(rank, processes, first.exitcode))
+        sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+
+
+if __name__ == "__main__":
+    run_main(main)
