@@ -18,9 +18,10 @@ from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import base_of, policy_of
 from handbook_ext.reports.health import files_of, read_health, summary_line
 from handbook_ext.selection.log_prob_store import reference_sums
+from handbook_ext.training.checkpoints import resume_point
 from handbook_ext.training.scoring import open_as_trained
 from handbook_ext.training.supervised import optimizer_arguments
-from handbook_ext.training.trainer import PreferenceTrainer, last_complete_checkpoint, save_policy
+from handbook_ext.training.trainer import PreferenceTrainer, save_policy
 
 
 def main(argv: list[str]) -> None:
@@ -31,8 +32,9 @@ def main(argv: list[str]) -> None:
     source = policy_of(stage, launch)
     if launch.finished(stage):
         return
-    checkpoints = stage.workspace / launch.checkpoints
-    arguments = TrainingArguments(**optimizer_arguments(train, checkpoints, launch.processes, settings.seed))
+    arguments = TrainingArguments(
+        **optimizer_arguments(train, stage.workspace / launch.checkpoints, launch.processes, settings.seed)
+    )
     encoder = source.encoder(settings.limits.model_dump(), stage.run)
     tokenizer, pairs = encoder.tokenizer, read_rows(stage.input("pairs"), PreferencePair)
     rows_in = len(pairs)
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> None:
         arguments, encoded.pairs, plan, Objective.from_settings(train.model_dump()),
         pad_id=tokenizer.pad_token_id, head_chunk=train.head_chunk, tolerance=settings.tolerance,
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
+    trainer.train(resume_from_checkpoint=resume_point(stage.workspace, launch))
     if model.lora is None:
         policy.to(getattr(torch, model.dtype))
         save_policy(trainer, tokenizer, stage.out)

@@ -19,10 +19,11 @@ from handbook_ext.judging.reward_model import RewardModel
 from handbook_ext.policies.fetching import fetched
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, policy_of
+from handbook_ext.training.checkpoints import MarkComplete, resume_point
 from handbook_ext.training.held_out import agreement, agreement_line, fitted_and_held_out
 from handbook_ext.training.reward_models import open_body, policy_body, reward_trainer
 from handbook_ext.training.supervised import fit_arguments
-from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
+from handbook_ext.training.trainer import save_policy
 
 BARELY = 0.55  # of the training pairs right: hardly more than a coin
 JUDGED = 32  # texts judged together
@@ -39,7 +40,6 @@ def main(argv: list[str]) -> None:
         stage.external["rank.fit.model"] = launch.first_alone(lambda: stage.hash_of(Path(fit.model)))
     if launch.finished(stage):
         return
-    checkpoints = stage.workspace / launch.checkpoints
     rows = read_rows(stage.input("rows"), OfflinePair)
     pairs, held_out = fitted_and_held_out(rows, stage.settings.part, fit.test_share, seed=seed)
     # A head and an order of their own: two reward models that differ in half of the pairs alone would err alike.
@@ -47,9 +47,9 @@ def main(argv: list[str]) -> None:
     model, tokenizer, origin = open_model(stage, source, launch, own_seed)
     trainer = reward_trainer(
         model, tokenizer, pairs, max_length=fit.max_length or stage.settings.max_length, callbacks=[MarkComplete()],
-        arguments=fit_arguments(fit, checkpoints, launch.processes, own_seed),
+        arguments=fit_arguments(fit, stage.workspace / launch.checkpoints, launch.processes, own_seed),
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
+    trainer.train(resume_from_checkpoint=resume_point(stage.workspace, launch))
     save_policy(trainer, tokenizer, stage.out)
     if launch.main:
         last = [row for row in trainer.state.log_history if "accuracy" in row]

@@ -12,9 +12,10 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.models import build_policy, template_hashes, train_tokenizer
 from handbook_ext.policies.source import base_of, policy_of
+from handbook_ext.training.checkpoints import MarkComplete, resume_point
 from handbook_ext.training.sft_examples import examples_once, sft_examples
 from handbook_ext.training.supervised import optimizer_arguments, sft_trainer
-from handbook_ext.training.trainer import MarkComplete, last_complete_checkpoint, save_policy
+from handbook_ext.training.trainer import save_policy
 
 
 def main(argv: list[str]) -> None:
@@ -27,8 +28,7 @@ def main(argv: list[str]) -> None:
         stage.external |= launch.first_alone(lambda: template_hashes(model, stage.hash_of))
     if launch.finished(stage):
         return
-    checkpoints = stage.workspace / launch.checkpoints
-    arguments = optimizer_arguments(sft, checkpoints, launch.processes, seed)
+    arguments = optimizer_arguments(sft, stage.workspace / launch.checkpoints, launch.processes, seed)
     rows = read_rows(stage.input("rows"), Demonstration)
     limits = {"max_length": sft.max_length, "long_prompts": stage.settings.long_prompts}
     limits["special_tokens"] = stage.settings.special_tokens
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     with launch.main_first():
         examples, counts = examples_once(stage.workspace, lambda: sft_examples(rows, encoder, sft))
     trainer = sft_trainer(policy, tokenizer, examples, sft, arguments=arguments, callbacks=[MarkComplete()], lora=model.lora)
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
+    trainer.train(resume_from_checkpoint=resume_point(stage.workspace, launch))
     if model.lora is None:
         policy.to(getattr(torch, model.dtype))
         save_policy(trainer, tokenizer, stage.out)

@@ -1,4 +1,4 @@
-"""Runs a script under FSDP2 on CPU processes: `accelerate launch --config_file fsdp2.yaml --num_processes 2 fsdp2_on_cpu.py SCRIPT ...`.
+"""Runs a script under FSDP2 on CPU processes: `accelerate launch --config_file fsdp2.yaml ... fsdp2_on_cpu.py SCRIPT ...`.
 
 accelerate takes FSDP for accelerators alone, and trains with DDP where it is told to use the CPU. So this has it take the CPU for
 an accelerator, with gloo; what it then shards, gathers and saves is PyTorch's own FSDP2.
@@ -6,14 +6,11 @@ an accelerator, with gloo; what it then shards, gathers and saves is PyTorch's o
 
 from __future__ import annotations
 
-import os
 import runpy
 import sys
 from typing import Any
 
-os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-
-from accelerate.state import AcceleratorState, DistributedType, PartialState  # noqa: E402
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 
 def main(argv: list[str]) -> None:

@@ -26,9 +26,10 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import EncodedPairs, encode_pairs
 from handbook_ext.policies.forward import prefix_shared
 from handbook_ext.selection.log_prob_store import reference_sums
+from handbook_ext.training.checkpoints import COMPLETE, last_complete_checkpoint
 from handbook_ext.training.scoring import score_batch, score_shard, store_batches
 from handbook_ext.training.supervised import batch_arguments
-from handbook_ext.training.trainer import COMPLETE, PreferenceTrainer, last_complete_checkpoint, save_policy
+from handbook_ext.training.trainer import PreferenceTrainer, save_policy
 
 if TYPE_CHECKING:
     from tests.conftest import Arguments, BuildPolicy

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
     """Starts the processes and waits for them; all end as soon as one fails."""
     if not visible_gpus():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for no device, and builds its operators for none.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # Else it is cpu:0, for which torch loads no checkpoint.
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), QUIET]))
     from accelerate.commands.launch import launch_command, launch_command_parser  # noqa: PLC0415 - --help of scripts needs none
     from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415

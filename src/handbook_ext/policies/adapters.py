@@ -116,8 +116,6 @@ def adapted(policy: PreTrainedModel, lora: LoraSettings, seed: int, arguments: T
     if arguments is not None and arguments.gradient_checkpointing:
         # A checkpointed block passes no gradient on unless one of its inputs requires one; frozen embeddings do not.
         wrapped.enable_input_require_grads()
-        if arguments.ddp_find_unused_parameters is None:
-            arguments.ddp_find_unused_parameters = False
         if is_deepspeed_zero3_enabled():  # TRL issue 2514: ZeRO-3 has released frozen weights when a block is recomputed.
             arguments.gradient_checkpointing_kwargs = {**(arguments.gradient_checkpointing_kwargs or {}), "use_reentrant": True}
     return wrapped

@@ -32,6 +32,8 @@ def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: in
         "gradient_checkpointing": settings.gradient_checkpointing, "logging_steps": settings.logging_steps,
         "save_steps": settings.save_steps, "save_strategy": "steps", "save_total_limit": 2,
         "report_to": settings.report_to or "none", "seed": seed, "data_seed": seed,
+        # Every weight takes part in each loss, so DDP need not look for those that do not.
+        "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
 
@@ -44,7 +46,8 @@ def fit_arguments(fit: FitSettings, folder: Path, processes: int, seed: int) -> 
         per_device_train_batch_size=fit.per_device_train_batch_size, max_length=8, save_steps=fit.save_steps,
         bf16=fit.bf16,
     )  # fmt: skip
-    return optimizer_arguments(settings, folder, processes, seed)
+    # An encoder may have a pooler that a classifier does not use.
+    return optimizer_arguments(settings, folder, processes, seed) | {"ddp_find_unused_parameters": None}
 
 
 def batch_arguments(global_batch_size: int, per_device: int, processes: int) -> dict[str, int]:

@@ -21,10 +21,9 @@ from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.forward import pair_logprobs, uses_one_row
 from handbook_ext.policies.packing import EncodedPair, PackedRows, pack
 from handbook_ext.policies.saving import save_whole
+from handbook_ext.training.checkpoints import MarkComplete
 from handbook_ext.training.from_rows import Rows, prepare
 from handbook_ext.training.plan_loader import Pairs, PlanLoader, PlanSampler
-
-COMPLETE = "complete"
 
 
 @dataclass(frozen=True)
@@ -186,22 +185,6 @@ class PreferenceTrainer(Trainer):
         self._tokens = self._positions = 0
         self._since = time.perf_counter()
         self._checked = getattr(self, "_checked", False)
-
-
-class MarkComplete(TrainerCallback):
-    """Marks each checkpoint once it is whole, so that a killed run never resumes from half of one."""
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes the mark: Trainer calls this after the last file of a checkpoint."""
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """Returns the newest whole checkpoint of a folder, or None."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    # By number: as text, checkpoint-9 comes after checkpoint-10.
-    return str(max(found, key=lambda path: int(path.name.split("-")[-1]))) if found else None
 
 
 def save_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
