@@ -25,7 +25,7 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, policy_of
 from handbook_ext.recipes.parts import RANKERS
-from handbook_ext.sampling.engine import engine_facts, open_engine, shard_of
+from handbook_ext.sampling.engine import engine_facts, open_engine, shards_of
 
 
 def main(argv: list[str]) -> None:
@@ -103,7 +103,7 @@ def sample_all(
                 prompts,
                 partial(engine.answer, temperature=temperature, top_p=evaluate.top_p, max_new_tokens=evaluate.max_new_tokens),
                 stage.workspace, launch, temperature=temperature, seed=settings.seed,
-                shard=shard_of(settings.engine.engine, evaluate.batch_size),
+                cut=partial(shards_of, settings.engine, batch_size=evaluate.batch_size, max_new_tokens=evaluate.max_new_tokens),
             )
             for temperature in evaluate.temperatures
         }  # fmt: skip

@@ -5,12 +5,12 @@ from functools import partial
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows, write_rows
 from handbook_ext.core.records import OfflinePair
-from handbook_ext.core.shards import batched, fill_shards, read_shards
+from handbook_ext.core.shards import fill_shards, read_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import GenerateStage
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
-from handbook_ext.sampling.engine import engine_facts, open_engine, shard_of
+from handbook_ext.sampling.engine import engine_facts, open_engine, shards_of
 from handbook_ext.sampling.generation import jobs_of
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     jobs, long_prompts = jobs_of(
         rows, encoder, samples=generate.num_completions, seed=settings.seed, iteration=settings.iteration
     )
-    batches = batched(jobs, shard_of(generate.engine, generate.batch_size))
+    batches = shards_of(generate, jobs, batch_size=generate.batch_size, max_new_tokens=generate.max_new_tokens)
     with open_engine(
         generate, source, encoder, batch_size=generate.batch_size, launch=launch, workspace=stage.workspace,
         longest=max((len(job.prompt_ids) for job in jobs), default=0) + generate.max_new_tokens,

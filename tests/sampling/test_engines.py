@@ -18,7 +18,7 @@ from handbook_ext.recipes import launch_checks
 from handbook_ext.recipes.launch_checks import Launch as Where
 from handbook_ext.recipes.launch_checks import engine_of
 from handbook_ext.recipes.settings import EngineSettings, ModelSettings
-from handbook_ext.sampling.engine import engine_facts, open_engine, shard_of
+from handbook_ext.sampling.engine import engine_facts, open_engine, shards_of
 from handbook_ext.sampling.generation import Job, Request, sample_batch
 from handbook_ext.sampling.vllm_engine import _cannot_run
 from tests.conftest import BuildPolicy
@@ -51,7 +51,15 @@ def test_transformers_answers_as_a_batch_does(tmp_path: Path, tokenizer: PreTrai
 
 
 def test_shards_are_batches_and_several_for_vllm() -> None:
-    assert (shard_of("transformers", 16), shard_of("vllm", 16)) == (16, 128)
+    jobs = [Job("p", sample, [], [1] * 4, sample) for sample in range(130)]
+
+    def sizes(engine: str, **changes: int) -> list[int]:
+        settings = EngineSettings(engine=engine, **changes)
+        return [len(shard) for shard in shards_of(settings, jobs, batch_size=16, max_new_tokens=6)]
+
+    assert sizes("transformers") == [2, *[16] * 8]
+    assert sizes("vllm") == [2, 128] == sizes("vllm", tokens_per_batch=50)
+    assert sizes("transformers", tokens_per_batch=50) == [5] * 26
 
 
 def test_a_manifest_names_engine_and_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from handbook_ext.core.records import OfflinePair, assistant, user
 from handbook_ext.policies.chat import ChatEncoder
-from handbook_ext.sampling.generation import jobs_of
+from handbook_ext.sampling.generation import Job, jobs_of, request_batches
 
 ROWS = [OfflinePair.of(name, user(prompt), assistant("x"), assistant("y")) for name, prompt in (("p", "a lamp"), ("q", "a"))]
 
@@ -47,3 +47,17 @@ def test_prompts_that_are_too_long_are_counted_and_not_asked(encoder: ChatEncode
     long = OfflinePair.of("long", user("a winter by the lake " * 9), assistant("x"), assistant("y"))
     jobs, dropped = jobs_of([long, *ROWS], encoder, samples=1, seed=1, iteration="iter1")
     assert ([job.prompt_id for job in jobs], dropped) == (["q", "p"], 1)
+
+
+def test_batches_are_of_like_length_the_longest_first_and_within_the_positions_of_the_cache() -> None:
+    jobs = [Job(f"p{length}", 0, [], [1] * length, 0) for length in (3, 50, 1, 20, 2, 10)]
+
+    def lengths(**limits: int) -> list[list[int]]:
+        return [[len(job.prompt_ids) for job in batch] for batch in request_batches(jobs, max_new_tokens=10, **limits)]
+
+    assert lengths(size=4) == [[20, 50], [1, 2, 3, 10]]
+    # 3 x (3 + 10) = 39 positions; a fourth request would make it 4 x 20. The last alone takes more than there are.
+    assert lengths(size=4, tokens=50) == [[50], [20], [10], [1, 2, 3]]
+    assert lengths(size=2, tokens=50) == [[50], [20], [3, 10], [1, 2]]
+    assert lengths(size=9, tokens=60) == [[50], [10, 20], [1, 2, 3]]
+    assert request_batches([], size=4, max_new_tokens=10) == []

@@ -29,21 +29,21 @@ def decoding_name(temperature: float) -> str:
 
 def sample_held_out(
     prompts: Prompts, answer: Callable[[list[Job]], Any], folder: Path, launch: Launch, *,
-    temperature: float, seed: int, shard: int,
+    temperature: float, seed: int, cut: Callable[[list[Job]], list[list[Job]]],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Returns the rows of one completion per prompt, in the order of the prompts, in every process.
 
-    The seed of a completion depends on the run's seed, temperature and prompt. Finished shards, of so many requests each, are
-    kept in the folder.
+    The seed of a completion depends on the run's seed, temperature and prompt. `cut` makes shards of the requests; finished ones
+    are kept in the folder.
     """
     # The iteration is not part of the seed: all policies of a run draw with the same numbers, which lowers the variance of their
     # differences.
     jobs = [
         Job(row.prompt_id, 0, row.prompt, ids, derived_seed(seed, "evaluate", temperature, row.prompt_id)) for row, ids in prompts
     ]
-    # A batch generates until its longest completion ends, and pads its prompts: prompts of like length go together.
-    batches = batched(sorted(jobs, key=lambda job: len(job.prompt_ids)), shard)
-    rows = in_shares(folder / f"temperature-{temperature:g}", batches, answer, launch, f"evaluate at temperature {temperature:g}")
+    rows = in_shares(
+        folder / f"temperature-{temperature:g}", cut(jobs), answer, launch, f"evaluate at temperature {temperature:g}"
+    )
     # Back to the order of the prompts, by which policies are compared.
     found = {row["prompt_id"]: row for row in rows}
     return [found[row.prompt_id] for row, _ in prompts]

@@ -24,6 +24,10 @@ class EngineSettings(Section):
         "auto",
         description="auto is vllm where it is installed and the launch has GPUs, else transformers; decided once per run",
     )
+    tokens_per_batch: Positive | None = Field(
+        None,
+        description="transformers: positions of the cache for a batch at most, prompts and max_new_tokens; null is any number",
+    )
     tensor_parallel_size: Positive = Field(1, description="vllm: GPUs that share one copy of the policy; the others hold further")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="vllm: share of a GPU's memory that it takes"

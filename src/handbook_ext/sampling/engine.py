@@ -15,7 +15,7 @@ from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import Launch
 from handbook_ext.policies.source import PolicySource
 from handbook_ext.recipes.settings import EngineSettings
-from handbook_ext.sampling.generation import Job, Request, sample_batch
+from handbook_ext.sampling.generation import Job, Request, request_batches, sample_batch
 
 VLLM_BATCHES_PER_SHARD = 8  # vLLM fills its batches itself: it wants many requests at once, a stage that resumes wants few.
 
@@ -82,9 +82,11 @@ def open_engine(
     )  # fmt: skip
 
 
-def shard_of(engine: str, batch_size: int) -> int:
-    """Returns how many requests make a finished shard."""
-    return batch_size if engine == "transformers" else VLLM_BATCHES_PER_SHARD * batch_size
+def shards_of(settings: EngineSettings, jobs: Sequence[Job], *, batch_size: int, max_new_tokens: int) -> list[list[Job]]:
+    """Returns the requests in the parts that an engine is given at a time, the longest first; each is a shard once finished."""
+    if settings.engine == "transformers":
+        return request_batches(jobs, size=batch_size, max_new_tokens=max_new_tokens, tokens=settings.tokens_per_batch)
+    return request_batches(jobs, size=VLLM_BATCHES_PER_SHARD * batch_size, max_new_tokens=max_new_tokens)
 
 
 def engine_facts(engine: str) -> dict[str, str | None]:

@@ -137,6 +137,21 @@ def jobs_of(
     return sorted(jobs, key=lambda job: (len(job.prompt_ids), job.prompt_id, job.sample)), long_prompts
 
 
+def request_batches(jobs: Sequence[Job], *, size: int, max_new_tokens: int, tokens: int | None = None) -> list[list[Job]]:
+    """Returns the requests in batches of like length, the longest first: what does not fit in memory fails at once.
+
+    A batch has at most `size` requests, and at most `tokens` positions of the cache of keys and values: each request takes those
+    of the longest prompt and of max_new_tokens. A request that alone takes more is a batch of its own.
+    """
+    batches: list[list[Job]] = []
+    for job in sorted(jobs, key=lambda job: len(job.prompt_ids)):
+        positions = (len(batches[-1]) + 1 if batches else 1) * (len(job.prompt_ids) + max_new_tokens)
+        if not batches or len(batches[-1]) == size or (tokens is not None and positions > tokens):
+            batches.append([])
+        batches[-1].append(job)
+    return batches[::-1]
+
+
 def open_policy(source: PolicySource, limits: Mapping[str, Any], *, device: torch.device) -> tuple[PreTrainedModel, ChatEncoder]:
     """Returns the policy, ready to sample on a device, and the encoder of its prompts under the limits of a stage."""
     return source.load(attn_implementation="sdpa").to(device), source.encoder(limits)
