@@ -58,7 +58,10 @@ def main(argv: list[str]) -> None:
         policy.to(getattr(torch, model.dtype))
         save_policy(trainer, tokenizer, stage.out)
     else:
-        save_adapted(trainer, tokenizer, stage.out, base_of(source, stage.artifact))
+        save_adapted(
+            trainer, tokenizer, stage.out, base_of(source, stage.artifact),
+            lambda: source.load(dtype=launch.training_dtype(model)),
+        )  # fmt: skip
     if launch.main:
         stage.publish(
             {"in": rows_in, "out": len(encoded.pairs), "dropped": dict(encoded.dropped)},

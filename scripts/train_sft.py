@@ -7,6 +7,7 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Demonstration
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import SFTStage
+from handbook_ext.planning.space import weights_in
 from handbook_ext.policies.adapters import save_adapted
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.launch import begin
@@ -50,12 +51,15 @@ def main(argv: list[str]) -> None:
         policy.to(getattr(torch, model.dtype))
         save_policy(trainer, tokenizer, stage.out)
     else:
-        save_adapted(trainer, tokenizer, stage.out, base_of(source, stage.artifact))
+        save_adapted(
+            trainer, tokenizer, stage.out, base_of(source, stage.artifact),
+            lambda: source.load(dtype=launch.training_dtype(model)),
+        )  # fmt: skip
     if launch.main:
         stage.publish(
             {"in": len(rows), "out": counts["rows"], "dropped": {"prompt too long": counts["dropped"]}},
             completions_cut=counts["cut"], answers_left_out=counts["answers_left_out"],
-            weights=sum(parameter.numel() for parameter in policy.parameters()),
+            weights=weights_in(stage.out.glob("*.safetensors")),
         )  # fmt: skip
     launch.wait()
 

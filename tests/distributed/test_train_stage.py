@@ -32,7 +32,7 @@ LAUNCHES = ["ddp-cpu", "fsdp2", pytest.param("zero2-cpu", marks=DEEPSPEED), pyte
 POLICY = "runs/mine-micro/iter0/policy"
 
 
-@pytest.fixture(scope="module", params=sorted(RECIPES))
+@pytest.fixture(scope="module", params=["whole", pytest.param("lora", marks=DEEPSPEED)])  # Each takes minutes.
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace in which nothing but the training of iter0 is missing."""
     workspace = Workspace(tmp_path_factory.mktemp(request.param), RECIPES[request.param])
@@ -132,7 +132,7 @@ def test_two_processes_train_as_one_and_resume_as_if_uninterrupted(
     status, said = trained(whole, launch)
     assert status == 0, said[-3000:]
     assert_as_alone(whole.folder / POLICY, alone)
-    assert read_manifest(whole.folder / POLICY)["launch"]["processes"] == 2
+    assert read_manifest(whole.folder / POLICY)["launch"] == {"launcher": "accelerate", "processes": 2, "name": launch}
     assert "error: process 1 of 2 was ended by SIGKILL" in killed(interrupted, launch)
     status, said = trained(interrupted, launch)
     assert status == 0, said[-3000:]

@@ -38,8 +38,12 @@ def settings_of(folder: Path) -> ModelSettings:
     return ModelSettings(name_or_path=str(folder), dtype="float32")
 
 
+def plain(folder: Path) -> PreTrainedModel:
+    return load_policy(str(folder), settings_of(folder), trained_here=False)
+
+
 def loaded(folder: Path) -> PreTrainedModel:
-    return prefix_shared(load_policy(str(folder), settings_of(folder), trained_here=False))
+    return prefix_shared(plain(folder))
 
 
 @pytest.fixture
@@ -49,11 +53,11 @@ def saved(
     """A trained policy with its adapter, as a stage leaves it, beside its base."""
     build("gpt_neox").save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    policy = wrapped(load_policy(str(tmp_path / "base"), settings_of(tmp_path / "base"), trained_here=False))
+    policy = wrapped(plain(tmp_path / "base"))
     trainer = trainer_of(policy, encoded.with_reference(scores(policy, encoded), "own"), arguments(max_steps=1))
     trainer.train()
     (tmp_path / "on.json").write_text(json.dumps(scores(policy, encoded)))
-    save_adapted(trainer, tokenizer, tmp_path / "policy", "../../base")
+    save_adapted(trainer, tokenizer, tmp_path / "policy", "../../base", lambda: plain(tmp_path / "base"))
     return tmp_path / "policy"
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from handbook_ext.core.errors import run_main
 from handbook_ext.core.machine import visible_gpus
 from handbook_ext.core.per_device import ending
+from handbook_ext.core.provenance import LAUNCH
 
 # DeepSpeed calls functions of torch by their old names, some lines for each step.
 QUIET = "ignore::FutureWarning:torch.distributed.c10d_logger"
@@ -28,6 +30,7 @@ def main(argv: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
 
     arguments = launch_command_parser().parse_args(argv)
+    os.environ[LAUNCH] = Path(arguments.config_file or "").stem
     try:
         launch_command(arguments)
     except ChildFailedError as error:

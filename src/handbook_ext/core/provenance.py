@@ -26,6 +26,10 @@ PACKAGES = (
 )
 
 
+LAUNCH = "HANDBOOK_LAUNCH"
+"""The variable of the environment that names the launch configuration to the processes of a stage."""
+
+
 @cache
 def package_versions() -> dict[str, str]:
     """Returns the installed versions of the packages that can change results, and of Python."""
@@ -50,11 +54,12 @@ def code_state() -> dict[str, str | bool | None]:
 
 
 def launch_facts() -> dict[str, str | int]:
-    """Returns how this process was launched, by what launchers leave in the environment: the launcher, and its processes."""
+    """Returns how this process was launched, by what launchers leave in the environment: launcher, processes, configuration."""
     if "HANDBOOK_PROCESSES" in os.environ:
         return {"launcher": "per_device", "processes": int(os.environ["HANDBOOK_PROCESSES"])}
     if "ACCELERATE_MIXED_PRECISION" in os.environ or "WORLD_SIZE" in os.environ:
-        return {"launcher": "accelerate", "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+        named = {"name": os.environ[LAUNCH]} if os.environ.get(LAUNCH) else {}
+        return {"launcher": "accelerate", "processes": int(os.environ.get("WORLD_SIZE", "1")), **named}
     return {"launcher": "plain", "processes": 1}
 
 

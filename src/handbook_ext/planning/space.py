@@ -33,7 +33,7 @@ def weights_of(run: Run, folder: Path) -> int | None:
     here = [Path(name)] if name is not None else []
     cached = snapshot("models", name, run.settings.model.revision) if name is not None else None
     for place in [*here, *([cached] if cached is not None else []), *([folder / made] if made else [])]:
-        if place.is_dir() and (count := _counted(checkpoint_files(place))):
+        if place.is_dir() and (count := weights_in(checkpoint_files(place))):
             return count
     return None
 
@@ -66,7 +66,7 @@ def size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _counted(files: Iterable[Path]) -> int:
+def weights_in(files: Iterable[Path]) -> int:
     """Returns the number of weights in safetensors files, from their headers; 0 where there is none or one is damaged."""
     total = 0
     for path in files:

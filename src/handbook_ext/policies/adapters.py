@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import gather_params_ctx
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
@@ -94,8 +93,7 @@ def load_adapter(adapter: AdapterFiles, load_base: Callable[[], PreTrainedModel]
             f"{adapter.source}: the base shares its embeddings with its head, and this adapter changes one of the two, so "
             "merging would change the other as well; untie the base, or give a merged policy"
         )
-    with gather_params_ctx(list(policy.parameters())):  # Does nothing except under ZeRO-3, which shards them.
-        return merged(policy)
+    return merged(policy)
 
 
 def adapted(policy: PreTrainedModel, lora: LoraSettings, seed: int, arguments: TrainingArguments | None = None) -> PeftModel:
@@ -136,23 +134,27 @@ def merged(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return plain.requires_grad_(True)
 
 
-def save_adapted(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str | None) -> None:
+def save_adapted(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str | None, load_base: Callable[[], PreTrainedModel]
+) -> None:
     """Writes the adapter to folder/adapter, then the merged policy and the training log to the folder itself.
 
-    base: the policy under the adapter, as a hub id or a path relative to folder/adapter; None where it is not on disk. The
-    trainer's model has no adapters afterwards. All processes must call this, the first one writes.
+    base: the policy under the adapter, as a hub id or a path relative to folder/adapter; None where it is not on disk.
+    load_base: loads it as for training; the first process does so once more, since the trainer's own may be sharded, and
+    merging a share of the weights is not defined. All processes must call this, the first one writes.
     """
     adapter_folder = folder / ADAPTER
     save_whole(trainer, adapter_folder)
-    with gather_params_ctx(list(trainer.model.parameters()), modifier_rank=None):
-        if trainer.is_world_process_zero():
-            for name in ("training_args.bin", "README.md"):  # A pickle, and a model card that names a local path.
-                (adapter_folder / name).unlink(missing_ok=True)
-            _rewrite_config(adapter_folder / CONFIG, base)
-            tokenizer.save_pretrained(adapter_folder)
-            merged(trainer.model).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    if is_deepspeed_zero3_enabled():
+        unset_hf_deepspeed_config()  # The base would be loaded in shards, by all processes together.
+    if trainer.is_world_process_zero():
+        for name in ("training_args.bin", "README.md"):  # A pickle, and a model card that names a local path.
+            (adapter_folder / name).unlink(missing_ok=True)
+        _rewrite_config(adapter_folder / CONFIG, base)
+        tokenizer.save_pretrained(adapter_folder)
+        load_adapter(AdapterFiles(str(adapter_folder), adapter_folder, base or "", None), load_base).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
 
 
 def _rewrite_config(path: Path, base: str | None) -> None:
