@@ -21,7 +21,7 @@ RECIPE = changed(MICRO, train="alpha: 0.1, max_length: 96").replace("batch_size:
 MANY = RECIPE.replace("train_rows: 48", "train_rows: 320").replace("portions: 2", "portions: 1")
 MANY = MANY.replace("per_device_train_batch_size: 4", "per_device_train_batch_size: 1")
 MANY = MANY.replace("iterations: {", "iterations: {iter0: null, ") + "rank: {ranker: pairrm, model: %s}\n"
-TWO = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+TWO = "-m handbook_ext.core.accelerated --config_file recipes/accelerate/ddp-cpu.yaml"
 
 
 def started(workspace: Workspace, command: str) -> subprocess.Popen[str]:
@@ -47,19 +47,20 @@ def shards_of(artifact: Path) -> dict[str, int]:
             continue
 
 
-def kill_one_and_repeat(workspace: Workspace, command: str, artifact: Path) -> str:
-    """Kills a process of a stage after two shards, and repeats it; returns what the first attempt said."""
+def kill_one_and_repeat(workspace: Workspace, command: str, artifact: Path, repeat: str | None = None) -> str:
+    """Kills a process of a stage after two shards, and repeats it, or has `repeat` finish it; returns what the first said."""
     process = started(workspace, command)
     while len(shards_of(artifact)) < 2:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.002)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    assert len(children) == 2
     os.kill(int(children[-1]), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     kept = shards_of(artifact)
     assert kept and not manifest_path(artifact).exists()
-    again = started(workspace, command)
+    again = started(workspace, command if repeat is None else repeat)
     seen: dict[str, int] = {}
     while again.poll() is None:
         seen |= shards_of(artifact)
@@ -93,7 +94,12 @@ def test_rankings_and_scores_are_completed_as_well(tmp_path: Path) -> None:
     workspace.run("runs/mine-micro/iter1/completions.jsonl")
     # As on several GPUs: rankings by a process per device, scores by accelerate.
     rank = ".venv/bin/python -m handbook_ext.core.per_device --processes 2 scripts/rank_completions.py runs/mine-micro/iter1"
-    kill_one_and_repeat(workspace, rank, run / "iter1" / "rankings.jsonl")
+    alone = ".venv/bin/python scripts/%s runs/mine-micro/iter1"
+    assert "error: process 1 of 2 was ended by SIGKILL" in kill_one_and_repeat(
+        workspace, rank, run / "iter1" / "rankings.jsonl", alone % "rank_completions.py"
+    )
     workspace.run("runs/mine-micro/iter1/pairs.jsonl")
     score = f".venv/bin/python {TWO} scripts/score_completions.py runs/mine-micro/iter1"
-    kill_one_and_repeat(workspace, score, run / "iter1" / "logprobs")
+    assert "error: process 1 of 2 was ended by SIGKILL" in kill_one_and_repeat(
+        workspace, score, run / "iter1" / "logprobs", alone % "score_completions.py"
+    )
