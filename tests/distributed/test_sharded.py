@@ -1,4 +1,4 @@
-"""ZeRO-3 by the true DeepSpeed over two CPU processes: the losses of one process, and a plain checkpoint."""
+"""Sharded training over two CPU processes that differ in their chunks: the losses of one process, and a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.distributed.train_small import CHUNK, GLOBAL_BATCH, pairs_of
 from tests.workspace import ROOT
 
 pytestmark = pytest.mark.slow
+DEEPSPEED = pytest.mark.skipif(not has_package("deepspeed"), reason="the extra gpu is not installed: make test-distributed")
 LAUNCHES = ROOT / "recipes" / "accelerate"
 LIMIT = 400  # Seconds: a hang is a failure. The first run builds DeepSpeed's operators, about a minute.
 
@@ -47,9 +48,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return trained(out), out / "policy"
 
 
-def launched(out: Path, config: Path) -> tuple[dict[str, Any], Path]:
-    """The log and the policy of the processes of a launch file."""
-    return trained(out, "-m", "accelerate.commands.launch", "--config_file", str(config)), out / "policy"
+def launched(out: Path, launch: str) -> tuple[dict[str, Any], Path]:
+    """The log and the policy of two processes of a launch; FSDP2 takes CPU processes for accelerators."""
+    words = ["--config_file", str(LAUNCHES / f"{launch}.yaml")]
+    if launch == "fsdp2":
+        words += ["--num_processes", "2", "--mixed_precision", "no", str(ROOT / "tests" / "distributed" / "fsdp2_on_cpu.py")]
+    return trained(out, "-m", "handbook_ext.core.accelerated", *words), out / "policy"
 
 
 def assert_as_alone(two: tuple[dict[str, Any], Path], alone: tuple[dict[str, Any], Path]) -> None:
@@ -62,10 +66,10 @@ def assert_as_alone(two: tuple[dict[str, Any], Path], alone: tuple[dict[str, Any
         torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-4)
 
 
-@pytest.mark.skipif(not has_package("deepspeed"), reason="the extra gpu is not installed")
-def test_unequal_chunks_train_to_the_end_under_zero3(tmp_path: Path, alone: tuple[dict[str, Any], Path]) -> None:
+@pytest.mark.parametrize("launch", ["fsdp2", *(pytest.param(name, marks=DEEPSPEED) for name in ("zero2-cpu", "zero3-cpu"))])
+def test_unequal_chunks_train_to_the_end(tmp_path: Path, alone: tuple[dict[str, Any], Path], launch: str) -> None:
     tokens = [sum(map(len, pair.completions)) for pair in pairs_of(16)]
     assert len({-(-each // CHUNK) for each in tokens}) > 4 and GLOBAL_BATCH % 2 == 0
-    two = launched(tmp_path / "two", LAUNCHES / "zero3-cpu.yaml")
-    assert two[0]["sharded"]
+    two = launched(tmp_path / "two", launch)
+    assert two[0]["sharded"] == launch.startswith("zero")
     assert_as_alone(two, alone)

@@ -56,9 +56,9 @@ def copied(prepared: Workspace, folder: Path) -> Workspace:
     return workspace
 
 
-def command_of(workspace: Workspace, launch: str) -> list[str]:
+def command_of(workspace: Workspace, launch: str, policy: str = POLICY) -> list[str]:
     """The words by which make trains under a launch; FSDP2 takes CPU processes for accelerators."""
-    name, words = f"{POLICY}/manifest.json", ["LAUNCH=fsdp2", "GPUS=2"] if launch == "fsdp2" else [f"LAUNCH={launch}"]
+    name, words = f"{policy}/manifest.json", ["LAUNCH=fsdp2", "GPUS=2"] if launch == "fsdp2" else [f"LAUNCH={launch}"]
     done = workspace.make("-n", name, *words)
     [line] = [line for line in done.stdout.splitlines() if "scripts/" in line]
     command = shlex.split(line)
@@ -68,18 +68,18 @@ def command_of(workspace: Workspace, launch: str) -> list[str]:
     return [word for word in command if not word.startswith("OMP_")]
 
 
-def started(workspace: Workspace, launch: str) -> subprocess.Popen[str]:
+def started(workspace: Workspace, launch: str, policy: str = POLICY) -> subprocess.Popen[str]:
     """Starts the training under a launch."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command_of(workspace, launch), cwd=workspace.folder, env=environment, stderr=subprocess.PIPE, text=True,
+        command_of(workspace, launch, policy), cwd=workspace.folder, env=environment, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
 
 
-def trained(workspace: Workspace, launch: str) -> tuple[int, str]:
+def trained(workspace: Workspace, launch: str, policy: str = POLICY) -> tuple[int, str]:
     """Exit status and words of a training under a launch; fails where it does not end in time."""
-    process = started(workspace, launch)
+    process = started(workspace, launch, policy)
     try:
         _, said = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -112,9 +112,9 @@ def losses_of(policy: Path) -> list[float]:
     return [line["loss"] for line in history if "loss" in line]
 
 
-def assert_as_alone(policy: Path, alone: Path) -> None:
+def assert_as_alone(policy: Path, alone: Path, steps: int = STEPS) -> None:
     """A policy has the losses of that which one process trained, and is a plain checkpoint with its weights."""
-    assert len(losses_of(alone)) == STEPS and max(losses_of(alone)) - min(losses_of(alone)) > 1e-3
+    assert len(losses_of(alone)) == steps and max(losses_of(alone)) - min(losses_of(alone)) > 1e-3
     assert losses_of(policy) == pytest.approx(losses_of(alone), abs=1e-5)
     ours, theirs = (AutoModelForCausalLM.from_pretrained(each).state_dict() for each in (policy, alone))
     for name, weight in theirs.items():
@@ -149,3 +149,19 @@ def test_another_launch_resumes_or_says_that_it_cannot(tmp_path: Path, launch: s
     assert status == 0, said[-3000:]
     assert ("cannot read checkpoints-" in said) == (launch != "ddp-cpu")
     assert_as_alone(workspace.folder / POLICY, alone)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_fine_tuning_has_the_losses_of_one_process(tmp_path: Path, launch: str) -> None:
+    recipe = RECIPE.replace("per_device_train_batch_size: 8", "per_device_train_batch_size: 2")
+    two, one = (Workspace(tmp_path / name, recipe) for name in ("two", "one"))
+    policy = "runs/mine-micro/sft/policy"
+    for workspace in (two, one):
+        workspace.run("runs/mine-micro/check.json")
+    for workspace, each in ((two, launch), (one, "cpu")):
+        status, said = trained(workspace, each, policy)
+        assert status == 0, said[-3000:]
+    assert_as_alone(two.folder / policy, one.folder / policy, steps=6)
+    manifests = [read_manifest(each.folder / policy) for each in (two, one)]
+    assert manifests[0]["weights"] == manifests[1]["weights"] > 0
+    assert manifests[0]["counts"] == manifests[1]["counts"]

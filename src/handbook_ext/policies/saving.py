@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
 
@@ -12,7 +13,20 @@ def save_whole(trainer: Trainer, folder: Path) -> None:
 
     FSDP saves each process's share in the checkpoints to resume from, and with that setting Trainer writes no model at all.
     """
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    accelerator = trainer.accelerator
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
         plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(folder))
+    tied = dict(getattr(trainer.model, "all_tied_weights_keys", None) or {})
+    gather = accelerator.get_state_dict
+
+    def gathered(*arguments: Any, **named: Any) -> Any:
+        """Returns the gathered weights, of which gathering has made copies of those that are tied: each is saved once."""
+        state = gather(*arguments, **named)
+        return state and {name: weight for name, weight in state.items() if tied.get(name) not in state}
+
+    accelerator.get_state_dict = gathered  # type: ignore[method-assign]
+    try:
+        trainer.save_model(str(folder))
+    finally:
+        accelerator.get_state_dict = gather  # type: ignore[method-assign]
