@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 def main(argv: list[str]) -> None:
     """Prints means, log-spreads, the correlation of the completions' log-lengths, and bytes per token."""
     tokenizer = Tokenizer.from_file(argv[-1])
-    rows = [json.loads(line) for path in argv[:-1] for line in Path(path).open(encoding="utf-8")]
+    rows = [json.loads(line) for path in argv[:-1] for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
     texts = {
         "prompt": [row["chosen"][0]["content"] for row in rows],
         "chosen": [row["chosen"][-1]["content"] for row in rows],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def at_width(points: Points, width: float) -> float:
     """Returns the FLOP/s at a width: between two measured ones by the logarithm of both, beyond them the nearest one's."""
     if width <= points[0][0]:
         return points[0][1]
-    for (low, slow), (high, fast) in zip(points, points[1:], strict=False):
+    for (low, slow), (high, fast) in pairwise(points):
         if width <= high:
             share = math.log(width / low) / math.log(high / low)
             return math.exp((1 - share) * math.log(slow) + share * math.log(fast))

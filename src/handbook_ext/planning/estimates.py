@@ -26,16 +26,26 @@ def estimate(setting: Setting, rule: StageRule, settings: StageSettings | None =
     find(setting, settings, found)
     rates = setting.machine.rates if rule.on_device else setting.machine.cpu
     found.seconds += rates.start
-    if not rule.on_device or not setting.machine.on_gpu:  # Without a GPU all of it lies in main memory.
-        found.memory.main["libraries"] = rates.libraries * (setting.sharding.processes if rule.on_device else 1)
-    else:
-        found.memory.main["libraries"] = rates.libraries * setting.sharding.processes
+    processes = setting.sharding.processes if rule.on_device else 1
+    found.memory.main["libraries"] = rates.libraries * processes
+    if rule.on_device and setting.machine.on_gpu:
+        found.memory.main["loading"] = processes * _loaded(setting, settings, found)
     weights = setting.shape.weights
     if isinstance(settings, files.RankerStage):
         weights = setting.ranker_shape(setting.run.settings.rank.model_copy(update={"model": None})).weights
     found.kept = kept_bytes(settings, weights)
     found.transient = CHECKPOINTS * (disk_needed(setting.run, [rule], weights) - found.kept)
     return found
+
+
+def _loaded(setting: Setting, settings: StageSettings, found: Estimate) -> float:
+    """Returns the bytes of main memory in which a process reads a policy before it goes to its GPU."""
+    weights = setting.shape.weights
+    if isinstance(settings, files.SFTStage | files.TrainStage) and setting.sharding.deepspeed and setting.sharding.stage == 3:
+        return 2.0 * weights / setting.sharding.processes  # In parts; but one process gathers the whole to save it.
+    if isinstance(settings, files.GenerateStage | files.EvaluateStage) and setting.run.settings.generate.engine == "vllm":
+        return 0.0  # vLLM reads onto the GPU.
+    return found.memory.device.get("weights", 0.0) if setting.sharding.stage < 3 else 4.0 * weights
 
 
 def _rows_only(setting: Setting, settings: Any, found: Estimate) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.machine import free_memory, total_memory, visible_gpus
@@ -36,33 +34,27 @@ class Machine:
         return self.gpu or self.cpu
 
 
-def machine_of(asked: Mapping[str, Any], sharding: Sharding, runs: Path) -> Machine:
+def machine_of(vram: str | None, ram: str | None, threads: int, sharding: Sharding, runs: Path) -> Machine:
     """Returns the machine of a request: VRAM and RAM (GB) as given, else this machine's.
 
     Raises UserError where GPUs are planned for whose memory nobody has said.
     """
-    threads = int(asked.get("threads") or 1)
     cpu = read_rates(runs, threads, gpu=False) or cpu_rates(threads)
-    given = asked.get("ram")
-    main = float(given) * GB if given else None
+    main = float(ram) * GB if ram else None
     if sharding.on_cpu:
         here = main if main is not None else float(total_memory() or free_memory() or 0) or None
         if here is None:
             raise UserError("RAM: how much main memory this machine has cannot be seen; give it in GB, such as RAM=16")
-        words = (
-            f"CPU, {here / GB:.0f} GB of main memory{'' if given else ' (this machine)'}, {threads} thread{'s' * (threads > 1)}"
-        )
+        own = "" if ram else " (this machine)"
+        words = f"CPU, {here / GB:.0f} GB of main memory{own}, {threads} thread{'s' * (threads > 1)}"
         return Machine(here, here, cpu, None, words)
-    vram = asked.get("vram")
     if not vram:
         raise UserError(
-            "VRAM: the plan is for GPUs whose memory is not known here; give that of one in GB, such as VRAM=24 (and RAM= for main "
+            "VRAM: the plan is for GPUs whose memory is not known; give that of one in GB, such as VRAM=24 (and RAM= for main "
             "memory), or LAUNCH=cpu"
         )
     measured = read_rates(runs, threads, gpu=True) if visible_gpus() else None
-    gpu = measured or gpu_rates(float(vram))
-    if measured is not None:
-        gpu = replace(measured, link=gpu_rates(float(vram)).link)
+    gpu = gpu_rates(float(vram)) if measured is None else replace(measured, link=gpu_rates(float(vram)).link)
     if main is None and visible_gpus():
         main = float(total_memory() or 0) or None
     said = f"{main / GB:.0f} GB of main memory" if main is not None else "main memory not given (RAM=)"

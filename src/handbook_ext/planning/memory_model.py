@@ -6,7 +6,6 @@ trained, P processes, V vocabulary, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from handbook_ext.planning.shapes import Shape
@@ -18,7 +17,6 @@ from handbook_ext.recipes.settings import LoraSettings, ModelSettings
 # process updates at once.
 LIVE_WEIGHTS, BUCKET, SUB_GROUP = 1e9, 5e8, 1e9
 VLLM_ROOM = 1.5e9  # Bytes that vLLM needs besides weights and cache: activations of a full batch, captured graphs. Assumed.
-CHECKPOINT_COPY = 4  # Bytes per weight: DeepSpeed and accelerate gather a policy in main memory before it is saved.
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def numbers_of(model: ModelSettings, sharding: Sharding, *, bf16: bool) -> Numbe
 def policy_states(
     shape: Shape, model: ModelSettings, sharding: Sharding, *, optim: str, bf16: bool, trained: int | None = None
 ) -> Memory:  # fmt: skip
-    """Returns weights, gradients, optimizer and what the launch adds, of a policy in training; `trained` are adapters' weights."""
+    """Returns weights, gradients, optimizer and what the launch adds, in training; `trained` are the weights of adapters."""
     weights, adapters = shape.weights, trained is not None
     own = shape.weights if trained is None else trained
     numbers, processes = numbers_of(model, sharding, bf16=bf16), sharding.processes
@@ -120,8 +118,7 @@ def activations(
 ) -> float:  # fmt: skip
     """Returns the bytes of the layers' activations: all layers', or with checkpointing their inputs and one layer's."""
     layer = batch.tokens * layer_bytes(shape, numbers)
-    # The gradients within the layer that the backward pass is in; without one, what a layer computes with.
-    at_once = layer * 0.5 if training else 0.5 * layer
+    at_once = 0.5 * layer  # The gradients within the layer that the backward pass is in; without one, what a layer computes with.
     if not training:
         return at_once + 2 * batch.tokens * shape.hidden * numbers.stream
     if checkpointing:
@@ -174,7 +171,7 @@ def scoring_memory(
 def sampling_memory(
     shape: Shape, size: int, *, rows: int, prompt: float, new: int, sampled: bool
 ) -> Memory:  # fmt: skip
-    """Returns what sampling with transformers holds: weights of `size` bytes, a cache of padded rows, logits, the prompts' pass."""
+    """Returns what sampling with transformers holds: weights of `size` bytes, a cache of padded rows, the prompts' pass, logits."""
     numbers, cache = Numbers(size, size, size), shape.cache_bytes(rows * (prompt + new), size)
     found = Memory({"weights": float(size * shape.weights), "cache": cache})
     # A step writes a layer's cache anew, and repeats it for all heads.
@@ -206,8 +203,3 @@ def judging_memory(shape: Shape, size: int, batch: Rows) -> Memory:
 def adapters_of(shape: Shape, lora: LoraSettings | None) -> int | None:
     """Returns the trained weights of adapters; None where all weights train."""
     return None if lora is None else shape.adapter_weights(lora.r, lora.target_modules)
-
-
-def merged(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    """Returns the sum of two sets of parts."""
-    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,7 +50,7 @@ def pair_rows(amounts: Amounts, each: Iteration, limits: Limits, pairs: int, *, 
 
     The explored sample has a part of its own where it is neither the best nor the worst of the candidates.
     """
-    generate, rank = each.settings.generate, each.settings.rank
+    generate = each.settings.generate
     own = distinct_explored(each) if explore else 0.0
     sampled = sampled_share(each)
     sizes = []
@@ -62,7 +61,6 @@ def pair_rows(amounts: Amounts, each: Iteration, limits: Limits, pairs: int, *, 
         sample = min(found.chosen, generate.max_new_tokens)
         completions = (found.chosen + found.rejected) * (1 - sampled) + 2 * sample * sampled + own * sample
         sizes.append((found.prompt + completions, completions))
-    del rank
     sizes = sorted(sizes) or [(float(limits.max_length), float(limits.max_length) / 2)]
     return PairRows(pairs, mean([size for size, _ in sizes]), mean([part for _, part in sizes]), tuple(sizes))
 
@@ -143,8 +141,3 @@ def padded_mean(lengths: tuple[int, ...], batch: int) -> float:
     ranked = sorted(lengths)
     count = len(ranked)
     return sum(value * (((i + 1) / count) ** batch - (i / count) ** batch) for i, value in enumerate(ranked))
-
-
-def conversations_cut(conversations: Sequence[int], most: int) -> tuple[int, ...]:
-    """Returns conversations under the limit of SFT, in tokens."""
-    return tuple(min(each, most) for each in conversations)
