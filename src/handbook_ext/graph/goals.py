@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.graph.folders import distinct_seeds, runs_folder
 from handbook_ext.graph.makefile import PLAIN, begun_with, plain, targets_of
 from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.run_rules import run_rules
@@ -99,26 +100,6 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     return plan
 
 
-def distinct_seeds(runs: list[Run]) -> list[Run]:
-    """Returns the runs of a recipe under several seeds; raises UserError where two have one seed, which would count twice."""
-    seeds = [run.settings.seed for run in runs]
-    for run in runs:
-        if seeds.count(run.settings.seed) > 1:
-            raise UserError(
-                f"{run.tree.where(('seed',))}: {run.recipe} has seed {run.settings.seed} by itself and -seed{run.settings.seed} "
-                f"under SEEDS={len(runs)}; give the recipe seed: 1, or a seed above {len(runs)}"
-            )
-    return runs
-
-
-def runs_folder(variables: Mapping[str, str]) -> str:
-    """Returns the folder of all runs, spelt in the one way in which make's text has it: make takes `a//b` and `a/b` for two."""
-    folder = str(Path(variables.get("RUNS", "runs")))
-    if folder.startswith("-"):
-        raise UserError(f"RUNS: {variables['RUNS']!r} begins with a dash, like an option of a command; give another folder")
-    return folder
-
-
 def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: Mapping[str, str]) -> None:
     """Raises UserError for a variable that has another form than it should, or that no goal reads."""
     for name, value in variables.items():
@@ -171,7 +152,7 @@ class _Planner:
         run = resolve(name, self.root, overrides=self.overrides, engines=self._begun_with)
         given = {each.lower(): self.variables.get(each) for each in ("SET", "DATA", "LAUNCH", "VRAM", "RAM", "WRITE")}
         numbers = {"gpus": self.launch["gpus"], "threads": int(self.variables.get("THREADS", "1"))}
-        self.plan.planned[run.name] = {"run": name, **{key: value for key, value in given.items() if value}, **numbers}  # type: ignore[dict-item]
+        self.plan.planned[run.name] = {"run": name, **{key: value for key, value in given.items() if value}, **numbers}
         self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(self._folder(run))}")
 
     def plan_run(self, goal: str) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,11 +12,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback, TrainingArguments
 
-from handbook_ext.core.provenance import peak_memory
-from handbook_ext.core.warm_start import LIBRARIES
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.planning.calibration import Rates
+from handbook_ext.planning.machine_speed import best_seconds, copy_rate, product_rate, resident, start_seconds, write_rate
 from handbook_ext.planning.shapes import Shape
 from handbook_ext.policies.forward import prefix_shared
 from handbook_ext.policies.models import train_tokenizer
@@ -29,7 +25,6 @@ from handbook_ext.sampling.generation import Request, sample_batch
 from handbook_ext.training.scoring import score_batch
 from handbook_ext.training.trainer import PreferenceTrainer
 
-COPIED, WRITTEN = 2**28, 2**27  # Bytes of the two measurements of bandwidth.
 STEPS = 3  # Optimizer steps timed, behind a first one that is not.
 NEW = 16  # Tokens that are sampled.
 TEXTS = ["a few words, from which a tokenizer of bytes is trained that pads and decodes"] * 4
@@ -205,66 +200,6 @@ def step_seconds(policy: PreTrainedModel, size: Size, rows: int) -> float:
         ))  # fmt: skip
 
     return max((sample(1 + NEW) - sample(1)) / NEW, 1e-6)
-
-
-def best_seconds(work: Callable[[], Any], times: int = 3) -> float:
-    """Returns the least seconds of some repetitions: what else the machine does only adds to them."""
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def product_rate(device: torch.device, width: int = 1024) -> float:
-    """Returns the FLOP/s of a product of square matrices, fp32."""
-    one = torch.rand(width, width, device=device)
-    return 2 * width**3 / best_seconds(lambda: one @ one)
-
-
-def copy_rate(device: torch.device) -> float:
-    """Returns the bytes per second that a copy in memory reads and writes."""
-    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * COPIED / best_seconds(lambda: target.copy_(source))
-
-
-def write_rate() -> float:
-    """Returns the bytes per second that reach the disk of temporary files."""
-    content = os.urandom(WRITTEN // 16) * 16
-    with tempfile.NamedTemporaryFile() as out:
-
-        def work() -> None:
-            """Writes the content anew and waits for the disk."""
-            out.seek(0)
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-
-        return WRITTEN / best_seconds(work, 2)
-
-
-def start_seconds() -> float:
-    """Returns the seconds in which a stage's script starts, by one that finds no settings: on a CPU in a warm process."""
-    command = [sys.executable, "-m", "handbook_ext.core.warm_start", "scripts/train_policy.py", "no-such-run"]
-
-    def work() -> None:
-        """Starts it once."""
-        subprocess.run(command, capture_output=True, check=False)
-
-    work()  # Starts the process that the next ones are forked from.
-    return best_seconds(work, 2)
-
-
-def resident() -> float:
-    """Returns the bytes of main memory that a process holds once it has loaded what a training stage loads."""
-    modules = ", ".join([*LIBRARIES.split(), PreferenceTrainer.__module__, peak_memory.__module__])
-    code = f"import {modules}; print({peak_memory.__module__}.peak_memory()['main'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
 
 
 def _flops(size: Size, pairs: list[EncodedPair]) -> float:

@@ -11,10 +11,12 @@ from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.graph import stages as files
 from handbook_ext.graph.rule import StageRule
 from handbook_ext.objectives.batching import fitting_micro_batch
+from handbook_ext.planning.alternatives import Alternatives, micro_batches, of_sampling, of_training, stated
 from handbook_ext.planning.estimates import estimate
 from handbook_ext.planning.figures import Estimate, Setting
 
-CHUNKS = (1024, 256)  # Completion tokens that may meet the LM head at once, where the recipe's are too many.
+ANOTHER_LAUNCH = 2  # As many changes as another launch counts: it may compute in other types.
+FASTER = 0.97  # Of two ways, the one that is preferred has to be slower by this to lose.
 # Where a stage's settings hold those of a section of the recipe: scoring has the sizes of training, evaluation an engine.
 HOLDERS = {
     "train": ("train", "sizes"), "sft": ("sft",), "rank.fit": ("fit",), "generate": ("generate", "engine"),
@@ -65,10 +67,6 @@ class Choice:
         return sum(each.seconds for each in self.estimates)
 
 
-Alternatives = Mapping[str, Sequence[Any]]
-"""By a setting's dotted name, the values to try besides the recipe's, in the order of preference."""
-
-
 def gigabytes(count: float) -> str:
     """Returns bytes in GB of 10^9."""
     return f"{count / 1e9:,.1f} GB" if count >= 5e7 else f"{count / 1e6:,.1f} MB"
@@ -91,10 +89,10 @@ def choose(setting: Setting, rules: Sequence[StageRule]) -> Choice:
     """Returns the settings under which each stage fits under a launch; `excess` names those for which there are none."""
     result = Choice()
     groups: list[tuple[tuple[type[StageSettings], ...], Alternatives]] = [
-        ((files.SFTStage,), _of_training(setting, "sft", setting.run.settings.sft)),
-        ((files.RankerStage,), _micro_batches(setting, "rank.fit", setting.run.settings.rank.fit)),
-        (TRAINING, _of_training(setting, "train", setting.run.settings.train)),
-        (SAMPLING, _of_sampling(setting)),
+        ((files.SFTStage,), of_training(setting, "sft", setting.run.settings.sft)),
+        ((files.RankerStage,), micro_batches(setting, "rank.fit", setting.run.settings.rank.fit)),
+        (TRAINING, of_training(setting, "train", setting.run.settings.train)),
+        (SAMPLING, of_sampling(setting)),
     ]
     for kinds, alternatives in groups:
         own = [rule for rule in rules if isinstance(rule.settings, kinds)]
@@ -112,8 +110,8 @@ def choose(setting: Setting, rules: Sequence[StageRule]) -> Choice:
 
 def _choose_group(setting: Setting, rules: Sequence[StageRule], alternatives: Alternatives, result: Choice) -> None:
     """Adds the settings of stages that share a section: with as few changes as let all of them fit, then the fastest."""
-    stated = [(rule, estimate(setting, rule)) for rule in rules]
-    first = [excess for _, found in stated if (excess := excess_of(setting, found)) is not None]
+    as_stated = [estimate(setting, rule) for rule in rules]
+    first = [excess for found in as_stated if (excess := excess_of(setting, found)) is not None]
     result.changes += _by_launch(setting, rules)
     if not first:
         return
@@ -130,14 +128,14 @@ def _choose_group(setting: Setting, rules: Sequence[StageRule], alternatives: Al
                 closest = min(closest, (most, left), key=lambda pair: pair[0])
                 continue
             seconds = sum(one.seconds for one in found)
-            if fitting is None or seconds < fitting[0]:
+            if fitting is None or seconds < FASTER * fitting[0]:
                 fitting = (seconds, each, changed)
         if fitting is not None:
             result.settings |= fitting[2]
             why = f"as the recipe has it, {worst.words}"
             for key, value in fitting[1].items():
                 result.changes = [change for change in result.changes if change.key != key]
-                result.changes.append(Change(key, _stated(setting, key), value, why + _kept_batch(setting, key, value)))
+                result.changes.append(Change(key, stated(setting, key), value, why + _kept_batch(setting, key, value)))
             return
     result.excess += closest[1]
 
@@ -165,19 +163,11 @@ def _under(settings: StageSettings, values: Mapping[str, Any]) -> StageSettings:
     return settings
 
 
-def _stated(setting: Setting, key: str) -> Any:
-    """Returns a setting of the recipe by its dotted name."""
-    value: Any = setting.run.settings
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
-
-
 def _by_launch(setting: Setting, rules: Sequence[StageRule]) -> list[Change]:
     """Returns the micro-batches that the processes of a launch do not divide, as the stages then choose them."""
     found = []
     for section in ("sft", "rank.fit", "train"):
-        part = _part(setting, section)
+        part = stated(setting, section)
         holds = any(getattr(rule.settings, name, None) is not None for rule in rules for name in HOLDERS[section])
         if part is None or not holds:
             continue
@@ -189,63 +179,13 @@ def _by_launch(setting: Setting, rules: Sequence[StageRule]) -> list[Change]:
     return found
 
 
-def _part(setting: Setting, section: str) -> Any:
-    """Returns a section of the recipe, None where it has none."""
-    return _stated(setting, section)
-
-
 def _kept_batch(setting: Setting, key: str, value: Any) -> str:
     """Returns how a micro-batch makes up the global batch; nothing for another setting."""
     section, _, name = key.rpartition(".")
     if name != "per_device_train_batch_size":
         return ""
-    whole, processes = _part(setting, section).global_batch_size, setting.sharding.processes
+    whole, processes = stated(setting, section).global_batch_size, setting.sharding.processes
     return f"; {value} x {whole // processes // value} accumulated x {processes} = {whole} a step, as before"
-
-
-def _micro_batches(setting: Setting, section: str, part: Any) -> dict[str, Sequence[Any]]:
-    """Returns the smaller micro-batches that make up the global batch."""
-    processes = setting.sharding.processes
-    first = fitting_micro_batch(part.global_batch_size, part.per_device_train_batch_size, processes)
-    smaller = [fitting_micro_batch(part.global_batch_size, most, processes) for most in range(first - 1, 0, -1)]
-    return {f"{section}.per_device_train_batch_size": list(dict.fromkeys(smaller))} if smaller else {}
-
-
-def _of_training(setting: Setting, section: str, part: Any) -> dict[str, Sequence[Any]]:
-    """Returns what may change in a section of training."""
-    if part is None:
-        return {}
-    found = _micro_batches(setting, section, part)
-    if not part.gradient_checkpointing:
-        found[f"{section}.gradient_checkpointing"] = [True]
-    if section == "train":
-        found["train.head_chunk"] = [chunk for chunk in CHUNKS if chunk < part.head_chunk]
-    return {key: values for key, values in found.items() if values}
-
-
-def _of_sampling(setting: Setting) -> dict[str, Sequence[Any]]:
-    """Returns what may change where policies are sampled and judged; of samples none but their last bits depends on it."""
-    recipe = setting.run.settings
-    vllm, found = recipe.generate.engine == "vllm", dict[str, Sequence[Any]]()
-    if vllm:
-        sizes = [size for size in (2, 4, 8) if size > recipe.generate.tensor_parallel_size]
-        found["generate.tensor_parallel_size"] = [size for size in sizes if setting.sharding.processes % size == 0]
-    else:
-        found["generate.batch_size"] = _halves(recipe.generate.batch_size)
-        found["evaluate.batch_size"] = _halves(recipe.evaluate.batch_size)
-    if any(rank.tokens_per_batch is None for rank in setting.run.rankers):
-        found["rank.batch_size"] = _halves(recipe.rank.batch_size)
-    limited = any(each.settings.health.max_kl is not None for each in setting.run.iterations)
-    if recipe.evaluate.implicit_reward and not limited:
-        found["evaluate.implicit_reward"] = [False]
-    if not recipe.rank.bf16:
-        found["rank.bf16"] = [True]
-    return {key: values for key, values in found.items() if values}
-
-
-def _halves(value: int) -> list[int]:
-    """Returns a number halved again and again, down to 1."""
-    return [value >> shift for shift in range(1, value.bit_length()) if value >> shift]
 
 
 def best_launch(
@@ -262,7 +202,7 @@ def best_launch(
         choice = tried[place][1]
         if choice.excess:
             return True, max(each.needed - each.there for each in choice.excess), 0.0
-        return False, len(choice.changes) + (place > 0), choice.seconds
+        return False, len(choice.changes) + ANOTHER_LAUNCH * (place > 0), choice.seconds
 
     place = min(range(len(tried)), key=order)
     first = tried[0][1]

@@ -14,7 +14,7 @@ from handbook_ext.planning.memory_model import Memory
 from handbook_ext.planning.request import Request
 from handbook_ext.recipes.overrides import inline
 
-WIDTH = 170
+WIDTH = 1000  # Wider than any line: the terminal wraps, and nothing is cut.
 LETTERS = {
     "weights": "w", "gradients": "g", "optimizer": "o", "communication and copies": "c", "activations": "a", "logits": "l",
     "cache": "k",
@@ -35,7 +35,7 @@ def plan_text(request: Request, setting: Setting, choice: Choice, own: Setting) 
         *(_changed(each) for each in launch_changes(setting, choice, own)),
         *(_changed(each) for each in choice.changes),
     ]
-    if not choice.changes and setting.run.launch.name == own.run.launch.name:
+    if not choice.changes and setting.run.launch.name == own.run.settings.launch:
         lines.append("changed: nothing")
     return "\n".join([*lines, f"run: {command(request, setting, choice, own)}"]) + "\n"
 
@@ -76,13 +76,8 @@ def _table(setting: Setting, estimates: Sequence[Estimate]) -> str:
         table.add_column("GPU-hours", justify="right", no_wrap=True)
     table.add_column("of GPU memory" if gpu else "of main memory", no_wrap=True)
     for each in estimates:
-        batch = (
-            ""
-            if each.micro_batch is None
-            else f"{each.micro_batch} x {each.accumulation}"
-            if each.accumulation
-            else str(each.micro_batch)
-        )
+        batch = "" if each.micro_batch is None else str(each.micro_batch)
+        batch += "" if each.accumulation is None else f" x {each.accumulation}"
         held = main_bytes(setting, each)
         hours = each.seconds * setting.sharding.processes / 3600 if each.on_device else 0.0
         table.add_row(

@@ -171,7 +171,7 @@ def scoring_memory(
 def sampling_memory(
     shape: Shape, size: int, *, rows: int, prompt: float, new: int, sampled: bool
 ) -> Memory:  # fmt: skip
-    """Returns what sampling with transformers holds: weights of `size` bytes, a cache of padded rows, the prompts' pass, logits."""
+    """Returns what sampling with transformers holds: weights of `size` bytes, a cache of padded rows, the first pass, logits."""
     numbers, cache = Numbers(size, size, size), shape.cache_bytes(rows * (prompt + new), size)
     found = Memory({"weights": float(size * shape.weights), "cache": cache})
     # A step writes a layer's cache anew, and repeats it for all heads.

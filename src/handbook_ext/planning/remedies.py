@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.planning.choices import Choice, best_launch
+from handbook_ext.planning.choices import Choice, best_launch, gigabytes
 from handbook_ext.planning.figures import Setting
 from handbook_ext.planning.request import Request, rules_once, settings_of
 from handbook_ext.recipes.overrides import parse_set
@@ -24,8 +24,9 @@ def refusal(request: Request, runs: Path, setting: Setting, choice: Choice, trie
     helps = ", or ".join(found) or "none of LoRA, twice the GPUs and twice the memory would; a smaller policy might"
     names = ", ".join(each.sharding.name for each, _ in tried)
     return UserError(
-        f"{setting.run.name} does not fit {setting.machine.words}: closest is launch {setting.sharding.name} (tried: {names}), and "
-        f"with the smallest settings {worst.words}, {(worst.needed - worst.there) / 1e9:.1f} GB too much; it would fit with {helps}"
+        f"{setting.run.name} does not fit {setting.machine.words}: closest is launch {setting.sharding.name} (tried: {names}), "
+        f"under which with the smallest settings {worst.words}, {gigabytes(worst.needed - worst.there)} too little; "
+        f"it would fit with {helps}"
     )
 
 

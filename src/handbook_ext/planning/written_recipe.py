@@ -25,8 +25,8 @@ def write_recipe(request: Request, setting: Setting, choice: Choice, own: Settin
     path = Path(str(request.write))
     if request.set or request.data or setting.run.variants or setting.run.recipe != setting.run.name:
         raise UserError(
-            f"WRITE: the new recipe has {setting.run.file} as its base, and not what SET, DATA, a variant or a seed adds; plan the "
-            "recipe itself, then state these in the new one"
+            f"WRITE: the new recipe has {setting.run.file} as its base, and not what SET, DATA, a variant or a seed adds; plan "
+            "the recipe itself, then state these in the new one"
         )
     changes = [*launch_changes(setting, choice, own), *_processes(setting), *choice.changes]
     text = recipe_text(request, setting, changes)

@@ -1,0 +1,78 @@
+"""Measures what does not depend on a policy: memory, disk, products of matrices, the start of a stage, its libraries."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from handbook_ext.core.provenance import peak_memory
+from handbook_ext.core.warm_start import LIBRARIES
+
+COPIED, WRITTEN = 2**28, 2**27  # Bytes of the two measurements of bandwidth.
+
+
+def best_seconds(work: Callable[[], Any], times: int = 3) -> float:
+    """Returns the least seconds of some repetitions: what else the machine does only adds to them."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def product_rate(device: torch.device, width: int = 1024) -> float:
+    """Returns the FLOP/s of a product of square matrices, fp32."""
+    one = torch.rand(width, width, device=device)
+    return 2 * width**3 / best_seconds(lambda: one @ one)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Returns the bytes per second that a copy in memory reads and writes."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPIED / best_seconds(lambda: target.copy_(source))
+
+
+def write_rate() -> float:
+    """Returns the bytes per second that reach the disk of temporary files."""
+    content = os.urandom(WRITTEN // 16) * 16
+    with tempfile.NamedTemporaryFile() as out:
+
+        def work() -> None:
+            """Writes the content anew and waits for the disk."""
+            out.seek(0)
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+
+        return WRITTEN / best_seconds(work, 2)
+
+
+def start_seconds() -> float:
+    """Returns the seconds in which a stage's script starts, by one that finds no settings: on a CPU in a warm process."""
+    command = [sys.executable, "-m", "handbook_ext.core.warm_start", "scripts/train_policy.py", "no-such-run"]
+
+    def work() -> None:
+        """Starts it once."""
+        subprocess.run(command, capture_output=True, check=False)
+
+    work()  # Starts the process that the next ones are forked from.
+    return best_seconds(work, 2)
+
+
+def resident() -> float:
+    """Returns the bytes of main memory that a process holds once it has loaded what a training stage loads."""
+    modules = ", ".join([*LIBRARIES.split(), "handbook_ext.training.trainer", peak_memory.__module__])
+    code = f"import {modules}; print({peak_memory.__module__}.peak_memory()['main'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
