@@ -1,4 +1,4 @@
-"""What the folders of runs are called, and that no two runs of a recipe are the same one."""
+"""What goals hand on: the folder of all runs, the seeds of a recipe, what a plan of hardware is asked for."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def runs_folder(variables: Mapping[str, str]) -> str:
     if folder.startswith("-"):
         raise UserError(f"RUNS: {variables['RUNS']!r} begins with a dash, like an option of a command; give another folder")
     return folder
+
+
+def hardware_request(name: str, variables: Mapping[str, str]) -> dict[str, str | int]:
+    """Returns what `make <run>-plan` is asked for, by the fields of `planning.request.Request`; nothing that was not given."""
+    found: dict[str, str | int] = {"run": name}
+    for each in ("SET", "DATA", "LAUNCH", "VRAM", "RAM", "WRITE", "GPUS", "THREADS"):
+        if value := variables.get(each):
+            found[each.lower()] = int(value) if each in ("GPUS", "THREADS") else value
+    return found

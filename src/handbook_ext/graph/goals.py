@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.folders import distinct_seeds, runs_folder
+from handbook_ext.graph.folders import distinct_seeds, hardware_request, runs_folder
 from handbook_ext.graph.makefile import PLAIN, begun_with, plain, targets_of
 from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.run_rules import run_rules
@@ -26,13 +26,13 @@ CALIBRATE = "calibrate"
 PLAN_REQUEST = "plan.json"  # What a plan was asked for, in the folder of its run.
 _NUMBER = r"[1-9][0-9]{0,3}"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
+READERS = {
+    "run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "plan": "<run>-plan",
+    "calibrate": CALIBRATE, "project": "bench and mutants",
+}  # fmt: skip
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
-    "RUNS": (
-        PLAIN,
-        "a folder whose name has letters, digits and . / + @ , _ - alone",
-        {"run", "seeds", "table", "project", "plan", "calibrate"},
-    ),
+    "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
     "SET": (r"[\s\S]*", "", {"run", "seeds", "plan"}),
     "DATA": (r"[\s\S]*", "", {"run", "seeds", "plan"}),
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "seeds", "table", "plan"}),
@@ -46,10 +46,6 @@ VARIABLES = {
     "WRITE": (rf"{RECIPES}/\w[\w.-]*/\w[\w.-]*\.yaml", f"a recipe to be, such as {RECIPES}/mine/small.yaml", {"plan"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
-READERS = {
-    "run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "plan": "<run>-plan",
-    "calibrate": CALIBRATE, "project": "bench and mutants",
-}  # fmt: skip
 
 
 @dataclass
@@ -64,7 +60,7 @@ class Plan:
     lines: list[str] = field(default_factory=list)
     explained: list[str] = field(default_factory=list)
     wanted: dict[str, dict[tuple[str, str], None]] = field(default_factory=dict)
-    planned: dict[str, dict[str, str | int | None]] = field(default_factory=dict)
+    planned: dict[str, dict[str, str | int]] = field(default_factory=dict)
 
     def add(self, run: Run) -> Run:
         """Adds a run once; returns it."""
@@ -125,7 +121,7 @@ def _kind(goal: str) -> str:
         return "calibrate" if goal == CALIBRATE else "project"
     if goal == "tables" or goal.startswith(TABLE):
         return "table"
-    return next((kind for kind in ("seeds", "plan") if goal.endswith(f"-{kind}") and "/" not in goal), "run")
+    return "seeds" if goal.endswith("-seeds") else "plan" if goal.endswith("-plan") else "run"
 
 
 class _Planner:
@@ -148,11 +144,8 @@ class _Planner:
 
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""
-        name = goal.removesuffix("-plan")
-        run = resolve(name, self.root, overrides=self.overrides, engines=self._begun_with)
-        given = {each.lower(): self.variables.get(each) for each in ("SET", "DATA", "LAUNCH", "VRAM", "RAM", "WRITE")}
-        numbers = {"gpus": self.launch["gpus"], "threads": int(self.variables.get("THREADS", "1"))}
-        self.plan.planned[run.name] = {"run": name, **{key: value for key, value in given.items() if value}, **numbers}
+        run = resolve(name := goal.removesuffix("-plan"), self.root, overrides=self.overrides, engines=self._begun_with)
+        self.plan.planned[run.name] = hardware_request(name, self.variables)
         self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(self._folder(run))}")
 
     def plan_run(self, goal: str) -> None:
