@@ -19,7 +19,8 @@ from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import DATA_SUFFIXES, DataSettings
 
 SAMPLE = 1000  # Rows whose tokens are counted, evenly spaced.
-PER_TURN = 5  # Tokens that a chat template puts around a message: its header, a line break, its end. Zephyr's has 5 or 6.
+PER_TURN = 5  # Tokens that a chat template puts around a message: its header, a line break, its end.
+WORLDS_TURN = 3  # The same by the tokenizer of the tiny recipes, to which headers are one token.
 WORLD = "tiny_world"
 
 
@@ -118,13 +119,14 @@ def _measured(run: Run, folder: Path, rows: dict[str, list[dict[str, Any]]], whe
     told = _spaced(rows["sft"])
     texts += [_text([*row["prompt"], *row["completion"]]) for row in told]
     counts, basis = _count(run, folder, texts)
-    turns = [PER_TURN * (len(row["prompt"]) + 1) for row in sample]
+    around = WORLDS_TURN if run.settings.data.dataset == WORLD else PER_TURN
+    turns = [around * (len(row["prompt"]) + 1) for row in sample]
     pairs = [
         Lengths(counts[3 * place] + turns[place], counts[3 * place + 1] + 1, counts[3 * place + 2] + 1)
         for place in range(len(sample))
     ]
     conversations = [
-        count + PER_TURN * (len(row["prompt"]) + 1) for count, row in zip(counts[3 * len(sample) :], told, strict=True)
+        count + around * (len(row["prompt"]) + 1) for count, row in zip(counts[3 * len(sample) :], told, strict=True)
     ]
     return Amounts(
         len(rows["train"]), len(rows["test"]), len(rows["sft"]), pairs, conversations, f"counted in {where}",

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from handbook_ext.core.provenance import peak_memory
-from handbook_ext.core.warm_start import LIBRARIES
-
+STARTED = (sys.executable, "-m", "handbook_ext.core.warm_start")  # As stages start on a CPU.
 COPIED, WRITTEN = 2**28, 2**27  # Bytes of the two measurements of bandwidth.
 
 
@@ -60,19 +58,21 @@ def write_rate() -> float:
 
 def start_seconds() -> float:
     """Returns the seconds in which a stage's script starts, by one that finds no settings: on a CPU in a warm process."""
-    command = [sys.executable, "-m", "handbook_ext.core.warm_start", "scripts/train_policy.py", "no-such-run"]
 
     def work() -> None:
         """Starts it once."""
-        subprocess.run(command, capture_output=True, check=False)
+        subprocess.run([*STARTED, "scripts/train_policy.py", "no-such-run"], capture_output=True, check=False)
 
     work()  # Starts the process that the next ones are forked from.
     return best_seconds(work, 2)
 
 
 def resident() -> float:
-    """Returns the bytes of main memory that a process holds once it has loaded what a training stage loads."""
-    modules = ", ".join([*LIBRARIES.split(), "handbook_ext.training.trainer", peak_memory.__module__])
-    code = f"import {modules}; print({peak_memory.__module__}.peak_memory()['main'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    """Returns the bytes of main memory that a stage's process holds with its libraries, as its manifest would have them."""
+    imports = "import handbook_ext.training.trainer\nfrom handbook_ext.core.provenance import peak_memory\n"
+    code = f"{imports}print(peak_memory()['main'])\n"
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write(code)
+        script.flush()
+        done = subprocess.run([*STARTED, script.name], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
