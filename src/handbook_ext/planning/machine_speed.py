@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,8 @@ STARTED = (sys.executable, "-m", "handbook_ext.core.warm_start")  # As stages st
 COPIED, WRITTEN = 2**28, 2**27  # Bytes of the two measurements of bandwidth.
 
 
-def best_seconds(work: Callable[[], Any], times: int = 3) -> float:
-    """Returns the least seconds of some repetitions: what else the machine does only adds to them."""
+def median_seconds(work: Callable[[], Any], times: int = 3) -> float:
+    """Returns the median seconds of some repetitions: a stage will share the machine with what it does besides now."""
     found = []
     for _ in range(times):
         start = time.perf_counter()
@@ -25,20 +26,20 @@ def best_seconds(work: Callable[[], Any], times: int = 3) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         found.append(time.perf_counter() - start)
-    return min(found)
+    return statistics.median(found)
 
 
 def product_rate(device: torch.device, width: int = 1024) -> float:
     """Returns the FLOP/s of a product of square matrices, fp32."""
     one = torch.rand(width, width, device=device)
-    return 2 * width**3 / best_seconds(lambda: one @ one)
+    return 2 * width**3 / median_seconds(lambda: one @ one)
 
 
 def copy_rate(device: torch.device) -> float:
     """Returns the bytes per second that a copy in memory reads and writes."""
     source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * COPIED / best_seconds(lambda: target.copy_(source))
+    return 2 * COPIED / median_seconds(lambda: target.copy_(source))
 
 
 def write_rate() -> float:
@@ -53,7 +54,7 @@ def write_rate() -> float:
             out.flush()
             os.fsync(out.fileno())
 
-        return WRITTEN / best_seconds(work, 2)
+        return WRITTEN / median_seconds(work, 2)
 
 
 def start_seconds() -> float:
@@ -64,7 +65,7 @@ def start_seconds() -> float:
         subprocess.run([*STARTED, "scripts/train_policy.py", "no-such-run"], capture_output=True, check=False)
 
     work()  # Starts the process that the next ones are forked from.
-    return best_seconds(work, 2)
+    return median_seconds(work, 2)
 
 
 def resident() -> float:

@@ -36,8 +36,8 @@ def _sampled(
     """Fills in sampling of some requests at each temperature, by the engine of the run."""
     shape, rates, processes = setting.shape, setting.machine.rates, setting.sharding.processes
     size = SAVED[settings.model.dtype]
-    lengths = stage_work.sampled_lengths(setting.amounts, settings.limits, new, batch)
     rows = min(batch, math.ceil(requests))
+    lengths = stage_work.sampled_lengths(setting.amounts, settings.limits, new, batch, math.ceil(requests / rows))
     found.tokens += len(temperatures) * requests * (lengths.prompt + lengths.new)
     if engine.engine == "vllm":
         split = engine.tensor_parallel_size
@@ -52,7 +52,7 @@ def _sampled(
         return
     batches = math.ceil(math.ceil(requests / rows) / processes)
     found.seconds += len(temperatures) * time_model.sampling_seconds(
-        shape, rates, batches=batches, rows=rows, prompt=lengths.prompt, steps=lengths.most, size=size
+        shape, rates, batches=batches, rows=rows, prompt=lengths.padded, steps=lengths.most, size=size
     )
     found.seconds += time_model.reading_seconds(rates, size * shape.weights)
     sampled = max(temperatures) > 0

@@ -87,22 +87,28 @@ def distinct_explored(each: Iteration) -> float:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What is sampled: prompts' mean and longest tokens, mean tokens of a completion, and those of the longest of a batch."""
+    """What is sampled, in tokens: a prompt's mean, with its padding, and longest; a completion's mean, and longest of a batch."""
 
     prompt: float
+    padded: float
     longest: float
     new: float
     most: float
 
 
-def sampled_lengths(amounts: Amounts, limits: Limits, new_tokens: int, batch: int) -> Sampled:
-    """Returns the lengths of sampling: as the data's chosen completions, and a batch goes on until its longest has ended."""
+def sampled_lengths(amounts: Amounts, limits: Limits, new_tokens: int, batch: int, batches: int) -> Sampled:
+    """Returns the lengths of sampling: as the data's chosen completions, and a batch goes on until its longest has ended.
+
+    Requests are sorted by their prompts before they are cut into batches.
+    """
     kept = [each for each in amounts.pairs if _fits(each, limits)]
     prompts = [_prompt(each, limits) for each in kept] or [limits.max_length / 2]
     news = sorted(min(each.chosen, new_tokens) for each in kept) or [new_tokens]
     # The longest of a batch is near that quantile of all.
     most = news[min(len(news) - 1, math.ceil(len(news) * (1 - 1 / (1 + batch))) - 1)]
-    return Sampled(mean(prompts), max(prompts), mean(news), float(most))
+    ranked, count = sorted(prompts), min(batches, len(prompts))
+    padded = mean([ranked[math.ceil((place + 1) * len(ranked) / count) - 1] for place in range(count)])
+    return Sampled(mean(prompts), padded, max(prompts), mean(news), float(most))
 
 
 def _fits(row: Lengths, limits: Limits) -> bool:
