@@ -284,5 +284,5 @@ def test_make_plans_and_makes_nothing_of_the_run(tmp_path: Path) -> None:
     assert [path.name for path in (workspace.folder / "runs" / "mine-micro").iterdir()] == ["plan.json"]
     done = workspace.make("mine-micro-plan", "RAM=0.1")
     assert done.returncode != 0
-    assert done.stderr.startswith("error: mine-micro does not fit CPU, 0 GB of main memory")
+    assert done.stderr.startswith("error: mine-micro does not fit CPU, 0.1 GB of main memory")
     assert "Traceback" not in done.stderr

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import iter_jsonl
@@ -22,6 +22,8 @@ SAMPLE = 1000  # Rows whose tokens are counted, evenly spaced.
 PER_TURN = 5  # Tokens that a chat template puts around a message: its header, a line break, its end.
 WORLDS_TURN = 3  # The same by the tokenizer of the tiny recipes, to which headers are one token.
 WORLD = "tiny_world"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Amounts:
     conversations: Sequence[int]
     rows_basis: str
     lengths_basis: str
+    known: dict[Hashable, Any] = field(default_factory=dict, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Returns what is worked out of the lengths under a key, once: a search for settings asks for it again."""
+        if key not in self.known:
+            self.known[key] = make()
+        found: T = self.known[key]
+        return found
 
 
 def amounts_of(run: Run, folder: Path) -> Amounts:

@@ -16,6 +16,7 @@ from handbook_ext.planning.estimates import estimate
 from handbook_ext.planning.figures import Estimate, Setting
 
 ANOTHER_LAUNCH = 2  # As many changes as another launch counts: it may compute in other types.
+MAIN = "main memory"
 FASTER = 0.97  # Of two ways, the one that is preferred has to be slower by this to lose.
 # Where a stage's settings hold those of a section of the recipe: scoring has the sizes of training, evaluation an engine.
 HOLDERS = {
@@ -77,11 +78,11 @@ def excess_of(setting: Setting, found: Estimate) -> Excess | None:
     machine = setting.machine
     if not machine.on_gpu:
         held = found.memory.on_device * setting.sharding.processes + found.memory.in_main
-        return Excess(found.artifact, held, machine.device, "main memory") if held > machine.device else None
+        return Excess(found.artifact, held, machine.device, MAIN) if held > machine.device else None
     if found.memory.on_device > machine.device:
         return Excess(found.artifact, found.memory.on_device, machine.device, "a GPU's memory")
     if machine.main is not None and found.memory.in_main > machine.main:
-        return Excess(found.artifact, found.memory.in_main, machine.main, "main memory")
+        return Excess(found.artifact, found.memory.in_main, machine.main, MAIN)
     return None
 
 
@@ -110,25 +111,22 @@ def choose(setting: Setting, rules: Sequence[StageRule]) -> Choice:
 
 def _choose_group(setting: Setting, rules: Sequence[StageRule], alternatives: Alternatives, result: Choice) -> None:
     """Adds the settings of stages that share a section: with as few changes as let all of them fit, then the fastest."""
-    as_stated = [estimate(setting, rule) for rule in rules]
-    first = [excess for found in as_stated if (excess := excess_of(setting, found)) is not None]
     result.changes += _by_launch(setting, rules)
+    first, _, _ = _with(setting, rules, {})
     if not first:
         return
+    # Each last value holds the least: where all of these together do not fit, nothing does.
+    left, _, smallest = _with(setting, rules, {key: values[-1] for key, values in alternatives.items()})
+    if left:
+        result.excess += left
+        result.settings |= smallest
+        return
     worst = max(first, key=lambda each: each.needed - each.there)
-    closest: tuple[float, list[Excess]] = (worst.needed - worst.there, first)
     for values in _tried(alternatives):
         fitting: tuple[float, dict[str, Any], dict[str, StageSettings]] | None = None
         for each in values:
-            changed = {rule.artifact: _under(rule.settings, each) for rule in rules}
-            found = [estimate(setting, rule, changed[rule.artifact]) for rule in rules]
-            left = [excess for one in found if (excess := excess_of(setting, one)) is not None]
-            if left:
-                most = max(excess.needed - excess.there for excess in left)
-                closest = min(closest, (most, left), key=lambda pair: pair[0])
-                continue
-            seconds = sum(one.seconds for one in found)
-            if fitting is None or seconds < FASTER * fitting[0]:
+            left, seconds, changed = _with(setting, rules, each)
+            if not left and (fitting is None or seconds < FASTER * fitting[0]):
                 fitting = (seconds, each, changed)
         if fitting is not None:
             result.settings |= fitting[2]
@@ -137,7 +135,16 @@ def _choose_group(setting: Setting, rules: Sequence[StageRule], alternatives: Al
                 result.changes = [change for change in result.changes if change.key != key]
                 result.changes.append(Change(key, stated(setting, key), value, why + _kept_batch(setting, key, value)))
             return
-    result.excess += closest[1]
+
+
+def _with(
+    setting: Setting, rules: Sequence[StageRule], values: Mapping[str, Any]
+) -> tuple[list[Excess], float, dict[str, StageSettings]]:
+    """Returns which stages do not fit with some settings changed, the seconds of all, and their settings by artifact."""
+    changed = {rule.artifact: _under(rule.settings, values) for rule in rules}
+    found = [estimate(setting, rule, changed[rule.artifact]) for rule in rules]
+    left = [excess for each in found if (excess := excess_of(setting, each)) is not None]
+    return left, sum(each.seconds for each in found), changed
 
 
 def _tried(alternatives: Alternatives) -> Iterator[list[dict[str, Any]]]:
@@ -197,12 +204,13 @@ def best_launch(
     """
     tried = [(setting, choose(setting, rules_of(setting))) for setting in settings]
 
-    def order(place: int) -> tuple[bool, float, float]:
-        """Returns the key by which launches are compared."""
+    def order(place: int) -> tuple[int, float, float]:
+        """Returns the key by which launches are compared; main memory is more easily had than that of GPUs."""
         choice = tried[place][1]
         if choice.excess:
-            return True, max(each.needed - each.there for each in choice.excess), 0.0
-        return False, len(choice.changes) + ANOTHER_LAUNCH * (place > 0), choice.seconds
+            on_gpu = any(each.what != MAIN for each in choice.excess)
+            return 1 + on_gpu, max(each.needed - each.there for each in choice.excess), 0.0
+        return 0, len(choice.changes) + ANOTHER_LAUNCH * (place > 0), choice.seconds
 
     place = min(range(len(tried)), key=order)
     first = tried[0][1]

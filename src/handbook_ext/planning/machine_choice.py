@@ -46,7 +46,7 @@ def machine_of(vram: str | None, ram: str | None, threads: int, sharding: Shardi
         if here is None:
             raise UserError("RAM: how much main memory this machine has cannot be seen; give it in GB, such as RAM=16")
         own = "" if ram else " (this machine)"
-        words = f"CPU, {here / GB:.0f} GB of main memory{own}, {threads} thread{'s' * (threads > 1)}"
+        words = f"CPU, {here / GB:.3g} GB of main memory{own}, {threads} thread{'s' * (threads > 1)}"
         return Machine(here, here, cpu, None, words)
     if not vram:
         raise UserError(
@@ -57,6 +57,6 @@ def machine_of(vram: str | None, ram: str | None, threads: int, sharding: Shardi
     gpu = gpu_rates(float(vram)) if measured is None else replace(measured, link=gpu_rates(float(vram)).link)
     if main is None and visible_gpus():
         main = float(total_memory() or 0) or None
-    said = f"{main / GB:.0f} GB of main memory" if main is not None else "main memory not given (RAM=)"
+    said = f"{main / GB:.3g} GB of main memory" if main is not None else "main memory not given (RAM=)"
     many = "s" * (sharding.processes > 1)
     return Machine(float(vram) * GB, main, cpu, gpu, f"{sharding.processes} GPU{many} of {float(vram):g} GB, {said}")

@@ -10,7 +10,7 @@ from handbook_ext.core.artifacts import json_object
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.makefile import begun_with
 from handbook_ext.graph.run_rules import StageRule, run_rules
-from handbook_ext.planning.amounts import amounts_of
+from handbook_ext.planning.amounts import Amounts, amounts_of
 from handbook_ext.planning.figures import Setting
 from handbook_ext.planning.machine_choice import machine_of
 from handbook_ext.planning.shapes import policy_shape
@@ -44,10 +44,10 @@ class Request:
         """Returns what overrides the recipe."""
         return [*parse_set(self.set), *(parse_data(self.data) if self.data else [])]
 
-    def resolved(self, runs: Path, launch: str | None, gpus: int | None, *more: Override) -> Run:
+    def resolved(self, runs: Path, launch: str | None, gpus: int | None) -> Run:
         """Returns the run on a launch."""
         return resolve(
-            self.run, overrides=[*self.overrides, *more], launch=launch, gpus=gpus,
+            self.run, overrides=self.overrides, launch=launch, gpus=gpus,
             engines=lambda name: begun_with(runs / name),
         )  # fmt: skip
 
@@ -68,26 +68,26 @@ def read_request(path: Path) -> Request:
     return Request(**found)
 
 
-def settings_of(request: Request, runs: Path, *more: Override) -> list[Setting]:
+def settings_of(request: Request, runs: Path, amounts: Amounts | None = None) -> list[Setting]:
     """Returns the recipe under each launch that may be chosen, its own first.
 
-    A launch that is given is the only one. GPUs that are asked for replace a launch on the CPU. Raises UserError for GPUs that
-    cannot share the global batch.
+    amounts: those of the run where they are known already. A launch that is given is the only one. GPUs that are asked for
+    replace a launch on the CPU. Raises UserError for GPUs that cannot share the global batch.
     """
     on_gpus = request.gpus is not None or request.vram is not None
-    own = request.resolved(runs, request.launch, None, *more)
+    own = request.resolved(runs, request.launch, None)
     launch, gpus = request.launch, request.gpus
     if request.launch is None and own.launch.on_cpu and on_gpus:
         launch, gpus = ("ddp" if (request.gpus or 1) > 1 else "gpu"), request.gpus or 1
     elif request.launch is None and own.launch.name == "gpu" and (request.gpus or 1) > 1:
         launch = "ddp"
-    run = request.resolved(runs, launch, gpus, *more)
+    run = request.resolved(runs, launch, gpus)
     if run.launch.on_cpu and request.vram is not None:
         raise UserError(f"VRAM: the launch {run.launch.name} has no GPU; leave VRAM out, or give LAUNCH=ddp or another of GPUs")
     folder = runs / run.name
     sharding = sharding_of(run.launch)
     machine = machine_of(request.vram, request.ram, request.threads, sharding, runs)
-    first = Setting(run, folder, policy_shape(run, folder), amounts_of(run, folder), machine, sharding)
+    first = Setting(run, folder, policy_shape(run, folder), amounts or amounts_of(run, folder), machine, sharding)
     if run.launch.on_cpu or request.launch is not None:
         return [first]
     names = SEVERAL if run.launch.processes > 1 else ONE

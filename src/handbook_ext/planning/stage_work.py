@@ -35,8 +35,8 @@ class PairRows:
 
 def kept_share(amounts: Amounts, limits: Limits) -> float:
     """Returns the share of rows whose prompt is not dropped as too long."""
-    found = [each.under(limits) is not None for each in amounts.pairs]
-    return sum(found) / max(1, len(found))
+    kept = amounts.once(("kept", limits.model_dump_json()), lambda: sum(each.under(limits) is not None for each in amounts.pairs))
+    return kept / max(1, len(amounts.pairs))
 
 
 def portion_rows(amounts: Amounts, portion: Portion) -> int:
@@ -50,6 +50,12 @@ def pair_rows(amounts: Amounts, each: Iteration, limits: Limits, pairs: int, *, 
 
     The explored sample has a part of its own where it is neither the best nor the worst of the candidates.
     """
+    key = ("pairs", each.name, limits.model_dump_json(), pairs, explore)
+    return amounts.once(key, lambda: _pair_rows(amounts, each, limits, pairs, explore=explore))
+
+
+def _pair_rows(amounts: Amounts, each: Iteration, limits: Limits, pairs: int, *, explore: bool) -> PairRows:
+    """Returns the rows of `pair_rows`."""
     generate = each.settings.generate
     own = distinct_explored(each) if explore else 0.0
     sampled = sampled_share(each)
@@ -101,6 +107,12 @@ def sampled_lengths(amounts: Amounts, limits: Limits, new_tokens: int, batch: in
 
     Requests are sorted by their prompts before they are cut into batches.
     """
+    key = ("sampled", limits.model_dump_json(), new_tokens, batch, batches)
+    return amounts.once(key, lambda: _sampled_lengths(amounts, limits, new_tokens, batch, batches))
+
+
+def _sampled_lengths(amounts: Amounts, limits: Limits, new_tokens: int, batch: int, batches: int) -> Sampled:
+    """Returns the lengths of `sampled_lengths`."""
     kept = [each for each in amounts.pairs if _fits(each, limits)]
     prompts = [_prompt(each, limits) for each in kept] or [limits.max_length / 2]
     news = sorted(min(each.chosen, new_tokens) for each in kept) or [new_tokens]
@@ -132,6 +144,12 @@ def comparisons(rank: RankSettings, candidates: int) -> int:
 
 def judged_length(amounts: Amounts, rank: RankSettings) -> tuple[float, float]:
     """Returns the mean and the longest tokens of what a ranker reads at once."""
+    key = ("judged", rank.ranker, rank.max_length, rank.source_max_length, rank.candidate_max_length)
+    return amounts.once(key, lambda: _judged_length(amounts, rank))
+
+
+def _judged_length(amounts: Amounts, rank: RankSettings) -> tuple[float, float]:
+    """Returns the lengths of `judged_length`."""
     if rank.ranker == "pairrm":
         sizes = [
             min(each.prompt, rank.source_max_length) + 2 * min(each.chosen, rank.candidate_max_length) for each in amounts.pairs
