@@ -91,12 +91,20 @@ def settings_of(request: Request, runs: Path, amounts: Amounts | None = None) ->
     if run.launch.on_cpu or request.launch is not None:
         return [first]
     names = SEVERAL if run.launch.processes > 1 else ONE
+    if "rmsprop" in _optimizers(run):  # accelerate exchanges Adam for DeepSpeed's, and knows no other RMSprop.
+        names = tuple(name for name in names if "offload" not in name)
     others = [
         Launch(name, run.launch.processes, replaced=True, gpus=run.launch.processes)
         for name in names
         if name != run.launch.name and (RECIPES / "accelerate" / f"{name}.yaml").is_file()
     ]
     return [first, *(replace(first, run=replace(run, launch=each), sharding=sharding_of(each)) for each in others)]
+
+
+def _optimizers(run: Run) -> set[str]:
+    """Returns the optimizers of a run's trainings."""
+    sections = [run.settings.sft, *(each.settings.train for each in run.iterations)]
+    return {section.optim for section in sections if section is not None}
 
 
 def rules_once() -> Callable[[Setting], list[StageRule]]:

@@ -8,6 +8,7 @@ from typing import Any
 from handbook_ext.graph import stages as files
 from handbook_ext.planning import memory_model, stage_work, time_model
 from handbook_ext.planning.amounts import mean
+from handbook_ext.planning.calibration import at_width
 from handbook_ext.planning.figures import Estimate, Setting, keep_highest
 from handbook_ext.planning.memory_model import Memory, Rows
 from handbook_ext.planning.shapes import Shape
@@ -102,7 +103,7 @@ def _judged(setting: Setting, model: Any, rank: RankSettings, found: Estimate, r
     found.tokens += readings * length
     flops = shape.body_flops(readings * length, length)
     rates = setting.machine.rates
-    found.seconds += flops / time_model.at_width(rates.scoring, shape.hidden) / processes
+    found.seconds += flops / at_width(rates.scoring, shape.hidden) / processes
     if rank.ranker == "self":
         found.seconds += time_model.sampling_seconds(
             shape, rates, batches=readings / rank.batch_size / processes, rows=rank.batch_size, prompt=0.0,

@@ -114,7 +114,7 @@ def sampled_lengths(amounts: Amounts, limits: Limits, new_tokens: int, batch: in
 def _sampled_lengths(amounts: Amounts, limits: Limits, new_tokens: int, batch: int, batches: int) -> Sampled:
     """Returns the lengths of `sampled_lengths`."""
     kept = [each for each in amounts.pairs if _fits(each, limits)]
-    prompts = [_prompt(each, limits) for each in kept] or [limits.max_length / 2]
+    prompts = [_prompt(each, limits) for each in kept] or [limits.max_length // 2]
     news = sorted(min(each.chosen, new_tokens) for each in kept) or [new_tokens]
     # The longest of a batch is near that quantile of all.
     most = news[min(len(news) - 1, math.ceil(len(news) * (1 - 1 / (1 + batch))) - 1)]

@@ -10,6 +10,7 @@ from handbook_ext.graph import stages as files
 from handbook_ext.objectives.batching import fitting_micro_batch
 from handbook_ext.planning import memory_model, stage_work, time_model
 from handbook_ext.planning.amounts import mean
+from handbook_ext.planning.calibration import at_width
 from handbook_ext.planning.figures import Estimate, Setting
 from handbook_ext.planning.memory_model import Rows, adapters_of
 from handbook_ext.planning.stage_work import PairRows
@@ -81,7 +82,7 @@ def fit_ranker(setting: Setting, settings: files.RankerStage, found: Estimate) -
     _train(inner, found, plain, pairs, micro, None, tokens=2 * micro * padded, length=padded, predicted=0.0, tokenised=2 * pairs)
     held = round(setting.amounts.train * fit.test_share * (1.0 if settings.part == "all" else 0.5))
     flops = shape.body_flops(2 * held * padded, padded)
-    found.seconds += flops / time_model.at_width(setting.machine.rates.scoring, shape.hidden)
+    found.seconds += flops / at_width(setting.machine.rates.scoring, shape.hidden)
     found.work = f"{pairs:,} pairs"
 
 
