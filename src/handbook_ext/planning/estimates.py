@@ -11,7 +11,7 @@ from handbook_ext.graph.rule import StageRule
 from handbook_ext.planning import stage_work, time_model
 from handbook_ext.planning.figures import Estimate, Setting
 from handbook_ext.planning.samplings import evaluate, generate, rank_samples
-from handbook_ext.planning.space import disk_needed, kept_bytes
+from handbook_ext.planning.space import SAVED, disk_needed, kept_bytes
 from handbook_ext.planning.trainings import fit_ranker, preference, score_candidates, score_pairs, sft
 
 REPORT_SECONDS = 3.0
@@ -46,7 +46,9 @@ def _loaded(setting: Setting, settings: StageSettings, found: Estimate) -> float
         return 2.0 * weights / setting.sharding.processes  # In parts; but one process gathers the whole to save it.
     if isinstance(settings, files.GenerateStage | files.EvaluateStage) and setting.run.settings.generate.engine == "vllm":
         return 0.0  # vLLM reads onto the GPU.
-    return found.memory.device.get("weights", 0.0) if setting.sharding.stage < 3 else 4.0 * weights
+    if isinstance(settings, files.SFTStage | files.TrainStage) and setting.sharding.stage == 3:
+        return (4.0 if settings.model.lora is None else SAVED[settings.model.dtype]) * weights  # FSDP shards it afterwards.
+    return found.memory.device.get("weights", 0.0)
 
 
 def _rows_only(setting: Setting, settings: Any, found: Estimate) -> None:

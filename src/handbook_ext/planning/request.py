@@ -90,7 +90,7 @@ def settings_of(request: Request, runs: Path, amounts: Amounts | None = None) ->
     first = Setting(run, folder, policy_shape(run, folder), amounts or amounts_of(run, folder), machine, sharding)
     if run.launch.on_cpu or request.launch is not None:
         return [first]
-    names = SEVERAL if run.launch.processes > 1 else ONE
+    names: tuple[str, ...] = SEVERAL if run.launch.processes > 1 else ONE
     if "rmsprop" in _optimizers(run):  # accelerate exchanges Adam for DeepSpeed's, and knows no other RMSprop.
         names = tuple(name for name in names if "offload" not in name)
     others = [
