@@ -286,3 +286,20 @@ def test_make_plans_and_makes_nothing_of_the_run(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.startswith("error: mine-micro does not fit CPU, 0.1 GB of main memory")
     assert "Traceback" not in done.stderr
+
+
+def test_an_optimizer_that_cannot_be_offloaded_is_not(models: None) -> None:
+    launches = settings_of(Request("zephyr-selm", gpus=2, vram="24", set="train.optim=rmsprop"), RUNS)
+    assert not [each.sharding.name for each in launches if each.sharding.offload_optimizer]
+    launches = settings_of(Request("zephyr-selm", gpus=2, vram="24"), RUNS)
+    assert [each.sharding.name for each in launches if each.sharding.offload_optimizer] == [
+        "zero3-offload", "zero3-offload-weights",
+    ]  # fmt: skip
+
+
+def test_main_memory_counts_the_policies_that_processes_read(models: None) -> None:
+    setting, choice, _ = planned(Request("zephyr-selm", gpus=8, vram="80"))
+    found = {each.artifact: each.memory.main["loading"] for each in choice.estimates if each.on_device}
+    assert found["iter0/logprobs"] == 8 * 2 * setting.shape.weights  # Scoring, in bf16, whole in each process.
+    assert found["iter0/policy"] == 2 * setting.shape.weights  # ZeRO-3 reads its parts.
+    assert found["iter1/completions.jsonl"] == 0  # vLLM reads onto the GPU.
