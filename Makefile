@@ -3,6 +3,8 @@
 # make zephyr-selm-iter3                      whatever iteration 3 still needs, in order; safe to interrupt and to repeat
 # make -n zephyr-selm-iter3                   print the commands instead
 # make zephyr-selm-check                      what a run lacks here, its schedules and its tokens, before anything trains
+# make zephyr-selm-plan GPUS=4 VRAM=40        steps, memory, time and disk on that machine, and what must change to fit; WRITE= leaves it
+# make calibrate                              measures what this machine computes, for its plans' times
 # make tiny-selm-why                          why each stage would run again: which setting or input changed
 # make tiny-sera SET="train.beta=0.5"         one try, in a folder of its own; DATA=folder likewise
 # make zephyr-selm LAUNCH=fsdp2 GPUS=4        the same run elsewhere
@@ -17,7 +19,7 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS SEEDS BESIDE JOBS THREADS ONLY
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -48,7 +50,7 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed lint
-override PROJECT   := $(UNPLANNED) bench mutants
+override PROJECT   := $(UNPLANNED) bench calibrate mutants
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -110,6 +112,10 @@ lint: $(VENV)/ready
 	$(VENV)/bin/lint-imports
 bench: $(VENV)/ready
 	$(PYTHON) scripts/bench_training.py --out $(RUNS)/bench
+
+# What plans of hardware read; a GPU is measured where one is here.
+calibrate: $(VENV)/ready
+	OMP_NUM_THREADS=$(THREADS) $(PYTHON) scripts/calibrate.py --out $(RUNS)
 
 # The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
 mutants: $(VENV)/ready

@@ -5,11 +5,12 @@ Prints their paths. Make calls this with its words quoted, before it reads any o
 
 import argparse
 import hashlib
+import json
 import sys
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.graph.goals import VARIABLES, WHY, Plan, plan_goals, runs_folder
+from handbook_ext.graph.goals import PLAN_REQUEST, VARIABLES, WHY, Plan, plan_goals, runs_folder
 from handbook_ext.graph.makefile import replaced, write_run
 from handbook_ext.graph.why import why_text
 from handbook_ext.planning.preflight import missing, pending_of, unknown_sizes
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> None:
             write_run(run, runs)
         for name in plan.explained:
             replaced(runs / name / WHY, why_text(plan.runs[name], runs / name))
+        for name, asked in plan.planned.items():
+            replaced(runs / name / PLAN_REQUEST, json.dumps(asked) + "\n")
         text = "\n".join(plan.lines) + "\n"
         path = runs / ".goals" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.mk"
         replaced(path, text)

@@ -51,6 +51,18 @@ def free_memory() -> int | None:
     return min(free, int(limit) - int(used) + (int(cache[1]) if cache else 0))  # The kernel gives its cache of files back.
 
 
+def total_memory() -> int | None:
+    """Returns the bytes of main memory of this machine, or of its container where that has a limit; None where nobody says."""
+    try:
+        found = re.search(r"^MemTotal:\s+(\d+) kB$", MEMORY.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return None
+    whole = None if found is None else 1024 * int(found[1])
+    path = CGROUP / "memory.max"
+    limit = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return min(whole, int(limit)) if whole is not None and limit.isdigit() else whole
+
+
 def has_package(*names: str) -> bool:
     """Tells whether one of the packages can be imported, without importing it."""
     return any(find_spec(name) is not None for name in names)

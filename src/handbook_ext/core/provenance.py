@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import resource
 import subprocess
 import sys
 from functools import cache
@@ -75,6 +77,22 @@ def hardware() -> dict[str, str | int | list[str]]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return found
+
+
+def peak_memory() -> dict[str, int]:
+    """Returns the bytes of main memory that this process has held at most and, where torch has used one, of its GPU.
+
+    Main memory counts the libraries, also where a warm process had loaded them before this one was forked.
+    """
+    status = Path("/proc/self/status")
+    high = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE) if status.is_file() else None
+    # Without the kernel's own mark: macOS counts bytes, the others KiB.
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {"main": used if high is None else 1024 * int(high[1])}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["gpu"] = int(torch.cuda.max_memory_allocated())
     return found
 
 

@@ -34,7 +34,7 @@ from handbook_ext.core.artifacts import (
 )  # fmt: skip
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import write_json
-from handbook_ext.core.provenance import code_state, hardware, launch_facts, package_versions
+from handbook_ext.core.provenance import code_state, hardware, launch_facts, package_versions, peak_memory
 from handbook_ext.core.stage_settings import StageSettings, differences, identity, read_settings_as
 
 # Set to 1, a stage reuses the artifact of a sibling run with identical settings and inputs.
@@ -42,7 +42,7 @@ SHARE = "HANDBOOK_SHARE"
 # What every manifest records of how it was made; the other entries are specific to a stage.
 OWN_FACTS = {
     "stage", "recipe", "overrides", "iteration", "sha256", "files", "key", "inputs", "external", "settings", "counts", "seed",
-    "seconds", "code", "hardware", "packages", "shared_from", "launch",
+    "seconds", "code", "hardware", "packages", "shared_from", "launch", "peak_memory",
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ class Stage(Generic[S]):
             "key": self._key(), "inputs": self.hashes, "external": self.external,
             "settings": self.raw, "counts": counts, "seed": settings.seed, "launch": launch_facts(),
             "seconds": round(time.time() - self._started, 2), "code": code_state(), "hardware": hardware(),
-            "packages": package_versions(), **facts,
+            "packages": package_versions(), "peak_memory": peak_memory(), **facts,
         }  # fmt: skip
         path = manifest_path(self.artifact)
         if self.out.is_dir():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.graph.folders import distinct_seeds, hardware_request, runs_folder
 from handbook_ext.graph.makefile import PLAIN, begun_with, plain, targets_of
 from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.run_rules import run_rules
@@ -21,34 +22,45 @@ from handbook_ext.recipes.table_files import read_table, run_of_row, table_names
 from handbook_ext.recipes.yaml_tree import nearest
 
 WHY = "why.txt"
+CALIBRATE = "calibrate"
+PLAN_REQUEST = "plan.json"  # What a plan was asked for, in the folder of its run.
 _NUMBER = r"[1-9][0-9]{0,3}"
+_SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
+READERS = {
+    "run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "plan": "<run>-plan",
+    "calibrate": CALIBRATE, "project": "bench and mutants",
+}  # fmt: skip
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
-    "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {"run", "seeds", "table", "project"}),
-    "SET": (r"[\s\S]*", "", {"run", "seeds"}),
-    "DATA": (r"[\s\S]*", "", {"run", "seeds"}),
-    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "seeds", "table"}),
-    "GPUS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
+    "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
+    "SET": (r"[\s\S]*", "", {"run", "seeds", "plan"}),
+    "DATA": (r"[\s\S]*", "", {"run", "seeds", "plan"}),
+    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "seeds", "table", "plan"}),
+    "GPUS": (_NUMBER, "a number from 1", {"run", "seeds", "table", "plan"}),
     "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
     "JOBS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
-    "THREADS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
+    "THREADS": (_NUMBER, "a number from 1", {"run", "seeds", "table", "plan", "calibrate"}),
+    "VRAM": (_SIZE, "the GB of one GPU, such as 24", {"plan"}),
+    "RAM": (_SIZE, "the GB of main memory, such as 128", {"plan"}),
+    "WRITE": (rf"{RECIPES}/\w[\w.-]*/\w[\w.-]*\.yaml", f"a recipe to be, such as {RECIPES}/mine/small.yaml", {"plan"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
-READERS = {"run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "project": "bench and mutants"}
 
 
 @dataclass
 class Plan:
     """The runs that goals need, by name, the lines of make that connect goals with them, and the runs to be explained.
 
-    `wanted` has by goal the artifacts to be made for it: each the name of its run and the path in the run's folder.
+    `wanted` has by goal the artifacts to be made for it: each the name of its run and the path in the run's folder. `planned` has
+    by run what a plan of its hardware was asked for; nothing of such a run is made.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     explained: list[str] = field(default_factory=list)
     wanted: dict[str, dict[tuple[str, str], None]] = field(default_factory=dict)
+    planned: dict[str, dict[str, str | int]] = field(default_factory=dict)
 
     def add(self, run: Run) -> Run:
         """Adds a run once; returns it."""
@@ -84,26 +96,6 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     return plan
 
 
-def distinct_seeds(runs: list[Run]) -> list[Run]:
-    """Returns the runs of a recipe under several seeds; raises UserError where two have one seed, which would count twice."""
-    seeds = [run.settings.seed for run in runs]
-    for run in runs:
-        if seeds.count(run.settings.seed) > 1:
-            raise UserError(
-                f"{run.tree.where(('seed',))}: {run.recipe} has seed {run.settings.seed} by itself and -seed{run.settings.seed} "
-                f"under SEEDS={len(runs)}; give the recipe seed: 1, or a seed above {len(runs)}"
-            )
-    return runs
-
-
-def runs_folder(variables: Mapping[str, str]) -> str:
-    """Returns the folder of all runs, spelt in the one way in which make's text has it: make takes `a//b` and `a/b` for two."""
-    folder = str(Path(variables.get("RUNS", "runs")))
-    if folder.startswith("-"):
-        raise UserError(f"RUNS: {variables['RUNS']!r} begins with a dash, like an option of a command; give another folder")
-    return folder
-
-
 def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: Mapping[str, str]) -> None:
     """Raises UserError for a variable that has another form than it should, or that no goal reads."""
     for name, value in variables.items():
@@ -125,11 +117,11 @@ def _kind(goal: str) -> str:
     """Returns what sort of goal a word is; a UserError where its form is none of a goal."""
     if not re.fullmatch(PLAIN, goal):
         raise UserError(f"{goal!r} is no goal: those have letters, digits and . / + @ , _ - alone; make help shows some")
-    if goal in PROJECT:
-        return "project"
+    if goal in (CALIBRATE, *PROJECT):
+        return "calibrate" if goal == CALIBRATE else "project"
     if goal == "tables" or goal.startswith(TABLE):
         return "table"
-    return "seeds" if goal.endswith("-seeds") else "run"
+    return "seeds" if goal.endswith("-seeds") else "plan" if goal.endswith("-plan") else "run"
 
 
 class _Planner:
@@ -138,7 +130,7 @@ class _Planner:
     def __init__(self, variables: Mapping[str, str], root: Path) -> None:
         """Takes variables that were checked."""
         self.plan, self.root = Plan(), root
-        self.folder = runs_folder(variables)
+        self.folder, self.variables = runs_folder(variables), variables
         self.seeds = range(1, 1 + int(variables.get("SEEDS", "3")))
         self.beside = variables.get("BESIDE", "").split()
         self.launch = {"launch": variables.get("LAUNCH") or None, "gpus": int(variables["GPUS"]) if "GPUS" in variables else None}
@@ -147,6 +139,14 @@ class _Planner:
 
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
+
+    plan_calibrate = plan_project
+
+    def plan_plan(self, goal: str) -> None:
+        """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""
+        run = resolve(name := goal.removesuffix("-plan"), self.root, overrides=self.overrides, engines=self._begun_with)
+        self.plan.planned[run.name] = hardware_request(name, self.variables)
+        self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(self._folder(run))}")
 
     def plan_run(self, goal: str) -> None:
         """Plans a run's report, an iteration, the reasons why stages would run, or a file of a run."""

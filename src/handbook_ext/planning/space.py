@@ -40,7 +40,7 @@ def weights_of(run: Run, folder: Path) -> int | None:
 
 def disk_needed(run: Run, rules: Sequence[StageRule], weights: int) -> int:
     """Returns the bytes that the rules' artifacts need at least: all policies, and the largest checkpoint to resume from."""
-    kept = sum(_kept(rule.settings, weights) for rule in rules)
+    kept = sum(kept_bytes(rule.settings, weights) for rule in rules)
     return kept + max((_checkpoint(rule.settings, run, weights) for rule in rules), default=0)
 
 
@@ -82,7 +82,7 @@ def weights_in(files: Iterable[Path]) -> int:
     return total
 
 
-def _kept(settings: StageSettings, weights: int) -> int:
+def kept_bytes(settings: StageSettings, weights: int) -> int:
     """Returns the bytes of the weights that a stage leaves."""
     if isinstance(settings, RankerStage):
         return 4 * weights

@@ -35,8 +35,13 @@ class Launch:
         return self.name == CPU or self.name.endswith(f"-{CPU}")
 
 
-def launch_of(stated: str, tree: Tree, root: Path, *, launch: str | None = None, gpus: int | None = None) -> Launch:
-    """Returns where a run is launched; a UserError names the configurations that there are."""
+def launch_of(
+    stated: str, tree: Tree, root: Path, *, stated_gpus: int | None = None, launch: str | None = None, gpus: int | None = None
+) -> Launch:  # fmt: skip
+    """Returns where a run is launched; a UserError names the configurations that there are.
+
+    The processes are those of the command line, else the recipe's for its own launch, else those of the configuration.
+    """
     files = {path.stem: path for path in (root / "accelerate").glob("*.yaml")}
     known = sorted({CPU, *files})
     name = stated if launch is None else launch
@@ -49,6 +54,12 @@ def launch_of(stated: str, tree: Tree, root: Path, *, launch: str | None = None,
         raise UserError(f"GPUS: the launch cpu has one process, not {gpus}; give LAUNCH=ddp as well, or another of several GPUs")
     if gpus is not None:
         return Launch(name, gpus, replaced=True, gpus=gpus)
+    if stated_gpus is not None and launch is None:
+        if name == CPU and stated_gpus != 1:
+            raise UserError(
+                f"{tree.where(('gpus',))}: gpus: the launch cpu has one process, not {stated_gpus}; set a launch of GPUs"
+            )
+        return Launch(name, stated_gpus, gpus=None if name == CPU else stated_gpus)
     if name == CPU:
         return Launch(name, 1, replaced=launch is not None)
     config = yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}

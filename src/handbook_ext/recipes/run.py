@@ -113,7 +113,7 @@ def resolve(
     recipe = "-".join([parsed.recipe, *parsed.variants]) + labels_of(overrides)
     full = recipe if parsed.seed is None else f"{recipe}-seed{parsed.seed}"
     checked = validated(tree)
-    where = launch_of(checked.launch, tree, root, launch=launch, gpus=gpus)
+    where = launch_of(checked.launch, tree, root, stated_gpus=checked.gpus, launch=launch, gpus=gpus)
     engine = engine_of(checked.generate.engine, where, engines(full))
     settings = derived(checked, tree, engine)
     check_batches(settings, tree, where)

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from handbook_ext.objectives.losses import LOSSES
-from handbook_ext.recipes.section import Section
+from handbook_ext.recipes.section import Positive, Section
 from handbook_ext.recipes.settings_rank import FitSettings, JudgeSettings, RankSettings
 from handbook_ext.recipes.settings_run import (
     DATA_SUFFIXES,
@@ -43,6 +43,7 @@ class Recipe(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(42, description="of data, sampling, order and initial weights")
     launch: str = Field("cpu", description="launch configuration recipes/accelerate/<launch>.yaml; cpu is plain python")
+    gpus: Positive | None = Field(None, description="processes of the launch, a GPU each; null is what its file says")
     model: ModelSettings
     data: CheckedData
     sft: SFTSettings | None = Field(None, description="null starts from model.name_or_path as it is")
