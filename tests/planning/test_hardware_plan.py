@@ -96,11 +96,13 @@ def test_zephyr_on_the_papers_machine_needs_no_change(models: None) -> None:
 def test_zephyr_on_two_small_gpus_is_offloaded_and_says_why(models: None) -> None:
     told = text(Request("zephyr-selm", gpus=2, vram="24"))
     assert "changed: launch: zero3 -> zero3-offload (under zero3, with the smallest settings, iter" in told
-    assert "changed: evaluate.implicit_reward: true -> false (as the recipe has it, iter0/eval.json holds 35." in told
+    assert told.count("changed: ") == 1
     assert "of main memory; RAM= has it checked" in told
-    assert "run: make zephyr-selm LAUNCH=zero3-offload GPUS=2 SET=evaluate.implicit_reward=false\n" in told or (
-        "run: make zephyr-selm SET=evaluate.implicit_reward=false LAUNCH=zero3-offload GPUS=2\n" in told
-    )
+    assert "run: make zephyr-selm LAUNCH=zero3-offload GPUS=2\n" in told
+    smaller = text(Request("zephyr-selm", gpus=2, vram="17"))
+    assert "changed: evaluate.implicit_reward: true -> false (as the recipe has it, iter0/eval.json holds 21." in smaller
+    assert "changed: train.per_device_train_batch_size: 8 -> 2 (as the recipe has it, iter1/policy holds 23." in smaller
+    assert "2 x 64 accumulated x 2 = 256 a step, as before" in smaller
 
 
 def test_main_memory_that_is_given_is_checked(models: None) -> None:
@@ -141,7 +143,7 @@ def test_gpus_need_their_memory_and_a_cpu_has_none(models: None) -> None:
 
 
 def test_the_recipe_that_a_plan_leaves_needs_no_change_and_is_honoured(models: None, folder: Path) -> None:
-    request = Request("zephyr-selm", gpus=2, vram="24", write="recipes/mine/small.yaml")
+    request = Request("zephyr-selm", gpus=2, vram="17", write="recipes/mine/small.yaml")
     setting, choice, own = planned(request)
     said = write_recipe(request, setting, choice, own)
     assert said == "written: recipes/mine/small.yaml; make mine-small runs it, make mine-small-plan plans it\n"
@@ -154,8 +156,8 @@ def test_the_recipe_that_a_plan_leaves_needs_no_change_and_is_honoured(models: N
     assert "recipes/accelerate/zero3-offload.yaml --num_processes 2 scripts/train_policy.py" in run_text(
         run, run_rules(run), RUNS
     )
-    again, found, first = planned(Request("mine-small", vram="24"))
-    assert "changed: nothing\nrun: make mine-small\n" in plan_text(Request("mine-small", vram="24"), again, found, first)
+    again, found, first = planned(Request("mine-small", vram="17"))
+    assert "changed: nothing\nrun: make mine-small\n" in plan_text(Request("mine-small", vram="17"), again, found, first)
     Path("recipes/mine/small.yaml").write_text(written + "seed: 3\n")
     with pytest.raises(UserError, match=r"recipes/mine/small.yaml is there already and says something else"):
         write_recipe(request, setting, choice, own)

@@ -51,15 +51,21 @@ def _sampled(
             share=engine.gpu_memory_utilization if setting.machine.on_gpu else 0.0,
         ))  # fmt: skip
         return
-    batches = math.ceil(math.ceil(requests / rows) / processes)
+    usual, longest = (_fitting(rows, engine.tokens_per_batch, prompt + new) for prompt in (lengths.prompt, lengths.longest))
+    batches = math.ceil(math.ceil(requests / usual) / processes)
     found.seconds += len(temperatures) * time_model.sampling_seconds(
-        shape, rates, batches=batches, rows=rows, prompt=lengths.padded, steps=lengths.most, size=size
+        shape, rates, batches=batches, rows=usual, prompt=lengths.padded, steps=lengths.most, size=size
     )
     found.seconds += time_model.reading_seconds(rates, size * shape.weights)
     sampled = max(temperatures) > 0
     keep_highest(found, memory_model.sampling_memory(
-        shape, size, rows=rows, prompt=lengths.longest, new=new, sampled=sampled
+        shape, size, rows=longest, prompt=lengths.longest, new=new, sampled=sampled
     ))  # fmt: skip
+
+
+def _fitting(rows: int, tokens: int | None, positions: float) -> int:
+    """Returns how many rows of so many positions a batch has."""
+    return rows if tokens is None else max(1, min(rows, int(tokens / positions)))
 
 
 def rank_samples(setting: Setting, settings: files.RankStage, found: Estimate) -> None:
@@ -113,7 +119,7 @@ def _judged(setting: Setting, model: Any, rank: RankSettings, found: Estimate, r
 
 
 def evaluate(setting: Setting, settings: files.EvaluateStage, found: Estimate) -> None:
-    """Fills in evaluation: sampling on all processes; judging and implicit rewards on the first one alone."""
+    """Fills in evaluation, shared among all processes; a ranker without a model of its own judges on the first one alone."""
     evaluate, rank, shape = settings.evaluate, settings.rank, setting.shape
     prompts = min(setting.amounts.test, evaluate.prompts or setting.amounts.test)
     found.work = f"{prompts:,} prompts x {len(evaluate.temperatures)}"
@@ -127,7 +133,8 @@ def evaluate(setting: Setting, settings: files.EvaluateStage, found: Estimate) -
     beside = 2 if rank.ranker == "pairrm" else 0  # PairRM reads an answer beside the two of the data.
     readings = len(evaluate.temperatures) * stage_work.comparisons(rank, 1 + beside)
     readings += 2 * stage_work.comparisons(rank, 1 + beside) if implicit else 0
-    _judged(setting, settings.model, rank, found, prompts * readings, 1)
+    processes = setting.sharding.processes
+    _judged(setting, settings.model, rank, found, prompts * readings, processes if RANKERS[rank.ranker].on_device else 1)
     held = dict(judging.device)
     if implicit:
         size = SAVED[settings.model.dtype]
@@ -135,13 +142,13 @@ def evaluate(setting: Setting, settings: files.EvaluateStage, found: Estimate) -
         answers = mean([2 * row.chosen + row.rejected for row in setting.amounts.pairs])
         found.tokens += 2 * prompts * mean(rows)
         found.seconds += 2 * time_model.scoring_seconds(
-            shape, setting.machine.rates, prompts * mean(rows), mean(rows), prompts * answers
+            shape, setting.machine.rates, prompts * mean(rows) / processes, mean(rows), prompts * answers / processes
         )
         numbers = memory_model.Numbers(size, size, size)
         most = float(min(max(rows, default=1), 3 * settings.limits.max_length))
         batch = Rows(IMPLICIT_ROWS, most, IMPLICIT_ROWS * most)
         held = {
-            "weights": held.get("weights", 0.0) + 2 * size * shape.weights,
+            "weights": held.get("weights", 0.0) + size * shape.weights,  # One policy after the other.
             "activations": memory_model.activations(shape, numbers, batch, checkpointing=False, training=False)
             + memory_model.mask_bytes(numbers, batch),
             "logits": memory_model.logits_bytes(shape, numbers, min(batch.predicted, 4096), training=False),

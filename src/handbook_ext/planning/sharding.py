@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from handbook_ext.recipes.launch_checks import ON_CPU, Launch
+from handbook_ext.recipes.launch_checks import Launch, on_cpu
 from handbook_ext.recipes.names import RECIPES
 
 
@@ -28,7 +28,7 @@ class Sharding:
     @property
     def on_cpu(self) -> bool:
         """Tells whether its processes compute on the CPU."""
-        return self.name in ON_CPU
+        return on_cpu(self.name)
 
     def shared(self, stage: int) -> int:
         """Returns among how many processes ZeRO shares what it shards from that stage on."""

@@ -32,7 +32,12 @@ class Launch:
     @property
     def on_cpu(self) -> bool:
         """Tells whether its processes need no GPU."""
-        return self.name == CPU or self.name.endswith(f"-{CPU}")
+        return on_cpu(self.name)
+
+
+def on_cpu(launch: str) -> bool:
+    """Tells whether a launch, by its name, needs no GPU."""
+    return launch == CPU or launch.endswith(f"-{CPU}")
 
 
 def launch_of(
