@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.logprobs import sum_by_segment, token_logprobs
 from handbook_ext.policies.packing import PackedRows, may_attend
+from handbook_ext.policies.segments import SEGMENTED, segment_mask, use_segments
 
 # Where `row_chunks` splits: a row would be padded by more than MAX_PADDING of the chunk's longest row, and the chunk has
 # MIN_POSITIONS already, enough to keep a processor busy.
@@ -92,13 +93,20 @@ def prefix_shared(model: PreTrainedModel) -> PreTrainedModel:
     # A subclass made here, not a wrapper: trainers and sharding see the model's own modules under their own names.
     kind = type(model)
     model.__class__ = type(kind.__name__, (PrefixShared, kind), {"__module__": kind.__module__})
+    use_segments(model)
     return model
 
 
 def attention_mask(model: PreTrainedModel, rows: PackedRows) -> Any:
-    """Returns the mask in the form that the model's attention takes: a block mask for flex_attention, else additive."""
+    """Returns the mask in the form that the model's attention takes; for SDPA the cheapest one."""
     if model.config._attn_implementation == "flex_attention":
         return _block_mask(rows)
+    if model.config._attn_implementation == SEGMENTED:
+        segments = segment_mask(rows)
+        if segments is not None:
+            return segments
+        if rows.pair.device.type == "cpu":
+            return may_attend(rows)  # One byte per entry; on a GPU, SDPA would make an additive mask of it in every layer.
     allowed = may_attend(rows)
     # Added to the attention scores, as transformers' own masks are: 0 where a query may see a key, else the type's minimum.
     dtype = model.get_input_embeddings().weight.dtype
