@@ -189,7 +189,8 @@ def test_train_refuses_reference_log_probs_that_are_not_those_of_its_policy(selm
     (command,) = workspace.commands("mine-micro-iter1")
     status, said = workspace.execute(command)
     assert (status, said.count("error:")) == (2, 1)
-    assert "the untrained policy differs from its stored log-probs by 0.1 nats per token (score.tolerance is 0.001)" in said
+    assert "the untrained policy differs from its stored log-probs by 0.1 nats per token, in the worst answer by 0.1" in said
+    assert "(score.tolerance is 0.001)" in said
 
 
 ONE_STEP = "iterations: {iter1: {train: {global_batch_size: 24, warmup_ratio: 0, alpha: 0.5, max_grad_norm: 1e9}}, "

@@ -152,20 +152,22 @@ def test_training_refuses_a_store_of_nan(build: BuildPolicy, encoded: EncodedPai
         trainer.train()
 
 
-@pytest.mark.parametrize("slot", [0, 1])
+@pytest.mark.parametrize(("batch", "slot"), [(0, 0), (0, 1), (3, 1)])
 @pytest.mark.parametrize(("error", "refused"), [(0.02, True), (-0.02, True), (0.005, False)])
-def test_one_wrong_pair_of_the_first_batch_is_enough_to_refuse_the_store(
-    slot: int, error: float, refused: bool, build: BuildPolicy, encoded: EncodedPairs, arguments: Arguments, tmp_path: Path
-) -> None:
-    """The tolerance, 0.01 nats per token, holds for the worst pair of the micro-batch: the other one agrees to the bit."""
+def test_one_wrong_pair_of_the_first_step_is_enough_to_refuse_the_store(
+    batch: int, slot: int, error: float, refused: bool, build: BuildPolicy, encoded: EncodedPairs, arguments: Arguments,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """The tolerance, 0.01 nats per token, holds for the worst pair of the step: the other ones agree to the bit."""
     policy = build()
     ready = encoded.with_reference(reference_sums(fill_store(tmp_path / "logprobs", policy, encoded), "ours"), "ours")
-    wrong = plan_of(encoded).epoch(0)[0][slot].index
+    wrong = plan_of(encoded).epoch(0)[batch][slot].index
     pair = ready.pairs[wrong]
     chosen, rejected, explored = pair.reference
-    ready.rows[wrong] = replace(ready.rows[wrong], reference=(chosen + error * len(pair.chosen), rejected, explored))
+    ready.rows[wrong] = replace(ready.rows[wrong], reference=(chosen, rejected + error * len(pair.rejected), explored))
     trainer = trainer_of(policy, ready, arguments(max_steps=1), tolerance=0.01)
-    with pytest.raises(UserError, match=r"by 0\.02 nats per token") if refused else contextlib.nullcontext():
+    message = r"in the worst answer by 0\.02, in 1 of 8 pairs by more than rounding \(score.tolerance is 0\.01\)"
+    with pytest.raises(UserError, match=message) if refused else contextlib.nullcontext():
         trainer.train()
 
 

@@ -44,7 +44,9 @@ class ScoreSettings(Section):
     """The store of log-probabilities under the policy that starts the iteration."""
 
     tolerance: Limit | None = Field(
-        None, description="nats per token by which training's first batch may differ from the store; null is 1e-3, bf16 2e-2"
+        None,
+        description="nats per token by which the answers of training's first step may differ from the store; null is 1e-3, and "
+        "2e-2 in bf16, where short answers may differ by more, and one pair of eight by more than rounding",
     )
 
 

@@ -46,7 +46,7 @@ def store_batches(plan: BatchPlan) -> list[list[list[Slot]]]:
     Scoring in the very shapes of training gives training's first step log-probs that are equal to the bit.
     """
     # Kernels choose their order of summation by shape: scored in other batches, the log-ratios of the untrained policy would be
-    # rounding errors instead of 0, and the check of training's first batch could not be strict.
+    # rounding errors instead of 0, and the check of training's first step could not be strict.
     return batched(plan.epoch(0), MICRO_BATCHES_PER_SHARD)
 
 
