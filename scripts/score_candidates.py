@@ -48,7 +48,8 @@ def main(argv: list[str]) -> None:
         prompts |= {group.prompt_id for group in wanted}
         scored[name], too_long = sum(len(group.texts) for group in new), max(too_long, encoded.too_long)
         stored[name] = sum(len(group.texts) for group in wanted) - scored[name]
-        shards = batched(encoded.batches(settings.sizes.per_device_train_batch_size), MICRO_BATCHES_PER_SHARD)
+        batches = encoded.batches(settings.sizes.per_device_train_batch_size, settings.sizes.micro_batch_tokens)
+        shards = batched(batches, MICRO_BATCHES_PER_SHARD)
         if shards:
             score_under(policies[name], encoded, shards, first, stage.out, name=name, sizes=settings.sizes, launch=launch)
         launch.wait()

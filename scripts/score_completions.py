@@ -8,10 +8,10 @@ from handbook_ext.core.records import PreferencePair
 from handbook_ext.core.shards import fill_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import ScorePairsStage
-from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
+from handbook_ext.training.plan_loader import plan_for
 from handbook_ext.training.scoring import open_as_trained, score_shard, store_batches
 
 
@@ -29,8 +29,10 @@ def main(argv: list[str]) -> None:
     with launch.main_first():
         encoded = encode_pairs(pairs, encoder, explore=settings.explore)
     policy = open_as_trained(source, launch).to(launch.device)
-    micro_batch = fitting_micro_batch(settings.global_batch_size, sizes.per_device_train_batch_size, launch.processes)
-    plan = BatchPlan(encoded.lengths, settings.global_batch_size, micro_batch, settings.seed)
+    plan = plan_for(
+        encoded.lengths, settings.global_batch_size, per_device=sizes.per_device_train_batch_size,
+        tokens=sizes.micro_batch_tokens, epochs=sizes.epochs, seed=settings.seed, processes=launch.processes,
+    )  # fmt: skip
     work = partial(
         score_shard,
         policy,

@@ -54,9 +54,11 @@ class Portion(Section):
 
 
 class BatchSizes(Section):
-    """In which shapes a policy is scored: those of training."""
+    """In which shapes a policy is scored: those of training. `epochs` decide on them with micro_batch_tokens only, else 1."""
 
     per_device_train_batch_size: int
+    micro_batch_tokens: int | None
+    epochs: int
     head_chunk: int
     bf16: bool
 

@@ -5,6 +5,8 @@ Legend: R rows, L tokens per row, B pairs, S completions, N completion tokens, D
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +15,15 @@ from transformers import PreTrainedModel
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.logprobs import sum_by_segment, token_logprobs
-from handbook_ext.policies.packing import PackedRows, may_attend
+from handbook_ext.policies.packing import EncodedGroup, EncodedPair, PackedRows, may_attend, pack
 from handbook_ext.policies.segments import SEGMENTED, segment_mask, use_segments
 
 # Where `row_chunks` splits: a row would be padded by more than MAX_PADDING of the chunk's longest row, and the chunk has
 # MIN_POSITIONS already, enough to keep a processor busy.
 MAX_PADDING = 0.05
 MIN_POSITIONS = 512
+BLOCK = 128  # Tokens of a block of FlexAttention's mask.
+PROGRAMS = 256  # Lengths in blocks that may be compiled: a row of 32,768 tokens has so many.
 
 
 class PrefixShared:
@@ -113,9 +117,14 @@ def attention_mask(model: PreTrainedModel, rows: PackedRows) -> Any:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def uses_one_row(model: PreTrainedModel) -> bool:
-    """Returns whether micro-batches should be packed in one row: a block mask skips what a dense mask computes."""
-    return bool(model.config._attn_implementation == "flex_attention")
+def pack_for(model: PreTrainedModel, pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int) -> PackedRows:
+    """Returns a micro-batch in the layout of a model's attention.
+
+    For flex_attention that is one row, since a block mask skips what a dense mask computes, in lengths of whole blocks.
+    """
+    if model.config._attn_implementation == "flex_attention":
+        return pack(pairs, pad_id=pad_id, one_row=True, multiple_of=BLOCK)
+    return pack(pairs, pad_id=pad_id)
 
 
 def pair_logprobs(values: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,8 +136,6 @@ def pair_logprobs(values: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor, Ten
 
 def _block_mask(rows: PackedRows) -> Any:
     """Returns FlexAttention's block mask of the rule in `packing.may_attend`, (R, 1, L, L)."""
-    from torch.nn.attention.flex_attention import create_block_mask  # noqa: PLC0415 - loads the compiler
-
     pair, part = rows.pair, rows.part
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -138,4 +145,16 @@ def _block_mask(rows: PackedRows) -> Any:
         return ((query >= key) & same & visible) | (query == key)
 
     count, length = pair.shape
-    return create_block_mask(rule, count, None, length, length, device=str(pair.device))
+    return _block_mask_maker(compiled=pair.device.type == "cuda")(rule, count, None, length, length, device=str(pair.device))
+
+
+@functools.cache
+def _block_mask_maker(*, compiled: bool) -> Callable[..., Any]:
+    """Returns the function that makes block masks; on a GPU compiled: else it holds the dense (L, L) rule."""
+    from torch.nn.attention.flex_attention import create_block_mask  # noqa: PLC0415 - loads the compiler
+
+    if not compiled:
+        return create_block_mask
+    # One program for each length, of which there are few; from PROGRAMS on torch would silently stop compiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+    return torch.compile(create_block_mask, dynamic=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -110,6 +111,16 @@ class TrainSettings(OptimizerSettings):
         "rendered prompt, a cut prompt without its head",
     )
     head_chunk: Positive = Field(4096, description="completion tokens that meet the LM head at once")
+    micro_batch_tokens: Positive | None = Field(
+        None,
+        description="row positions of a device's micro-batch, instead of a number of pairs; the global batch stays one of pairs, "
+        "and which pairs a step has stays the same; null is per_device_train_batch_size",
+    )
+
+    @property
+    def epochs(self) -> int:
+        """Returns how many epochs training begins."""
+        return math.ceil(self.num_train_epochs)
 
     @property
     def reward_form(self) -> RewardForm:

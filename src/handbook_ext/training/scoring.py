@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from handbook_ext.core.records import Answer, Messages
 from handbook_ext.core.shards import batched
-from handbook_ext.objectives.batching import BatchPlan, Slot
+from handbook_ext.objectives.batching import BatchPlan, Slot, within
 from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import EncodedPairs
-from handbook_ext.policies.forward import prefix_shared, uses_one_row
+from handbook_ext.policies.forward import pack_for, prefix_shared
 from handbook_ext.policies.launch import Launch
-from handbook_ext.policies.packing import EncodedGroup, EncodedPair, pack
+from handbook_ext.policies.packing import EncodedGroup, EncodedPair
 from handbook_ext.policies.source import PolicySource
 from handbook_ext.policies.truncation import Ids
 from handbook_ext.selection.log_prob_store import store_row
@@ -33,7 +33,7 @@ def score_batch(
     policy: PreTrainedModel, pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, head_chunk: int
 ) -> list[list[float]]:
     """Returns log-probs (nats, summed over the completion) of each pair's distinct completions."""
-    rows = pack(pairs, pad_id=pad_id, one_row=uses_one_row(policy)).to(policy.device)
+    rows = pack_for(policy, pairs, pad_id=pad_id).to(policy.device)
     with torch.no_grad():
         values = policy(rows=rows, head_chunk=head_chunk).tolist()
     starts = rows.chosen.tolist()  # A pair's completions lie together, and chosen is the first of them.
@@ -109,11 +109,11 @@ class EncodedGroups:
         """Returns a group as lists of ids."""
         return EncodedGroup(self.prompts[index].tolist(), [ids.tolist() for ids in self.completions[index]])
 
-    def batches(self, size: int) -> list[list[int]]:
-        """Returns the groups' indices in micro-batches of similar length, the longest first."""
+    def batches(self, size: int, tokens: int | None = None) -> list[list[int]]:
+        """Returns the groups' indices in micro-batches, the longest first: of `size` groups, or of `tokens` positions."""
         lengths = [len(prompt) + sum(map(len, texts)) for prompt, texts in zip(self.prompts, self.completions, strict=True)]
         order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-        return batched(order, size)
+        return batched(order, size) if tokens is None else within(order, lengths, tokens)
 
 
 def encode_groups(groups: Iterable[TextGroup], encoder: ChatEncoder) -> EncodedGroups:

@@ -18,8 +18,8 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.losses import implicit_reward, preference_accuracy
 from handbook_ext.objectives.objective import Objective
-from handbook_ext.policies.forward import pair_logprobs, uses_one_row
-from handbook_ext.policies.packing import EncodedPair, PackedRows, pack
+from handbook_ext.policies.forward import pack_for, pair_logprobs
+from handbook_ext.policies.packing import EncodedPair, PackedRows
 from handbook_ext.policies.saving import save_whole
 from handbook_ext.training.from_rows import Rows, prepare
 from handbook_ext.training.plan_loader import Pairs, PlanLoader, PlanSampler
@@ -58,7 +58,7 @@ class PreferenceTrainer(Trainer):
         self.pad_id, self.head_chunk, self.tolerance = pad_id, head_chunk, tolerance
         self._check: ReferenceCheck | None = None
         super().__init__(model=model, args=args, train_dataset=Pairs(pairs), callbacks=[MarkComplete(), *callbacks], **kwargs)
-        self.one_row = uses_one_row(model)
+        self._packed_for = model  # As given: a wrapper of a launch may hide its configuration.
         # Else Trainer assumes a loss summed over tokens, and does not divide by the accumulation steps, as compute_loss expects.
         self.model_accepts_loss_kwargs = False
         self._reset_metrics()
@@ -125,7 +125,7 @@ class PreferenceTrainer(Trainer):
         pairs = [pair for pair, _, _ in slots]
         return {
             "batch": PairBatch(
-                rows=pack(pairs, pad_id=self.pad_id, one_row=self.one_row),
+                rows=pack_for(self._packed_for, pairs, pad_id=self.pad_id),
                 reference=torch.tensor([pair.reference for pair in pairs]).T.contiguous(),  # (B, 3) -> (3, B)
                 weights=torch.tensor([weight for _, weight, _ in slots]),
                 most=slots[0][2],
