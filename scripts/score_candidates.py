@@ -70,7 +70,7 @@ def score_under(
     """Fills the shards of a folder, from number `first` on, with log-probs under one policy, whose files are checked first."""
     if source.artifact is not None:
         verified(source.artifact)
-    policy = open_as_trained(source, launch).to(launch.device)
+    policy = open_as_trained(source, launch, torch_compile=sizes.torch_compile, liger=sizes.liger).to(launch.device)
     pad_id = source.load_tokenizer().pad_token_id
     work = partial(score_groups, policy, encoded, policy_name=source.sha256, pad_id=pad_id, head_chunk=sizes.head_chunk)
     with launch.precision(sizes.bf16):

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     pairs = read_rows(stage.input("pairs"), PreferencePair)
     with launch.main_first():
         encoded = encode_pairs(pairs, encoder, explore=settings.explore)
-    policy = open_as_trained(source, launch).to(launch.device)
+    policy = open_as_trained(source, launch, torch_compile=sizes.torch_compile, liger=sizes.liger).to(launch.device)
     plan = plan_for(
         encoded.lengths, settings.global_batch_size, per_device=sizes.per_device_train_batch_size,
         tokens=sizes.micro_batch_tokens, epochs=sizes.epochs, seed=settings.seed, processes=launch.processes,

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         tokens=train.micro_batch_tokens, epochs=train.epochs, seed=settings.seed, processes=launch.processes,
     )  # fmt: skip
     arguments.gradient_accumulation_steps = plan.per_step // launch.processes
-    policy = open_as_trained(source, launch)
+    policy = open_as_trained(source, launch, torch_compile=train.torch_compile, liger=train.liger)
     trainer = PreferenceTrainer(
         policy if model.lora is None else adapted(policy, model.lora, settings.seed, arguments),
         arguments, encoded.pairs, plan, Objective.from_settings(train.model_dump()),

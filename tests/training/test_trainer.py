@@ -307,6 +307,18 @@ def test_the_micro_batch_follows_the_launch(at_most: int, processes: int, micro_
     assert batch_arguments(8, at_most, processes) == arguments
 
 
+def test_the_fused_optimizer_trains_on_a_cpu_as_the_plain_one(
+    build: BuildPolicy, referred: EncodedPairs, arguments: Arguments
+) -> None:
+    trained = []
+    for optim in ("adamw_torch", "adamw_torch_fused"):
+        trainer = trainer_of(build(), referred, arguments(optim=optim, num_train_epochs=1))
+        trainer.train()
+        assert trainer.optimizer.optimizer.defaults["fused"] is (True if optim.endswith("fused") else None)
+        trained.append(weights_of(trainer))
+    assert_close(*trained)
+
+
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 

@@ -179,9 +179,7 @@ def _sizes(each: Iteration) -> files.BatchSizes:
     """Returns the shapes in which log-probs are computed: those of training."""
     train = each.settings.train
     return files.BatchSizes(
-        per_device_train_batch_size=train.per_device_train_batch_size,
-        micro_batch_tokens=train.micro_batch_tokens,
-        epochs=1 if train.micro_batch_tokens is None else train.epochs,
-        head_chunk=train.head_chunk,
-        bf16=train.bf16,
-    )
+        per_device_train_batch_size=train.per_device_train_batch_size, micro_batch_tokens=train.micro_batch_tokens,
+        epochs=1 if train.micro_batch_tokens is None else train.epochs, head_chunk=train.head_chunk, bf16=train.bf16,
+        torch_compile=train.torch_compile, liger=train.liger,
+    )  # fmt: skip

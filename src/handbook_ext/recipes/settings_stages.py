@@ -117,6 +117,11 @@ class TrainSettings(OptimizerSettings):
         "and which pairs a step has stays the same; null is per_device_train_batch_size",
     )
 
+    torch_compile: bool = Field(False, description="compile the policy's body with torch; some minutes before the first step")
+    liger: bool = Field(
+        False, description="Liger's norms, MLPs and rotations on a GPU; needs liger-kernel, and an architecture that it knows"
+    )
+
     @property
     def epochs(self) -> int:
         """Returns how many epochs training begins."""

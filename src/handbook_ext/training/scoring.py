@@ -15,6 +15,7 @@ from handbook_ext.objectives.batching import BatchPlan, Slot, within
 from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import EncodedPairs
 from handbook_ext.policies.forward import pack_for, prefix_shared
+from handbook_ext.policies.kernels import use_kernels
 from handbook_ext.policies.launch import Launch
 from handbook_ext.policies.packing import EncodedGroup, EncodedPair
 from handbook_ext.policies.source import PolicySource
@@ -24,9 +25,10 @@ from handbook_ext.selection.log_prob_store import store_row
 MICRO_BATCHES_PER_SHARD = 32  # A process that was killed repeats at most these.
 
 
-def open_as_trained(source: PolicySource, launch: Launch) -> PreTrainedModel:
-    """Returns a policy as training loads it: weights of training's numeric type, prefix-shared forward."""
-    return prefix_shared(source.load(dtype=launch.training_dtype(source.model)))
+def open_as_trained(source: PolicySource, launch: Launch, *, torch_compile: bool, liger: bool) -> PreTrainedModel:
+    """Returns a policy as training loads it: weights of training's numeric type, prefix-shared forward, training's kernels."""
+    policy = prefix_shared(source.load(dtype=launch.training_dtype(source.model)))
+    return use_kernels(policy, torch_compile=torch_compile, liger=liger)
 
 
 def score_batch(
