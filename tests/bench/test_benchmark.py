@@ -157,8 +157,15 @@ def test_quick_benchmark_runs_and_agrees(
     assert all(check["agrees"] for check in result["agreement"].values())
     assert len(result["raw"]["dpo_trl"]["seconds"]) == 1
     rows = {row["variant"]: row for row in result["rows"]}
-    assert rows["DPO, ours"]["flop_ratio"] > rows["DPO, ours + scoring"]["flop_ratio"] > 1
-    assert rows["SELM, ours"]["flop_ratio"] > rows["SELM, ours + scoring"]["flop_ratio"] > 1
+    for kind, name in (("DPO", "live"), ("SELM", "live"), ("DPO", "precomputed")):
+        alone, scored = (rows[f"{kind}, ours{more}"][name]["flop_ratio"] for more in ("", " + scoring"))
+        assert min(alone, scored) > 1
+        assert name == "precomputed" or alone > scored
+    # A live reference is a forward pass more than a precomputed one, whose scoring is that pass.
+    flops = {name: row["gflops_per_pair"] for name, row in rows.items()}
+    assert flops["DPO, TRL, live reference"] == pytest.approx(flops["DPO, TRL, precomputed + scoring"], rel=0.15)
+    assert flops["DPO, TRL, reference precomputed"] < 0.8 * flops["DPO, TRL, live reference"]
+    assert result["agreement"]["dpo_ours_bf16 = dpo_trl_bf16"]["gradient_relative_difference"] > 1e-4  # It is bf16.
     assert "DPO, ours + scoring" in capsys.readouterr().out
 
 
