@@ -48,7 +48,7 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed lint
-override PROJECT   := $(UNPLANNED) bench mutants
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu mutants
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -110,6 +110,11 @@ lint: $(VENV)/ready
 	$(VENV)/bin/lint-imports
 bench: $(VENV)/ready
 	$(PYTHON) scripts/bench_training.py --out $(RUNS)/bench
+bench-growth: $(VENV)/ready
+	$(PYTHON) scripts/bench_growth.py --out $(RUNS)/bench
+# On one GPU; --profile, --shapes and the rest: scripts/bench_gpu.py --help.
+bench-gpu: $(VENV)/ready
+	$(PYTHON) scripts/bench_gpu.py --out $(RUNS)/bench
 
 # The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
 mutants: $(VENV)/ready

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ class Size:
     mlp: int = 768
     layers: int = 3
     heads: int = 2
+    tied: bool = False
     head_chunk: int = 4096
     beta: float = 0.01
     alpha: float = 0.5
@@ -50,6 +51,7 @@ QUICK = Size(
 )  # fmt: skip
 
 
+OUR_WAYS = {"dpo_ours": ("dpo", False), "selm_ours": ("selm", False), "dpo_ours_bf16": ("dpo", True)}
 TRL_WAYS: dict[str, dict[str, bool]] = {
     "dpo_trl": {}, "dpo_trl_precomputed": {"precompute_ref_log_probs": True}, "dpo_trl_bf16": {"bf16": True},
     "dpo_trl_precomputed_bf16": {"precompute_ref_log_probs": True, "bf16": True},
@@ -60,8 +62,8 @@ TRL_WAYS: dict[str, dict[str, bool]] = {
 class Steps:
     """The timed parts on shared weights and pairs: name -> function of the round that returns the loss (or 0)."""
 
-    def __init__(self, size: Size, seed: int, folder: Path) -> None:
-        """Builds reference, policy (the reference plus noise, as in mid-training), pairs, trainers."""
+    def __init__(self, size: Size, seed: int, folder: Path, only: Collection[str] = ()) -> None:
+        """Builds reference, policy (the reference plus noise, as in mid-training), pairs, and the trainers, or `only` some."""
         self.size, self.seed = size, seed
         torch.manual_seed(seed)
         self.reference = build_model(size)
@@ -76,22 +78,24 @@ class Steps:
         self.pairs = {"selm": drawn, "dpo": [replace(pair, explore=None) for pair in drawn]}
         self.plans = {kind: self._plan(pairs) for kind, pairs in self.pairs.items()}
         self.trainers: dict[str, Trainer] = {
-            f"{kind}_ours": self._ours(kind, copy.deepcopy(policy), folder) for kind in self.pairs
-        }  # fmt: skip
-        self.trainers["dpo_ours_bf16"] = self._ours("dpo", copy.deepcopy(policy), folder, bf16=True)
+            name: self._ours(kind, copy.deepcopy(policy), folder, bf16=bf16)
+            for name, (kind, bf16) in OUR_WAYS.items()
+            if not only or name in only
+        }
         settings = {**common_arguments(size, folder), "beta": size.beta, "max_length": size.distribution.max_length}
         # Each of TRL's ways, live and with the reference's log-probs in the rows, in fp32 and under bf16 autocast.
+        trl_reference = copy.deepcopy(self.reference)
         for name, more in TRL_WAYS.items():
-            self.trainers[name] = trl_trainer(
-                self.trl_policy, copy.deepcopy(self.reference), drawn, size.distribution, settings | more
-            )
+            if not only or name in only:
+                self.trainers[name] = trl_trainer(self.trl_policy, trl_reference, drawn, size.distribution, settings | more)
         # By the trainer's name; made once, since making a loader is no part of a step.
         self.loaders = {name: trainer.get_train_dataloader() for name, trainer in self.trainers.items()}
-        self.parts: dict[str, Callable[[int], float]] = {
-            **{name: partial(self._trainer_step, name) for name in self.trainers},
-            "dpo_scoring": lambda number: self._scoring("dpo"), "selm_scoring": lambda number: self._scoring("selm"),
-            "dpo_trl_scoring": self._trl_scoring, "selm_official": self._official,
-        }  # fmt: skip
+        self.parts: dict[str, Callable[[int], float]] = {name: partial(self._trainer_step, name) for name in self.trainers}
+        if not only:
+            self.parts |= {
+                "dpo_scoring": lambda number: self._scoring("dpo"), "selm_scoring": lambda number: self._scoring("selm"),
+                "dpo_trl_scoring": self._trl_scoring, "selm_official": self._official,
+            }  # fmt: skip
         self.trained: dict[str, torch.nn.Module] = {
             **{name: trainer.model for name, trainer in self.trainers.items()}, "selm_official": self.padded_policy
         }  # fmt: skip
@@ -161,7 +165,7 @@ def build_model(size: Size) -> MistralForCausalLM:
         vocab_size=size.distribution.vocabulary, hidden_size=size.hidden, intermediate_size=size.mlp, head_dim=64,
         num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=1, sliding_window=None,
         max_position_embeddings=4 * size.distribution.max_length, pad_token_id=PAD_ID, eos_token_id=size.distribution.end_id,
-        attn_implementation="sdpa", tie_word_embeddings=False,
+        attn_implementation="sdpa", tie_word_embeddings=size.tied,
     )  # fmt: skip
     return MistralForCausalLM(config).eval()
 
