@@ -6,7 +6,7 @@ Tokens are those that a user counts: prompt and completion of both sequences of 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from handbook_ext.bench.measuring import LengthDistribution, PairDistribution
 from handbook_ext.bench.steps import Size, Steps
 
 NAMES = {"dpo_ours": "ours", "dpo_trl": "TRL live", "dpo_trl_precomputed": "TRL precomputed"}
+KINDS = ("seconds", "cpu_seconds")  # The processor's hardly depend on other load, where one thread computes.
 TOKENS = 16_384  # Of a step over small weights, for all lengths.
 LENGTHS = (256, 512, 1024, 2048, 4096)
 AT_LENGTH = 512  # Tokens of a sequence where weights grow.
@@ -53,25 +54,35 @@ def measure(size: Size, seed: int, rounds: int, tick: Callable[[], object]) -> d
         steps = Steps(size, seed, Path(folder), only=NAMES)
         weights = sum(weight.numel() for weight in steps.reference.parameters())
         tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in steps.pairs["dpo"])
-        seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+        raw: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in KINDS} for name in NAMES}
         losses = {}
         for number in range(rounds + 1):
             for name in list(NAMES)[number % len(NAMES) :] + list(NAMES)[: number % len(NAMES)]:
                 if number:
-                    seconds[name].append(measuring.timed(partial(steps.parts[name], 0))["seconds"])
+                    found = measuring.timed(partial(steps.parts[name], 0))
+                    for kind in KINDS:
+                        raw[name][kind].append(found[kind])
                 else:  # The first round warms up, and shows that all compute the same.
                     losses[name] = steps.parts[name](0)
                 steps.trained[name].zero_grad(set_to_none=True)
                 tick()
     return {
-        "weights": weights, "tokens": tokens, "losses": losses,
-        "tokens_per_second": {name: measuring.spread([tokens / each for each in found]) for name, found in seconds.items()},
-        "speed_up": {
-            name: measuring.spread([t / s for t, s in zip(found, seconds["dpo_ours"], strict=True)])
-            for name, found in seconds.items()
-            if name != "dpo_ours"
+        "weights": weights, "tokens": tokens, "losses": losses, "raw": raw,
+        "tokens_per_second": {
+            name: measuring.spread([tokens / each for each in found["seconds"]]) for name, found in raw.items()
         },
+        **{f"speed_up_in_{kind}": _speed_ups(raw, kind) for kind in KINDS},
     }  # fmt: skip
+
+
+def _speed_ups(raw: Mapping[str, Mapping[str, Sequence[float]]], kind: str) -> dict[str, dict[str, float]]:
+    """Returns by how much each of TRL's ways takes longer than ours, round by round."""
+    ours = raw["dpo_ours"][kind]
+    return {
+        name: measuring.spread([theirs / mine for theirs, mine in zip(found[kind], ours, strict=True)])
+        for name, found in raw.items()
+        if name != "dpo_ours"
+    }
 
 
 def table_of(found: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -81,6 +92,6 @@ def table_of(found: Mapping[str, Mapping[str, Any]]) -> Table:
     )
     for case, numbers in found.items():
         speeds = [f"{numbers['tokens_per_second'][name]['median']:.0f}" for name in NAMES]
-        ratios = [f"{numbers['speed_up'][name]['median']:.2f}x" for name in list(NAMES)[1:]]
+        ratios = [f"{numbers['speed_up_in_seconds'][name]['median']:.2f}x" for name in list(NAMES)[1:]]
         table.add_row(f"{case} ({numbers['weights'] / 1e6:.1f} M)", *speeds, *ratios)
     return table

@@ -15,6 +15,8 @@ from handbook_ext.bench import measuring
 from handbook_ext.bench.steps import Size, Steps
 from handbook_ext.core.provenance import code_state, hardware, package_versions
 
+Timings = dict[str, dict[str, list[float]]]
+
 TOLERANCE, TOLERANCE_BF16 = 1e-5, 0.05
 EQUALISED = (
     "fp32 (TRL's default: bf16), no gradient checkpointing (TRL's default: on), no dropout, texts cut to max_length "
@@ -72,14 +74,12 @@ AGREEMENTS = {
 """Which losses and gradients must agree, and how far they may differ relatively."""
 
 
-def summarise(
-    size: Size, seed: int, steps: Steps, counted: dict[str, Any], timings: dict[str, dict[str, list[float]]]
-) -> dict[str, Any]:
+def summarise(size: Size, seed: int, steps: Steps, counted: dict[str, Any], timings: Timings) -> dict[str, Any]:
     """Returns what training.json holds: machine, settings, raw seconds, and the rows of the table."""
     weights = sum(w.numel() * w.element_size() for w in steps.reference.parameters())
     rows = []
     for variant in VARIANTS:
-        seconds = _seconds(timings, variant.parts)
+        seconds = _added(timings, variant.parts, "seconds")
         flops = sum(counted["flops"][part]["total"] for part in variant.parts)
         row: dict[str, Any] = {
             "variant": variant.name, "pairs_per_second": measuring.spread([size.pairs / s for s in seconds]),
@@ -88,9 +88,9 @@ def summarise(
         }  # fmt: skip
         for name, baseline in (("live", variant.live), ("precomputed", variant.precomputed)):
             if baseline is not None:
-                theirs = _seconds(timings, baseline.parts)
                 row[name] = {
-                    "speed_up": measuring.spread([t / s for t, s in zip(theirs, seconds, strict=True)]),
+                    "speed_up": _speed_up(timings, baseline.parts, variant.parts, "seconds"),
+                    "speed_up_in_cpu_seconds": _speed_up(timings, baseline.parts, variant.parts, "cpu_seconds"),
                     "flop_ratio": sum(counted["flops"][part]["total"] for part in baseline.parts) / flops,
                     "target": baseline.target, "baseline": baseline.parts,
                 }  # fmt: skip
@@ -136,9 +136,14 @@ def show(result: dict[str, Any], path: Path) -> None:
     console.print(f"written: {path}", highlight=False)
 
 
-def _seconds(timings: dict[str, dict[str, list[float]]], parts: tuple[str, ...]) -> list[float]:
-    """Returns the seconds of the parts together, round by round."""
-    return [sum(each) for each in zip(*(timings[part]["seconds"] for part in parts), strict=True)]
+def _added(timings: Timings, parts: tuple[str, ...], kind: str) -> list[float]:
+    """Returns the seconds of a kind of the parts together, round by round."""
+    return [sum(each) for each in zip(*(timings[part][kind] for part in parts), strict=True)]
+
+
+def _speed_up(timings: Timings, theirs: tuple[str, ...], ours: tuple[str, ...], kind: str) -> dict[str, float]:
+    """Returns by how much longer their parts take than ours, round by round."""
+    return measuring.spread([t / s for t, s in zip(_added(timings, theirs, kind), _added(timings, ours, kind), strict=True)])
 
 
 def _ratio(found: dict[str, Any] | None) -> str:
