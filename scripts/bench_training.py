@@ -1,7 +1,7 @@
 """Times our training step beside TRL's DPOTrainer and SELM's official step: seconds, FLOPs, memory, agreement.
 
-All variants run in this process, interleaved, on the same weights and pairs, in fp32 on the CPU. Writes
-OUT/training.json; exits with 1 when losses or gradients disagree.
+All variants run in this process, interleaved, on the same weights and pairs, on the CPU in fp32 (and DPO under bf16 autocast).
+Writes OUT/training.json; exits with 1 when losses or gradients disagree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from handbook_ext.bench import measuring
 from handbook_ext.bench.steps import QUICK, Size, Steps
-from handbook_ext.bench.table import TOLERANCE, show, summarise
+from handbook_ext.bench.table import AGREEMENTS, show, summarise
 from handbook_ext.core.errors import UserError, run_main
 
 
@@ -68,13 +68,13 @@ def check_round(steps: Steps, progress: Any) -> dict[str, Any]:
             steps.trained[name].zero_grad(set_to_none=True)
         progress.update()
     agreement = {}
-    for ours, theirs in (("dpo_ours", "dpo_trl"), ("selm_ours", "selm_official")):
+    for (ours, theirs), tolerance in AGREEMENTS.items():
         loss = abs(losses[ours] - losses[theirs]) / abs(losses[theirs])
         gradient = measuring.gradient_difference(grads[ours], grads[theirs])
         agreement[f"{ours} = {theirs}"] = {
             "loss_ours": losses[ours], "loss_theirs": losses[theirs], "loss_relative_difference": loss,
-            "gradient_relative_difference": gradient, "tolerance": TOLERANCE,
-            "agrees": loss <= TOLERANCE and gradient <= TOLERANCE,
+            "gradient_relative_difference": gradient, "tolerance": tolerance,
+            "agrees": loss <= tolerance and gradient <= tolerance,
         }  # fmt: skip
     return {"flops": flops, "agreement": agreement}
 

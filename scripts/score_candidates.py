@@ -48,7 +48,8 @@ def main(argv: list[str]) -> None:
         prompts |= {group.prompt_id for group in wanted}
         scored[name], too_long = sum(len(group.texts) for group in new), max(too_long, encoded.too_long)
         stored[name] = sum(len(group.texts) for group in wanted) - scored[name]
-        shards = batched(encoded.batches(settings.sizes.per_device_train_batch_size), MICRO_BATCHES_PER_SHARD)
+        batches = encoded.batches(settings.sizes.per_device_train_batch_size, settings.sizes.micro_batch_tokens)
+        shards = batched(batches, MICRO_BATCHES_PER_SHARD)
         if shards:
             score_under(policies[name], encoded, shards, first, stage.out, name=name, sizes=settings.sizes, launch=launch)
         launch.wait()
@@ -69,7 +70,7 @@ def score_under(
     """Fills the shards of a folder, from number `first` on, with log-probs under one policy, whose files are checked first."""
     if source.artifact is not None:
         launch.first_alone(lambda: verified(source.artifact))
-    policy = open_as_trained(source, launch).to(launch.device)
+    policy = open_as_trained(source, launch, torch_compile=sizes.torch_compile, liger=sizes.liger).to(launch.device)
     pad_id = source.load_tokenizer().pad_token_id
     work = partial(score_groups, policy, encoded, policy_name=source.sha256, pad_id=pad_id, head_chunk=sizes.head_chunk)
     with launch.precision(sizes.bf16):

@@ -5,13 +5,13 @@ from functools import partial
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import PreferencePair
-from handbook_ext.core.shards import fill_shards
+from handbook_ext.core.shards import fill_shards, forget_other_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import ScorePairsStage
-from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.launch import begin
 from handbook_ext.policies.source import policy_of
+from handbook_ext.training.plan_loader import plan_for
 from handbook_ext.training.scoring import open_as_trained, score_shard, store_batches
 
 
@@ -28,20 +28,19 @@ def main(argv: list[str]) -> None:
     pairs = read_rows(stage.input("pairs"), PreferencePair)
     with launch.main_first():
         encoded = encode_pairs(pairs, encoder, explore=settings.explore)
-    policy = open_as_trained(source, launch).to(launch.device)
-    micro_batch = fitting_micro_batch(settings.global_batch_size, sizes.per_device_train_batch_size, launch.processes)
-    plan = BatchPlan(encoded.lengths, settings.global_batch_size, micro_batch, settings.seed)
-    work = partial(
-        score_shard,
-        policy,
-        encoded,
-        policy_name=source.sha256,
-        pad_id=pad_id,
-        head_chunk=sizes.head_chunk,
-    )
+    policy = open_as_trained(source, launch, torch_compile=sizes.torch_compile, liger=sizes.liger).to(launch.device)
+    plan = plan_for(
+        encoded.lengths, settings.global_batch_size, per_device=sizes.per_device_train_batch_size,
+        tokens=sizes.micro_batch_tokens, epochs=sizes.epochs, seed=settings.seed, processes=launch.processes,
+    )  # fmt: skip
+    work = partial(score_shard, policy, encoded, policy_name=source.sha256, pad_id=pad_id, head_chunk=sizes.head_chunk)
+    batches = store_batches(plan)
+    with launch.main_first():
+        if launch.main:
+            forget_other_shards(stage.out, [[slot.index for slot in batch] for shard in batches for batch in shard])
     with launch.precision(sizes.bf16):
         fill_shards(
-            stage.out, store_batches(plan), work, rank=launch.rank, processes=launch.processes,
+            stage.out, batches, work, rank=launch.rank, processes=launch.processes,
             progress=launch.progress("score", "shard"),
         )  # fmt: skip
     launch.wait()

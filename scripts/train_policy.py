@@ -10,7 +10,6 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import TrainStage
-from handbook_ext.objectives.batching import BatchPlan, fitting_micro_batch
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.adapters import adapted, save_adapted
 from handbook_ext.policies.encoding import encode_pairs
@@ -19,6 +18,7 @@ from handbook_ext.policies.source import base_of, policy_of
 from handbook_ext.reports.health import files_of, read_health, summary_line
 from handbook_ext.selection.log_prob_store import reference_sums
 from handbook_ext.training.checkpoints import resume_point
+from handbook_ext.training.plan_loader import plan_for
 from handbook_ext.training.scoring import open_as_trained
 from handbook_ext.training.supervised import optimizer_arguments
 from handbook_ext.training.trainer import PreferenceTrainer, save_policy
@@ -45,9 +45,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{stage.input('pairs')}: no pair has an explored sample, but train.alpha is {train.alpha}; set it to 0")
     if train.needs_reference:
         encoded = encoded.with_reference(reference_sums(stage.input("log_probs"), source.sha256), source.sha256)
-    micro_batch = fitting_micro_batch(train.global_batch_size, train.per_device_train_batch_size, launch.processes)
-    plan = BatchPlan(encoded.lengths, train.global_batch_size, micro_batch, settings.seed)
-    policy = open_as_trained(source, launch)
+    plan = plan_for(
+        encoded.lengths, train.global_batch_size, per_device=train.per_device_train_batch_size,
+        tokens=train.micro_batch_tokens, epochs=train.epochs, seed=settings.seed, processes=launch.processes,
+    )  # fmt: skip
+    arguments.gradient_accumulation_steps = plan.per_step // launch.processes
+    policy = open_as_trained(source, launch, torch_compile=train.torch_compile, liger=train.liger)
     trainer = PreferenceTrainer(
         policy if model.lora is None else adapted(policy, model.lora, settings.seed, arguments),
         arguments, encoded.pairs, plan, Objective.from_settings(train.model_dump()),
@@ -66,7 +69,7 @@ def main(argv: list[str]) -> None:
         stage.publish(
             {"in": rows_in, "out": len(encoded.pairs), "dropped": dict(encoded.dropped)},
             start=source.sha256, notes=dict(encoded.notes), steps=trainer.state.global_step, processes=launch.processes,
-            micro_batch=micro_batch,
+            micro_batch=plan.micro_batch_size, micro_batches=plan.per_step,
         )  # fmt: skip
         folder = stage.artifact.parent
         sys.stderr.write(f"health of {folder}: {summary_line(read_health(files_of(folder)))}\n")

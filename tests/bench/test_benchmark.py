@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from trl import DPOConfig
 
 from handbook_ext.bench import measuring
 from handbook_ext.bench.baselines import official_selm_step, padded_logprobs
@@ -132,20 +133,32 @@ def test_results_are_written_whole(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
 
 
-@pytest.fixture
-def main() -> Iterator[Callable[[list[str]], None]]:
-    """The script's main, in this process; the number of threads is put back."""
-    spec = importlib.util.spec_from_file_location("bench_training", ROOT / "scripts" / "bench_training.py")
+Main = Callable[[list[str]], None]
+
+
+def script(name: str) -> Iterator[Main]:
+    """A script's main, in this process; the number of threads is put back."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec and spec.loader
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
     threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
-    yield script.main
+    yield module.main
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
     transformers.logging.set_verbosity(verbosity)
     del sys.modules[spec.name]
+
+
+@pytest.fixture
+def main() -> Iterator[Main]:
+    yield from script("bench_training")
+
+
+@pytest.fixture
+def growth() -> Iterator[Main]:
+    yield from script("bench_growth")
 
 
 def test_quick_benchmark_runs_and_agrees(
@@ -157,8 +170,15 @@ def test_quick_benchmark_runs_and_agrees(
     assert all(check["agrees"] for check in result["agreement"].values())
     assert len(result["raw"]["dpo_trl"]["seconds"]) == 1
     rows = {row["variant"]: row for row in result["rows"]}
-    assert rows["DPO, ours"]["flop_ratio"] > rows["DPO, ours + scoring"]["flop_ratio"] > 1
-    assert rows["SELM, ours"]["flop_ratio"] > rows["SELM, ours + scoring"]["flop_ratio"] > 1
+    for kind, name in (("DPO", "live"), ("SELM", "live"), ("DPO", "precomputed")):
+        alone, scored = (rows[f"{kind}, ours{more}"][name]["flop_ratio"] for more in ("", " + scoring"))
+        assert min(alone, scored) > 1
+        assert name == "precomputed" or alone > scored
+    # A live reference is a forward pass more than a precomputed one, whose scoring is that pass.
+    flops = {name: row["gflops_per_pair"] for name, row in rows.items()}
+    assert flops["DPO, TRL, live reference"] == pytest.approx(flops["DPO, TRL, precomputed + scoring"], rel=0.15)
+    assert flops["DPO, TRL, reference precomputed"] < 0.8 * flops["DPO, TRL, live reference"]
+    assert result["agreement"]["dpo_ours_bf16 = dpo_trl_bf16"]["gradient_relative_difference"] > 1e-4  # It is bf16.
     assert "DPO, ours + scoring" in capsys.readouterr().out
 
 
@@ -179,3 +199,24 @@ def test_no_rounds_is_a_user_mistake(main: Callable[[list[str]], None], tmp_path
     with pytest.raises(UserError, match="--rounds is 0"):
         main(["--rounds", "0", "--out", str(tmp_path / "bench")])
     assert not (tmp_path / "bench").exists()
+
+
+def test_growth_is_measured_on_equal_tokens_and_losses_agree(
+    growth: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    growth(["--quick", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "growth.json").read_text())
+    assert list(result["cases"]) == ["48 tokens", "96 tokens"]
+    for length, numbers in zip((48, 96), result["cases"].values(), strict=True):
+        assert 0.9 * 4 * length < numbers["tokens"] <= 4 * length
+        assert set(numbers["tokens_per_second"]) == {"dpo_ours", "dpo_trl", "dpo_trl_precomputed"}
+        for kind in ("seconds", "cpu_seconds"):
+            assert set(numbers[f"speed_up_in_{kind}"]) == {"dpo_trl", "dpo_trl_precomputed"}
+    assert "96 tokens (" in capsys.readouterr().out
+
+
+def test_losses_that_disagree_are_a_failure(growth: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handbook_ext.bench.baselines.DPOConfig", lambda **more: DPOConfig(**more | {"beta": 0.5}))
+    with pytest.raises(SystemExit) as ended:
+        growth(["--quick", "--out", str(tmp_path)])
+    assert ended.value.code == 1

@@ -189,7 +189,8 @@ def test_train_refuses_reference_log_probs_that_are_not_those_of_its_policy(selm
     (command,) = workspace.commands("mine-micro-iter1")
     status, said = workspace.execute(command)
     assert (status, said.count("error:")) == (2, 1)
-    assert "the untrained policy differs from its stored log-probs by 0.1 nats per token (score.tolerance is 0.001)" in said
+    assert "the untrained policy differs from its stored log-probs by 0.1 nats per token, in the worst answer by 0.1" in said
+    assert "(score.tolerance is 0.001)" in said
 
 
 ONE_STEP = "iterations: {iter1: {train: {global_batch_size: 24, warmup_ratio: 0, alpha: 0.5, max_grad_norm: 1e9}}, "
@@ -224,3 +225,16 @@ def test_one_step_over_all_pairs_is_the_gradient_step_of_dpo_with_selms_term(sel
         agree += int(torch.isclose(step, -1e-3 * gradients[name][clear].sign(), atol=2e-5).sum())
         total += int(clear.sum())
     assert agree / total > 0.99
+
+
+def test_micro_batches_by_tokens_are_those_of_scoring_and_change_no_step(selm: Workspace, copy_of: Copy) -> None:
+    """The first step's implicit rewards are 0 to the bit, its loss is that of the run with a number of pairs."""
+    before = logged_steps(selm.folder / "runs/mine-micro/iter1")
+    workspace = copy_of(selm, SELM.replace("iterations: {", "iterations: {iter1: {train: {micro_batch_tokens: 100}}, "))
+    workspace.run("mine-micro-iter1")
+    iteration = workspace.folder / "runs/mine-micro/iter1"
+    log = logged_steps(iteration)
+    assert {log[0][f"rewards/{part}"] for part in ("chosen", "rejected", "explore")} == {0.0}
+    assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in before], abs=1e-4)
+    assert log[0]["grad_norm"] == pytest.approx(before[0]["grad_norm"], rel=1e-3)
+    assert manifest(iteration / "policy")["micro_batches"] not in (1, 8)

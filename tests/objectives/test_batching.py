@@ -91,3 +91,64 @@ def test_the_micro_batch_is_the_largest_that_meets_the_global_batch() -> None:
     assert fitting_micro_batch(48, 48, 8) == 6
     with pytest.raises(ValueError, match="global_batch_size 48 cannot be divided by 5 processes; change one of the two"):
         fitting_micro_batch(48, 4, 5)
+
+
+# --- micro-batches by tokens ------------------------------------------------------------------------------------------
+
+BY_TOKENS = [(8, 200, 1, 1), (8, 200, 2, 3), (16, 90, 4, 2), (43, 1000, 3, 1), (8, 10**6, 1, 1), (4, 5, 2, 2)]
+
+
+def positions(batch: list[Slot]) -> int:
+    """Of padded rows."""
+    return len(batch) * max(LENGTHS[slot.index] for slot in batch)
+
+
+@pytest.mark.parametrize(("step", "tokens", "processes", "epochs"), BY_TOKENS)
+def test_batches_by_tokens_have_the_same_pairs_in_the_same_steps(step: int, tokens: int, processes: int, epochs: int) -> None:
+    fixed = BatchPlan(LENGTHS, step, 1, seed=5)
+    plan = BatchPlan(LENGTHS, step, 1, 5, tokens, processes, epochs)
+    assert plan.steps == fixed.steps
+    assert plan.per_step % processes == 0
+    for epoch in range(epochs + 1):
+        batches, alone = plan.epoch(epoch), fixed.epoch(epoch)
+        assert len(batches) == plan.steps * plan.per_step
+        for number in range(plan.steps):
+            mine = [slot for batch in batches[number * plan.per_step : (number + 1) * plan.per_step] for slot in batch]
+            theirs = [slot for batch in alone[number * step : (number + 1) * step] for slot in batch]
+            assert [slot for slot in mine if slot.weight] == [slot for slot in theirs if slot.weight]
+            assert sum(slot.weight for slot in mine) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(("step", "tokens", "processes", "epochs"), BY_TOKENS)
+def test_no_batch_exceeds_its_tokens_but_a_single_long_pair(step: int, tokens: int, processes: int, epochs: int) -> None:
+    plan = BatchPlan(LENGTHS, step, 1, 5, tokens, processes, epochs)
+    for epoch in range(epochs):
+        assert all(positions(batch) <= tokens or len(batch) == 1 for batch in plan.epoch(epoch))
+
+
+def test_there_are_as_many_batches_as_the_fullest_step_needs() -> None:
+    """Steps of 3 pairs of 10 or 1 tokens; two of 10 exceed 19 positions, and so do a 10 and a 1 in padded rows."""
+    lengths = [10, 10, 10, 1, 1, 1]
+    tens = [sum(lengths[index] == 10 for index in step) for step in BatchPlan(lengths, 3, 1, 0)._steps(0)]
+    assert sorted(tens) in ([0, 3], [1, 2])
+    assert BatchPlan(lengths, 3, 1, 0, 19).per_step == 3
+    assert BatchPlan(lengths, 3, 1, 0, 30).per_step == 1
+    assert BatchPlan(lengths, 3, 1, 0, 30, processes=2).per_step == 2
+    assert BatchPlan([10] * 6, 6, 1, 0, 20, processes=2).per_step == 4
+
+
+def test_processes_of_a_round_have_similar_work() -> None:
+    """64 pairs a step in bins of 400 positions: no round of four processes has one with twice the positions of another."""
+    draw = random.Random(1)
+    lengths = [draw.randrange(20, 120) for _ in range(256)]
+    plan = BatchPlan(lengths, 64, 1, 5, 400, processes=4)
+    batches = plan.epoch(0)
+    for start in range(0, len(batches), 4):
+        sizes = [
+            len(batch) * max(lengths[slot.index] for slot in batch) for batch in batches[start : start + 4] if batch[0].weight
+        ]
+        assert max(sizes) < 2 * min(sizes)
+
+
+def test_a_batch_by_tokens_asks_for_no_divisor() -> None:
+    assert BatchPlan(LENGTHS, 7, 3, 5, 300).steps == 7

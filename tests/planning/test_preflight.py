@@ -157,6 +157,17 @@ def test_packages_that_a_launch_and_attention_need(folder: Path, monkeypatch: py
     assert "model.attn_implementation sdpa needs the Python package some_kernels" in told("mine-selm")[1]
 
 
+def test_what_ligers_kernels_need_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine("train: {liger: true}\n")
+    assert "train.liger needs a GPU, and launch cpu has none; set train.liger: false, or give LAUNCH=gpu" in told("mine-selm")[1]
+    mine("launch: gpu\ntrain: {liger: true}\n")
+    monkeypatch.setattr(lacks, "visible_gpus", lambda: 1)
+    monkeypatch.setattr(lacks, "has_package", lambda *names: "liger_kernel" not in names)
+    assert "train.liger needs the Python package liger_kernel, which is not installed" in told("mine-selm")[1]
+    monkeypatch.setattr(lacks, "has_package", lambda *names: True)
+    assert told("mine-selm") == []
+
+
 CHECKPOINT = "model: {{name_or_path: {}, architecture: null, tokenizer_vocab_size: null{}}}\nsft: null\n"
 
 

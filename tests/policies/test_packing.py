@@ -93,3 +93,11 @@ def test_rows_move_to_a_device_whole(rows: PackedRows) -> None:
     assert {name: (each.device.type, each.shape) for name, each in vars(moved).items()} == {
         name: ("meta", each.shape) for name, each in vars(rows).items()
     }
+
+
+def test_rows_in_whole_blocks_are_padded_to_a_multiple() -> None:
+    plain, blocks = (pack([LONG, SHORT], pad_id=PAD, one_row=True, multiple_of=size) for size in (1, 32))
+    assert blocks.input_ids.shape[1] % 32 == 0
+    assert 0 < blocks.input_ids.shape[1] - plain.input_ids.shape[1] < 32
+    assert torch.equal(blocks.predictors, plain.predictors)
+    assert bool((blocks.pair[:, plain.pair.shape[1] :] == -1).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies import forward
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import EncodedPairs, encode_pairs
-from handbook_ext.policies.forward import pair_logprobs, prefix_shared
+from handbook_ext.policies.forward import attention_mask, pack_for, pair_logprobs, prefix_shared
 from handbook_ext.policies.packing import EncodedPair, may_attend, pack
 
 if TYPE_CHECKING:
@@ -143,10 +144,33 @@ def test_flex_attention_agrees_with_sdpa(kind: str, build: BuildPolicy, encoded:
     with torch.no_grad(), warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
         warnings.simplefilter("ignore")  # torch warns that the uncompiled kernel holds the whole score matrix
         try:
-            found = shared(flex, encoded.pairs, one_row=True)
+            rows = pack_for(flex, encoded.pairs, pad_id=0)
+            assert (rows.input_ids.shape[0], rows.input_ids.shape[1] % 128) == (1, 0)
+            found = pair_logprobs(flex(rows=rows), rows)
         except (NotImplementedError, RuntimeError) as error:
             pytest.skip(f"flex_attention does not run here uncompiled: {error}")
     assert_equal(found, tuple(value.detach() for value in expected))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ here")
+def test_the_block_masks_of_a_length_come_from_one_program(
+    build: BuildPolicy, encoded: EncodedPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled, as on a GPU: other pairs of the same length compile nothing, and the mask is the rule."""
+    counters = torch._dynamo.utils.counters["stats"]
+    flex, make, programs = build(attention="flex_attention"), forward._block_mask_maker(compiled=True), []
+    monkeypatch.setattr(forward, "_block_mask_maker", lambda compiled: make)
+    for pairs in (encoded.pairs[:3], encoded.pairs[1:4], encoded.pairs[:8], encoded.pairs[2:4]):
+        rows = pack_for(flex, pairs, pad_id=0)
+        before = counters["unique_graphs"]
+        mask = attention_mask(flex, rows)
+        programs.append((rows.input_ids.shape[1], counters["unique_graphs"] - before))
+        blocks = may_attend(rows)[0, 0].unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).any(3).any(1)
+        assert torch.equal(mask.to_dense()[0, 0].bool(), blocks)
+    lengths = [length for length, _ in programs]
+    assert [new for _, new in programs] == [int(length not in lengths[:place]) for place, length in enumerate(lengths)]
+    assert len(set(lengths)) < len(lengths)
 
 
 def test_a_completion_does_not_see_the_others(build: BuildPolicy, encoded: EncodedPairs) -> None:

@@ -40,6 +40,7 @@ def test_groups_are_batched_from_long_to_short_and_equal_ones_in_order() -> None
     encoded = EncodedGroups([np.array([1])] * 5, [[np.full(length - 1, 2)] for length in lengths])
     assert encoded.batches(2) == [[3, 1], [4, 0], [2]]
     assert encoded.batches(8) == [[3, 1, 4, 0, 2]]
+    assert encoded.batches(8, tokens=10) == [[3], [1, 4], [0, 2]]
 
 
 def test_texts_are_encoded_once_per_group_and_every_name_is_kept(tokenizer: PreTrainedTokenizerFast) -> None:

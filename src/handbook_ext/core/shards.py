@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import Row, iter_jsonl, write_rows
+from handbook_ext.core.records import content_id
 
 T = TypeVar("T")
 
@@ -15,6 +17,18 @@ T = TypeVar("T")
 def batched(items: list[T], size: int) -> list[list[T]]:
     """Returns consecutive batches of `size` items, the last one shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def forget_other_shards(folder: Path, batches: Sequence[Any]) -> None:
+    """Removes the shards of a folder that are of other batches than these; for one process, before any fills it.
+
+    Where batches depend on how many processes there are, a stage that resumes with another number would take old shards for new.
+    """
+    cut, record = content_id(batches), folder.with_name(f"{folder.name}.cut")
+    if not record.is_file() or record.read_text() != cut:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(cut)
 
 
 def fill_shards(

@@ -124,7 +124,9 @@ def train_rule(run: Run, each: Iteration) -> StageRule:
     )  # fmt: skip
     tolerance = each.settings.score.tolerance
     if tolerance is None:
-        tolerance = TOLERANCE_BF16 if train.bf16 else TOLERANCE
+        # Frozen weights under adapters keep the type that they were loaded in (policies.launch.training_dtype).
+        bf16 = train.bf16 or (each.settings.model.lora is not None and each.settings.model.dtype == "bfloat16")
+        tolerance = TOLERANCE_BF16 if bf16 else TOLERANCE
     settings = files.TrainStage(
         stage="train", **about(run, each), inputs=inputs, model=each.settings.model, train=train, limits=limits_of(each.settings),
         tolerance=tolerance if train.needs_reference else None,
@@ -177,5 +179,7 @@ def _sizes(each: Iteration) -> files.BatchSizes:
     """Returns the shapes in which log-probs are computed: those of training."""
     train = each.settings.train
     return files.BatchSizes(
-        per_device_train_batch_size=train.per_device_train_batch_size, head_chunk=train.head_chunk, bf16=train.bf16
-    )
+        per_device_train_batch_size=train.per_device_train_batch_size, micro_batch_tokens=train.micro_batch_tokens,
+        epochs=1 if train.micro_batch_tokens is None else train.epochs, head_chunk=train.head_chunk, bf16=train.bf16,
+        torch_compile=train.torch_compile, liger=train.liger,
+    )  # fmt: skip

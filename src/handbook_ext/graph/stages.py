@@ -54,11 +54,18 @@ class Portion(Section):
 
 
 class BatchSizes(Section):
-    """In which shapes a policy is scored: those of training."""
+    """In which shapes and by which kernels a policy is scored: those of training.
+
+    `epochs` decide on shapes with micro_batch_tokens alone, and are 1 without.
+    """
 
     per_device_train_batch_size: int
+    micro_batch_tokens: int | None
+    epochs: int
     head_chunk: int
     bf16: bool
+    torch_compile: bool
+    liger: bool
 
 
 class DataStage(StageSettings):

@@ -54,6 +54,13 @@ def _of_packages(run: Run, rule: StageRule) -> Iterator[Lack]:
     package = ATTENTION.get(attention) if rule.on_device else None
     if package is not None and not has_package(package):
         yield _package(package, f"model.attn_implementation {attention} needs", "install it, or set attn_implementation: sdpa")
+    if isinstance(settings, TrainStage) and settings.train.liger:
+        if run.launch.on_cpu:
+            yield Lack(
+                f"train.liger needs a GPU, and launch {run.launch.name} has none", "set train.liger: false, or give LAUNCH=gpu"
+            )
+        elif not has_package("liger_kernel"):
+            yield _package("liger_kernel", "train.liger needs", "pip install liger-kernel, or set train.liger: false")
 
 
 def _trackers(settings: StageSettings) -> list[str]:

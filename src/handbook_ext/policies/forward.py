@@ -5,6 +5,8 @@ Legend: R rows, L tokens per row, B pairs, S completions, N completion tokens, D
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +15,15 @@ from transformers import PreTrainedModel
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.logprobs import sum_by_segment, token_logprobs
-from handbook_ext.policies.packing import PackedRows, may_attend
+from handbook_ext.policies.packing import EncodedGroup, EncodedPair, PackedRows, may_attend, pack
+from handbook_ext.policies.segments import SEGMENTED, segment_mask, use_segments
 
 # Where `row_chunks` splits: a row would be padded by more than MAX_PADDING of the chunk's longest row, and the chunk has
 # MIN_POSITIONS already, enough to keep a processor busy.
 MAX_PADDING = 0.05
 MIN_POSITIONS = 512
+BLOCK = 128  # Tokens of a block of FlexAttention's mask.
+PROGRAMS = 256  # Lengths in blocks that may be compiled: a row of 32,768 tokens has so many.
 
 
 class PrefixShared:
@@ -92,22 +97,34 @@ def prefix_shared(model: PreTrainedModel) -> PreTrainedModel:
     # A subclass made here, not a wrapper: trainers and sharding see the model's own modules under their own names.
     kind = type(model)
     model.__class__ = type(kind.__name__, (PrefixShared, kind), {"__module__": kind.__module__})
+    use_segments(model)
     return model
 
 
 def attention_mask(model: PreTrainedModel, rows: PackedRows) -> Any:
-    """Returns the mask in the form that the model's attention takes: a block mask for flex_attention, else additive."""
+    """Returns the mask in the form that the model's attention takes; for SDPA the cheapest one."""
     if model.config._attn_implementation == "flex_attention":
         return _block_mask(rows)
+    if model.config._attn_implementation == SEGMENTED:
+        segments = segment_mask(rows)
+        if segments is not None:
+            return segments
+        if rows.pair.device.type == "cpu":
+            return may_attend(rows)  # One byte per entry; on a GPU, SDPA would make an additive mask of it in every layer.
     allowed = may_attend(rows)
     # Added to the attention scores, as transformers' own masks are: 0 where a query may see a key, else the type's minimum.
     dtype = model.get_input_embeddings().weight.dtype
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def uses_one_row(model: PreTrainedModel) -> bool:
-    """Returns whether micro-batches should be packed in one row: a block mask skips what a dense mask computes."""
-    return bool(model.config._attn_implementation == "flex_attention")
+def pack_for(model: PreTrainedModel, pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int) -> PackedRows:
+    """Returns a micro-batch in the layout of a model's attention.
+
+    For flex_attention that is one row, since a block mask skips what a dense mask computes, in lengths of whole blocks.
+    """
+    if model.config._attn_implementation == "flex_attention":
+        return pack(pairs, pad_id=pad_id, one_row=True, multiple_of=BLOCK)
+    return pack(pairs, pad_id=pad_id)
 
 
 def pair_logprobs(values: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,8 +136,6 @@ def pair_logprobs(values: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor, Ten
 
 def _block_mask(rows: PackedRows) -> Any:
     """Returns FlexAttention's block mask of the rule in `packing.may_attend`, (R, 1, L, L)."""
-    from torch.nn.attention.flex_attention import create_block_mask  # noqa: PLC0415 - loads the compiler
-
     pair, part = rows.pair, rows.part
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -130,4 +145,16 @@ def _block_mask(rows: PackedRows) -> Any:
         return ((query >= key) & same & visible) | (query == key)
 
     count, length = pair.shape
-    return create_block_mask(rule, count, None, length, length, device=str(pair.device))
+    return _block_mask_maker(compiled=pair.device.type == "cuda")(rule, count, None, length, length, device=str(pair.device))
+
+
+@functools.cache
+def _block_mask_maker(*, compiled: bool) -> Callable[..., Any]:
+    """Returns the function that makes block masks; on a GPU compiled: else it holds the dense (L, L) rule."""
+    from torch.nn.attention.flex_attention import create_block_mask  # noqa: PLC0415 - loads the compiler
+
+    if not compiled:
+        return create_block_mask
+    # One program for each length, of which there are few; from PROGRAMS on torch would silently stop compiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+    return torch.compile(create_block_mask, dynamic=False)

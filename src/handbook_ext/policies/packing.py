@@ -5,6 +5,7 @@ Legend: R rows, L tokens per row, B pairs, S completions computed, N completion 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -94,8 +95,12 @@ class PackedRows:
         return float((self.pair < 0).float().mean())
 
 
-def pack(pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, one_row: bool = False) -> PackedRows:
+def pack(
+    pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, one_row: bool = False, multiple_of: int = 1
+) -> PackedRows:  # fmt: skip
     """Returns the rows of a micro-batch: one padded row per pair, or all pairs in one row (for a block-sparse mask).
+
+    Rows are padded to a multiple of `multiple_of` tokens, so that a compiler meets few lengths.
 
     Raises ValueError for an empty prompt, from which nothing can be predicted, or an empty completion.
     """
@@ -111,7 +116,7 @@ def pack(pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, one_row: b
         explore = pair.explore_index
         sides.append((completions, completions + 1, completions + explore if explore >= 0 else NO_COMPLETION))
         completions += len(pair.completions)
-    length = max(len(row.ids) for row in rows)
+    length = math.ceil(max(len(row.ids) for row in rows) / multiple_of) * multiple_of
     predictors = [r * length + index for r, row in enumerate(rows) for index in row.predictors]  # In a row -> in (R * L).
     chosen, rejected, explored = torch.tensor(sides).unbind(1)  # (B, 3) -> 3 x (B,)
     owner = torch.tensor([owner for row in rows for owner in row.owners])

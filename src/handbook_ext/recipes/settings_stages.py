@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -48,7 +49,9 @@ class ScoreSettings(Section):
     """The store of log-probabilities under the policy that starts the iteration."""
 
     tolerance: Limit | None = Field(
-        None, description="nats per token by which training's first batch may differ from the store; null is 1e-3, bf16 2e-2"
+        None,
+        description="nats per token by which the answers of training's first step may differ from the store; null is 1e-3, and "
+        "2e-2 in bf16, where short answers may differ by more, and one pair of eight by more than rounding",
     )
 
 
@@ -112,6 +115,21 @@ class TrainSettings(OptimizerSettings):
         "rendered prompt, a cut prompt without its head",
     )
     head_chunk: Positive = Field(4096, description="completion tokens that meet the LM head at once")
+    micro_batch_tokens: Positive | None = Field(
+        None,
+        description="row positions of a device's micro-batch, instead of a number of pairs; the global batch stays one of pairs, "
+        "and which pairs a step has stays the same; null is per_device_train_batch_size",
+    )
+
+    torch_compile: bool = Field(False, description="compile the policy's body with torch; some minutes before the first step")
+    liger: bool = Field(
+        False, description="Liger's norms, MLPs and rotations on a GPU; needs liger-kernel, and an architecture that it knows"
+    )
+
+    @property
+    def epochs(self) -> int:
+        """Returns how many epochs training begins."""
+        return math.ceil(self.num_train_epochs)
 
     @property
     def reward_form(self) -> RewardForm:

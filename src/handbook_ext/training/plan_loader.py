@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from handbook_ext.core.shards import batched
-from handbook_ext.objectives.batching import BatchPlan, Slot
+from handbook_ext.objectives.batching import BatchPlan, Slot, fitting_micro_batch
 from handbook_ext.policies.packing import EncodedPair
 
 
@@ -58,7 +58,7 @@ class PlanSampler(Sampler):  # type: ignore[type-arg]
 
     def __len__(self) -> int:
         """Returns micro-batches per epoch and process."""
-        return self.plan.steps * self.plan.global_batch_size // self.plan.micro_batch_size // self.processes
+        return self.plan.steps * self.plan.per_step // self.processes
 
 
 class PlanLoader(DataLoader):  # type: ignore[type-arg]
@@ -68,3 +68,14 @@ class PlanLoader(DataLoader):  # type: ignore[type-arg]
         """Chooses the epoch."""
         # DataLoader has no epoch. Trainer calls this also on resuming, before it skips the batches that are done.
         self.batch_sampler.set_epoch(number)  # type: ignore[union-attr]
+
+
+def plan_for(
+    lengths: list[int], global_batch_size: int, *, per_device: int, tokens: int | None, epochs: int, seed: int, processes: int
+) -> BatchPlan:  # fmt: skip
+    """Returns the batch plan of a launch, the same in scoring and in training.
+
+    per_device: pairs of a micro-batch at most; `tokens` in its place are positions of one. epochs: of training, rounded up.
+    """
+    micro_batch = fitting_micro_batch(global_batch_size, per_device, processes)
+    return BatchPlan(lengths, global_batch_size, micro_batch, seed, tokens, processes, epochs)

@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 
 from handbook_ext.core.records import Answer, Messages
 from handbook_ext.core.shards import batched
-from handbook_ext.objectives.batching import BatchPlan, Slot
+from handbook_ext.objectives.batching import BatchPlan, Slot, within
 from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import EncodedPairs
-from handbook_ext.policies.forward import prefix_shared, uses_one_row
+from handbook_ext.policies.forward import pack_for, prefix_shared
+from handbook_ext.policies.kernels import use_kernels
 from handbook_ext.policies.launch import Launch
-from handbook_ext.policies.packing import EncodedGroup, EncodedPair, pack
+from handbook_ext.policies.packing import EncodedGroup, EncodedPair
 from handbook_ext.policies.source import PolicySource
 from handbook_ext.policies.truncation import Ids
 from handbook_ext.selection.log_prob_store import store_row
@@ -24,16 +25,17 @@ from handbook_ext.selection.log_prob_store import store_row
 MICRO_BATCHES_PER_SHARD = 32  # A process that was killed repeats at most these.
 
 
-def open_as_trained(source: PolicySource, launch: Launch) -> PreTrainedModel:
-    """Returns a policy as training loads it: weights of training's numeric type, prefix-shared forward."""
-    return prefix_shared(source.load(dtype=launch.training_dtype(source.model)))
+def open_as_trained(source: PolicySource, launch: Launch, *, torch_compile: bool, liger: bool) -> PreTrainedModel:
+    """Returns a policy as training loads it: weights of training's numeric type, prefix-shared forward, training's kernels."""
+    policy = prefix_shared(source.load(dtype=launch.training_dtype(source.model)))
+    return use_kernels(policy, torch_compile=torch_compile, liger=liger)
 
 
 def score_batch(
     policy: PreTrainedModel, pairs: Sequence[EncodedPair | EncodedGroup], *, pad_id: int, head_chunk: int
 ) -> list[list[float]]:
     """Returns log-probs (nats, summed over the completion) of each pair's distinct completions."""
-    rows = pack(pairs, pad_id=pad_id, one_row=uses_one_row(policy)).to(policy.device)
+    rows = pack_for(policy, pairs, pad_id=pad_id).to(policy.device)
     with torch.no_grad():
         values = policy(rows=rows, head_chunk=head_chunk).tolist()
     starts = rows.chosen.tolist()  # A pair's completions lie together, and chosen is the first of them.
@@ -46,7 +48,7 @@ def store_batches(plan: BatchPlan) -> list[list[list[Slot]]]:
     Scoring in the very shapes of training gives training's first step log-probs that are equal to the bit.
     """
     # Kernels choose their order of summation by shape: scored in other batches, the log-ratios of the untrained policy would be
-    # rounding errors instead of 0, and the check of training's first batch could not be strict.
+    # rounding errors instead of 0, and the check of training's first step could not be strict.
     return batched(plan.epoch(0), MICRO_BATCHES_PER_SHARD)
 
 
@@ -109,11 +111,11 @@ class EncodedGroups:
         """Returns a group as lists of ids."""
         return EncodedGroup(self.prompts[index].tolist(), [ids.tolist() for ids in self.completions[index]])
 
-    def batches(self, size: int) -> list[list[int]]:
-        """Returns the groups' indices in micro-batches of similar length, the longest first."""
+    def batches(self, size: int, tokens: int | None = None) -> list[list[int]]:
+        """Returns the groups' indices in micro-batches, the longest first: of `size` groups, or of `tokens` positions."""
         lengths = [len(prompt) + sum(map(len, texts)) for prompt, texts in zip(self.prompts, self.completions, strict=True)]
         order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-        return batched(order, size)
+        return batched(order, size) if tokens is None else within(order, lengths, tokens)
 
 
 def encode_groups(groups: Iterable[TextGroup], encoder: ChatEncoder) -> EncodedGroups:

@@ -18,12 +18,13 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.losses import implicit_reward, preference_accuracy
 from handbook_ext.objectives.objective import Objective
-from handbook_ext.policies.forward import pair_logprobs, uses_one_row
-from handbook_ext.policies.packing import EncodedPair, PackedRows, pack
+from handbook_ext.policies.forward import pack_for, pair_logprobs
+from handbook_ext.policies.packing import EncodedPair, PackedRows
 from handbook_ext.policies.saving import save_whole
 from handbook_ext.training.checkpoints import MarkComplete
 from handbook_ext.training.from_rows import Rows, prepare
 from handbook_ext.training.plan_loader import Pairs, PlanLoader, PlanSampler
+from handbook_ext.training.reference_check import ReferenceCheck
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class PreferenceTrainer(Trainer):
     ) -> None:  # fmt: skip
         """Takes encoded pairs with reference log-probs, and a `prefix_shared` model.
 
-        tolerance: nats per token by which the first batch may differ from its reference log-probs; None skips the check.
+        tolerance: nats per token by which the first step's pairs may differ from their reference log-probs; None skips the
+        check.
         """
         self.pairs, self.plan, self.objective = pairs, plan, objective
         self.pad_id, self.head_chunk, self.tolerance = pad_id, head_chunk, tolerance
+        self._check: ReferenceCheck | None = None
         super().__init__(model=model, args=args, train_dataset=Pairs(pairs), callbacks=[MarkComplete(), *callbacks], **kwargs)
-        self.one_row = uses_one_row(model)
+        self._packed_for = model  # As given: a wrapper of a launch may hide its configuration.
         # Else Trainer assumes a loss summed over tokens, and does not divide by the accumulation steps, as compute_loss expects.
         self.model_accepts_loss_kwargs = False
         self._reset_metrics()
@@ -101,8 +104,8 @@ class PreferenceTrainer(Trainer):
         # (S,), one value per distinct completion -> chosen, rejected, explore, (B,) each.
         logprobs = pair_logprobs(model(rows=rows, head_chunk=self.head_chunk, most=batch.most), rows)
         explored = (rows.explore >= 0).to(weights.dtype)
-        if self.tolerance is not None and self.state.global_step == 0 and not self._checked:
-            self._check_reference(logprobs, reference, rows)
+        if self.tolerance is not None and self.state.global_step == 0:
+            self._check_reference(logprobs, reference, rows, weights)
         tokens = (rows.completion_tokens[rows.chosen], rows.completion_tokens[rows.rejected])
         losses = self.objective.losses(logprobs, reference, tokens, explored)
         self._collect(logprobs, reference, rows, weights, explored)
@@ -121,24 +124,36 @@ class PreferenceTrainer(Trainer):
         pairs = [pair for pair, _, _ in slots]
         return {
             "batch": PairBatch(
-                rows=pack(pairs, pad_id=self.pad_id, one_row=self.one_row),
+                rows=pack_for(self._packed_for, pairs, pad_id=self.pad_id),
                 reference=torch.tensor([pair.reference for pair in pairs]).T.contiguous(),  # (B, 3) -> (3, B)
                 weights=torch.tensor([weight for _, weight, _ in slots]),
                 most=slots[0][2],
             )
         }
 
-    def _check_reference(self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, rows: PackedRows) -> None:
-        """Raises UserError when the untrained policy does not give the log-probs that the store holds for it."""
-        self._checked = True
-        # The largest and per token: a mean would hide one wrong pair, and rounding errors grow with length.
-        tokens = rows.completion_tokens[rows.chosen]
-        difference = float(((logprobs[0].detach() - reference[0]).abs() / tokens).max())
-        if not difference <= (self.tolerance or 0):  # So written that nan is refused too.
-            raise UserError(
-                f"the untrained policy differs from its stored log-probs by {difference:.2g} nats per token (score.tolerance "
-                f"is {self.tolerance}): the store belongs to another policy or numeric type; delete it and run make"
-            )
+    @torch.no_grad()
+    def _check_reference(
+        self, logprobs: tuple[Tensor, Tensor, Tensor], reference: Tensor, rows: PackedRows, weights: Tensor
+    ) -> None:
+        """Raises UserError, on every process, when the first step's pairs have not the log-probs that the store holds."""
+        if self._check is None:
+            half = self.args.bf16 or self.args.fp16 or next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+            self._check = ReferenceCheck(float(self.tolerance or 0), half)
+            self._rounds_to_check = self.args.gradient_accumulation_steps
+        present = torch.stack([rows.chosen, rows.rejected, rows.explore])  # (3, B), NO_COMPLETION where there is none
+        tokens = torch.where(present >= 0, rows.completion_tokens[present.clamp(min=0)], 0)
+        real = weights > 0  # Fillers repeat a pair.
+        differences = torch.where(present >= 0, (torch.stack(logprobs) - reference).abs(), 0.0)
+        self._check.add(differences[:, real], tokens[:, real])
+        self._rounds_to_check -= 1
+        if self._rounds_to_check:
+            return
+        # Over all processes: one that raised alone would leave the others waiting for it.
+        numbers = torch.tensor([*self._check.totals.tolist(), self._check.worst], dtype=torch.float64)
+        every = self.accelerator.gather(numbers.to("cpu" if self.args.use_cpu else self.args.device)).view(-1, 6).cpu()
+        fault = self._check.fault(every[:, :5].sum(0), float(every[:, 5].max()))
+        if fault is not None:
+            raise UserError(fault)
 
     @torch.no_grad()
     def _collect(
@@ -184,7 +199,6 @@ class PreferenceTrainer(Trainer):
         self._weights: dict[str, float] = defaultdict(float)
         self._tokens = self._positions = 0
         self._since = time.perf_counter()
-        self._checked = getattr(self, "_checked", False)
 
 
 def save_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
