@@ -35,12 +35,7 @@ VARIABLES = {
     "THREADS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
-READERS = {
-    "run": "<run> and <run>-iter<N>",
-    "seeds": "<run>-seeds",
-    "table": f"{TABLE}<name>",
-    "project": "the benches and mutants",
-}
+READERS = {"run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "project": "bench, mutants"}
 
 
 @dataclass
