@@ -10,7 +10,8 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Completion, OfflinePair
 from handbook_ext.core.shards import batched, fill_shards
 from handbook_ext.core.stage import Stage
-from handbook_ext.graph.stages import BatchSizes, ScoreCandidatesStage
+from handbook_ext.graph.batch_sizes import BatchSizes
+from handbook_ext.graph.stages import ScoreCandidatesStage
 from handbook_ext.policies.launch import Launch, begin
 from handbook_ext.policies.source import PolicySource, named_policy, policy_of
 from handbook_ext.selection.log_prob_store import read_stores

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.policies.attention_cost --lengths 128,256,512,1024,2048,4096 --threads 1
 
-Forward and backward pass of 8192 tokens at most in rows of one length (a third prompt, the rest two completions), SmolLM2-135M's
+Forward and backward pass of 4,096 tokens in rows of one length (a third prompt, the rest two completions), SmolLM2-135M's
 widths with 4 of its 30 layers and 4,096 words, fp32. Processor seconds and growth of memory, medians of interleaved rounds.
 """
 

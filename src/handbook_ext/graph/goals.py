@@ -28,7 +28,7 @@ _NUMBER = r"[1-9][0-9]{0,3}"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
     "run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "plan": "<run>-plan",
-    "calibrate": CALIBRATE, "project": "the benches and mutants",
+    "calibrate": CALIBRATE, "project": "bench, mutants",
 }  # fmt: skip
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from handbook_ext.graph import stages as files
+from handbook_ext.graph.batch_sizes import BatchSizes
 from handbook_ext.graph.rule import (
     ROWS,
     StageRule,
@@ -175,10 +176,10 @@ def _kinds(*, offline: bool, samples: bool) -> list[str]:
     return ["offline"] * offline + ["samples"] * samples
 
 
-def _sizes(each: Iteration) -> files.BatchSizes:
+def _sizes(each: Iteration) -> BatchSizes:
     """Returns the shapes in which log-probs are computed: those of training."""
     train = each.settings.train
-    return files.BatchSizes(
+    return BatchSizes(
         per_device_train_batch_size=train.per_device_train_batch_size, micro_batch_tokens=train.micro_batch_tokens,
         epochs=1 if train.micro_batch_tokens is None else train.epochs, head_chunk=train.head_chunk, bf16=train.bf16,
         torch_compile=train.torch_compile, liger=train.liger,

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage_settings import StageSettings
+from handbook_ext.graph.batch_sizes import BatchSizes
 from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.settings import (
     DataSettings,
@@ -51,21 +52,6 @@ class Portion(Section):
     def rows_of(self, rows: list[OfflinePair]) -> list[OfflinePair]:
         """Returns the iteration's rows; raises UserError where there are none."""
         return portion(rows, self.index, self.of, self.most)
-
-
-class BatchSizes(Section):
-    """In which shapes and by which kernels a policy is scored: those of training.
-
-    `epochs` decide on shapes with micro_batch_tokens alone, and are 1 without.
-    """
-
-    per_device_train_batch_size: int
-    micro_batch_tokens: int | None
-    epochs: int
-    head_chunk: int
-    bf16: bool
-    torch_compile: bool
-    liger: bool
 
 
 class DataStage(StageSettings):
