@@ -181,7 +181,7 @@ def test_paper_scale_prints_real_commands(finished: Workspace) -> None:
     commands = finished.commands("zephyr-selm-iter3")
     train = [command for command in commands if "train_policy" in command]
     assert len(train) == 4
-    assert all("accelerate launch --config_file recipes/accelerate/zero3.yaml" in command for command in train)
+    assert all("-m handbook_ext.core.accelerated --config_file recipes/accelerate/zero3.yaml" in command for command in train)
 
 
 def test_a_run_with_the_same_settings_shares_what_another_made(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
