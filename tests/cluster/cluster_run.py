@@ -17,6 +17,16 @@ LOOP = ("generate", "rank", *DIRECT)
 LABELS = {*STAGES, *(f"iter0.{name}" for name in DIRECT), *(f"iter{number}.{name}" for number in (1, 2) for name in LOOP)}
 
 
+# Stages alone: what make calls while it plans prints what it found.
+WARM = """#!/bin/sh
+case "$1" in
+    scripts/plan_goals.py|scripts/submit_run.py|scripts/show_check.py) ;;
+    scripts/*) exec "{python}" -m handbook_ext.core.warm_start "$@" ;;
+esac
+exec "{python}" "$@"
+"""
+
+
 class ClusterRun(Workspace):
     """A workspace whose stages start in a warm process, and whose make has the commands of a cluster on PATH."""
 
@@ -24,8 +34,7 @@ class ClusterRun(Workspace):
         super().__init__(folder, recipe)
         self.environment = {**environment, "OMP_NUM_THREADS": "1"}
         python = folder / ".venv" / "bin" / "python"
-        warm = f'case "$1" in scripts/[!ps]*|scripts/s[ce]*|scripts/pr*) exec "{sys.executable}" -m handbook_ext.core.warm_start "$@";; esac'
-        python.write_text(f'#!/bin/sh\n{warm}\nexec "{sys.executable}" "$@"\n')
+        python.write_text(WARM.format(python=sys.executable))
         accelerate = folder / ".venv" / "bin" / "accelerate"
         accelerate.write_text(f'#!/bin/sh\nshift\nexec "{sys.executable}" -m accelerate.commands.launch "$@"\n')
         accelerate.chmod(0o755)

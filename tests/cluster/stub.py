@@ -114,7 +114,8 @@ def sbatch(folder: Path, words: list[str]) -> int:
         number = str(len(jobs) + 101)
         jobs.append(
             {
-                "id": number, "name": options["job-name"], "state": "PENDING", "reason": "Priority" if after is None else "Dependency",
+                "id": number, "name": options["job-name"], "state": "PENDING",
+                "reason": "Priority" if after is None else "Dependency",
                 "after": [] if after is None else after[1].split(":"), "kill": options.get("kill-on-invalid-dep") == "yes",
                 "script": script, "output": options["output"], "folder": os.getcwd(), "options": options,
             }
@@ -146,9 +147,7 @@ def srun(folder: Path, words: list[str]) -> int:
     """Runs a command once per node, here all on this machine; one that fails ends the others."""
     options = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--"))
     command = words[len([word for word in words if word.startswith("--")]) :]
-    tasks = [
-        subprocess.Popen(command, env={**os.environ, "SLURM_PROCID": str(task)}) for task in range(int(options["ntasks"]))
-    ]
+    tasks = [subprocess.Popen(command, env={**os.environ, "SLURM_PROCID": str(task)}) for task in range(int(options["ntasks"]))]
     codes = [task.wait() for task in tasks]
     return max(codes, key=abs)
 

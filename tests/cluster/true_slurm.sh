@@ -43,10 +43,10 @@ NodeName=$first NodeHostname=first NodeAddr=$first Port=$((port + 1)) CPUs=4 Rea
 NodeName=$second NodeHostname=second NodeAddr=$second Port=$((port + 2)) CPUs=4 RealMemory=1024 Gres=gpu:2
 PartitionName=main Nodes=$first,$second Default=YES MaxTime=INFINITE State=UP
 CONF
-# GPUs that are only counted: their devices are empty files.
+# GPUs that are only counted: their devices are empty files, which Slurm's log complains of and takes.
 touch "$place/gpu0" "$place/gpu1"
 echo "Name=gpu File=$place/gpu[0-1]" > "$place/gres.conf"
-export SLURM_CONF=$place/slurm.conf
+export SLURM_CONF=$place/slurm.conf TRUE_SLURM=1
 daemons=()
 finish() {
     [ "${#daemons[@]}" = 0 ] || kill "${daemons[@]}" 2>/dev/null || true

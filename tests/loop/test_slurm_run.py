@@ -30,7 +30,9 @@ def test_n_prints_the_scripts_and_submits_nothing(run: ClusterRun, cluster: Stub
     done = run.submit("-n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("#!/bin/bash\n#SBATCH --job-name=mine-micro.") == len(LABELS)
-    assert "# runs/mine-micro/slurm/iter2.train.sh: iter2/policy, after iter2/pairs.jsonl iter2/logprobs iter1/policy" in done.stdout
+    assert (
+        "# runs/mine-micro/slurm/iter2.train.sh: iter2/policy, after iter2/pairs.jsonl iter2/logprobs iter1/policy" in done.stdout
+    )
     assert "exec .venv/bin/python scripts/train_policy.py runs/mine-micro/iter2\n" in done.stdout
     assert "--gres" not in done.stdout  # The recipe's launch is a CPU.
     assert cluster.jobs() == [] and not (run.run_folder / "slurm").exists()

@@ -49,7 +49,9 @@ def main(argv: list[str]) -> None:
         raise UserError("per_device: give --processes from 1, and a script; see --help")
     nodes, node = arguments.nodes, arguments.node_rank
     if not 0 <= node < nodes or not re.fullmatch(r".+:[0-9]+", arguments.store) or (nodes > 1 and arguments.store.endswith(":0")):
-        raise UserError("per_device: give --node-rank from 0 and below --nodes, and of several nodes --store HOST:PORT; see --help")
+        raise UserError(
+            "per_device: give --node-rank from 0 and below --nodes, and of several nodes --store HOST:PORT; see --help"
+        )
     shares = shares_of(visible_devices(), arguments.processes, arguments.devices_each)
     store, address = _store(arguments.store, node)
     first, total = node * len(shares), nodes * len(shares)
@@ -67,12 +69,14 @@ def main(argv: list[str]) -> None:
     finally:
         _end(started)
     if failed is not None:
-        rank, code = failed
-        if rank is None:
-            sys.stderr.write(f"error: node {node} of {nodes}: another node's processes failed, so these were ended; see its lines\n")
+        place, code = failed
+        if place is None:
+            sys.stderr.write(
+                f"error: node {node} of {nodes}: another node's processes failed, so these were ended; see its lines\n"
+            )
         elif code != 2:  # 2 is a mistake of the user, which the process has told.
             sys.stderr.write(
-                f"error: process {first + rank} of {total} ended with {code}; the others were ended, run make again\n"
+                f"error: process {first + place} of {total} ended with {code}; the others were ended, run make again\n"
             )
         sys.exit(code if code > 0 else 128 - code)
 
@@ -86,7 +90,9 @@ def _store(place: str, node: int) -> tuple[Any, str]:
         store = TCPStore(host, int(port), is_master=node == 0, wait_for_workers=False, timeout=ARRIVAL)
     except DistError as error:
         what = "is taken, or no address of this node" if node == 0 else f"was not reached within {ARRIVAL}"
-        raise UserError(f"per_device: --store {place} {what} ({str(error).partition(chr(10))[0]}); start the stage again") from None
+        raise UserError(
+            f"per_device: --store {place} {what} ({str(error).partition(chr(10))[0]}); start the stage again"
+        ) from None
     return store, f"{host}:{store.port}"
 
 

@@ -58,12 +58,10 @@ def jobs_of(run: Run, pending: Sequence[StageRule], folder: str, threads: str) -
         name, log = plain(f"{run.name}.{label}.{place}"), plain(f"{folder}/{FOLDER}/{label}") + ".%j.log"
         needed = dict.fromkeys(whole_of(each) for each in (*rule.inputs, *rule.after))
         settings = json.dumps(identity(rule.settings.model_dump(mode="json")), sort_keys=True)
-        found.append(
-            Job(
-                rule.artifact, name, f"{folder}/{FOLDER}/{label}.sh", log, _script(rule, run, folder, name, log, threads),
-                tuple(each for each in needed if each in artifacts), hashlib.sha256(settings.encode()).hexdigest(),
-            )  # fmt: skip
-        )
+        digest = hashlib.sha256(settings.encode()).hexdigest()
+        after = tuple(each for each in needed if each in artifacts)
+        script = _script(rule, run, folder, name, log, threads)
+        found.append(Job(rule.artifact, name, f"{folder}/{FOLDER}/{label}.sh", log, script, after, digest))
     return found
 
 
@@ -89,7 +87,9 @@ def _script(rule: StageRule, run: Run, folder: str, name: str, log: str, threads
 
 def _started(rule: StageRule, run: Run, folder: str, placement: Placement, cores: int | str | None) -> list[str]:
     """Returns the lines that run a stage: its command, or one launcher of it per node."""
-    words = f"{_launcher(rule, run, placement)} scripts/{rule.script} {plain(f'{folder}/{rule.folder}' if rule.folder else folder)}"
+    words = (
+        f"{_launcher(rule, run, placement)} scripts/{rule.script} {plain(f'{folder}/{rule.folder}' if rule.folder else folder)}"
+    )
     if placement.nodes == 1:
         return [f"exec {words}"]
     step = f"srun --nodes={placement.nodes} --ntasks={placement.nodes} --ntasks-per-node=1 --kill-on-bad-exit=1"
@@ -118,6 +118,4 @@ def _launcher(rule: StageRule, run: Run, placement: Placement) -> str:
     each = devices_each(rule, run)
     devices = "" if each == 1 else f" --devices-each {each}"
     meeting = f" --nodes {nodes} --node-rank $SLURM_PROCID --store $FIRST_NODE:$FIRST_PORT"
-    return (
-        f"{PYTHON} -m handbook_ext.core.per_device --processes {placement.each // each}{devices}{meeting if nodes > 1 else ''}"
-    )
+    return f"{PYTHON} -m handbook_ext.core.per_device --processes {placement.each // each}{devices}{meeting if nodes > 1 else ''}"

@@ -21,7 +21,7 @@ from handbook_ext.recipes.settings_slurm import SlurmSettings
 from handbook_ext.recipes.yaml_tree import Tree, nearest, shown
 
 VLLM_HOTTEST = 2.0  # The highest temperature that vLLM takes.
-ON_CPU = ("cpu", "zero3-cpu")
+ON_CPU = ("cpu", "ddp-cpu", "zero3-cpu")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ RENAMED = "renamed.yaml"
 # A recipe's name is part of goals, folders and make's text, so it has nothing that one of them minds.
 _USABLE = re.compile(r"\w[\w.-]*")
 # Goals of the Makefile itself, and how those of tables begin: no recipe may be called so.
-PROJECT = ("help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "lint", "bench", "mutants")
+PROJECT = ("help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "test-slurm", "lint", "bench", "mutants")
 TABLE = "table-"
 # What is put behind a run's name means a goal, so no recipe may end like one.
 _GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check)")

@@ -100,7 +100,8 @@ def resolve(
     """Returns a run, `<recipe>[-<variant>...][-seed<K>]`, with everything checked.
 
     `overrides` are part of the run's name; `launch`, `gpus`, `cluster` and the section `slurm` decide where it runs, and never
-    what comes out, so no override of that section is part of the name. `engines` tells by the run's name which engine it has begun with, where its recipe leaves that open.
+    what comes out, so no override of that section is part of the name. `engines` tells by the run's name which engine it has
+    begun with, where its recipe leaves that open.
 
     Raises:
         UserError: no recipe of that name, or any mistake in its files or in what overrides them.

@@ -48,7 +48,9 @@ def _option(value: str) -> str:
     if stated := next((setting for option, setting in STATED.items() if option.startswith(name)), None):
         raise ValueError(f"{value!r} is what the setting {stated} says; state that instead")
     if any(option.startswith(name) for option in OWN):
-        raise ValueError(f"{value!r} is not an option that a recipe can set: make sets it, or the stages need it unset; remove it")
+        raise ValueError(
+            f"{value!r} is not an option that a recipe can set: make sets it, or the stages need it unset; remove it"
+        )
     return value
 
 
