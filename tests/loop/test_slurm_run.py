@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster.cluster_run import LABELS, ClusterRun
 from tests.cluster.stub import StubCluster
@@ -62,6 +63,24 @@ def test_a_goal_that_make_itself_must_make_is_refused(run: ClusterRun, cluster: 
         done = run.submit(goal=goal)
         assert done.returncode != 0 and len(errors(done.stderr)) == 1, done.stderr
     assert cluster.jobs() == []
+
+
+HOSTILE = ["$(touch PWND)", "`touch PWND`", "$(shell touch PWND)", "'; touch PWND; '", "$\nrm \\", "%j\n#SBATCH --wrap=x"]
+
+
+@pytest.mark.parametrize("title", HOSTILE)
+def test_no_text_of_the_command_line_gets_into_a_script(run: ClusterRun, cluster: StubCluster, title: str) -> None:
+    said = json.dumps(title).replace("\\", "\\\\").replace('"', '\\"')
+    for options in (("-n",), ()):
+        done = run.submit(*options, f'SET=report.title="{said}"', goal="mine-micro-iter0")
+        assert done.returncode == 0, done.stderr
+        assert not list(run.folder.rglob("PWND"))
+    assert len(cluster.jobs()) == 6
+    for job in cluster.jobs():
+        # Of the title only a label is left, in the names of folder and job.
+        assert re.fullmatch(r"[\w#!/.=%+,\n -]*", job["script"]) and job["script"].count("#SBATCH") == 6
+    title_file = next(run.folder.glob("runs/mine-micro+*/report.yaml"))
+    assert yaml.safe_load(title_file.read_text())["report"]["title"] == title
 
 
 @pytest.mark.slow
