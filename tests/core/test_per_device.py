@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import IO
 import pytest
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.per_device import shares_of
+from handbook_ext.core.per_device import main, shares_of
 
 HEAD = """
 import os, sys, time
@@ -102,13 +103,13 @@ time.sleep(60)
     assert_gone(tmp_path)
 
 
-def assert_gone(folder: Path) -> None:
+def assert_gone(folder: Path, count: int = 3) -> None:
     """Fails where a process of the launch still runs after two seconds."""
     until = time.monotonic() + 2
     pids = [int(path.read_text()) for path in folder.glob("pid*")]
     while any(alive(pid) for pid in pids) and time.monotonic() < until:
         time.sleep(0.02)
-    assert len(pids) == 3 and not any(alive(pid) for pid in pids)
+    assert len(pids) == count and not any(alive(pid) for pid in pids)
 
 
 def alive(pid: int) -> bool:
@@ -125,3 +126,64 @@ def test_devices_are_shared_out() -> None:
     assert shares_of([], 2, 1) == [{}, {}]
     with pytest.raises(UserError, match="2 processes with 2 GPUs each need 4, and 3 are visible"):
         shares_of(["0", "1", "2"], 2, 2)
+
+
+def nodes(folder: Path, body: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    """Starts the launchers of several nodes, here all on the loopback interface, with two processes each."""
+    script = folder / "script.py"
+    script.write_text(HEAD + body)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        store = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for node in range(count):
+        words = ["--processes", "2", "--nodes", str(count), "--node-rank", str(node), "--store", store]
+        command = [sys.executable, "-m", "handbook_ext.core.per_device", *words, str(script), str(folder)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    return started
+
+
+def test_the_launchers_of_two_nodes_finish_shards_together(tmp_path: Path) -> None:
+    """The second node is the slower one: the store outlives its processes, which meet the others once more at the end."""
+    body = """
+from handbook_ext.core.shards import fill_shards, read_shards
+def work(number):
+    time.sleep(0.1 * launch.rank)
+    return [{"number": number, "rank": launch.rank, "of": launch.processes}]
+fill_shards(out / "shards", list(range(8)), work, rank=launch.rank, processes=launch.processes, progress=lambda mine: mine)
+launch.wait()
+if launch.main:
+    assert [row["number"] for row in read_shards(out / "shards", 8)] == list(range(8))
+    assert [row["rank"] for row in read_shards(out / "shards", 8)] == [0, 1, 2, 3] * 2
+launch.wait()
+time.sleep(0.5 * launch.rank)
+launch.wait()
+(out / f"done{launch.rank}").touch()
+"""
+    started = nodes(tmp_path, body)
+    said = [process.communicate(timeout=90)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert len(list(tmp_path.glob("done*"))) == 4
+
+
+@pytest.mark.parametrize("failing", [0, 3])
+def test_a_process_that_dies_ends_those_of_the_other_node(tmp_path: Path, failing: int) -> None:
+    body = f"""
+(out / f"pid{{launch.rank}}").write_text(str(os.getpid()))
+while len(list(out.glob("pid*"))) < 4: time.sleep(0.01)
+if launch.rank == {failing}: os.kill(os.getpid(), 9)
+launch.wait()
+"""
+    started = nodes(tmp_path, body)
+    said = [process.communicate(timeout=60)[1] for process in started]
+    own = failing // 2
+    assert started[own].returncode == 137 and f"error: process {failing} of 4 ended with -9" in said[own]
+    assert started[1 - own].returncode == 1 and "another node's processes failed" in said[1 - own]
+    assert_gone(tmp_path, 4)
+
+
+@pytest.mark.parametrize("words", [["--nodes", "2", "--node-rank", "2", "--store", "here:1"], ["--nodes", "2"]])
+def test_nodes_that_could_not_meet_are_refused(words: list[str]) -> None:
+    with pytest.raises(UserError, match="give --node-rank from 0 and below --nodes"):
+        main(["--processes", "1", *words, "script.py"])

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.folders import distinct_seeds, hardware_request, runs_folder
 from handbook_ext.graph.makefile import PLAIN, begun_with, plain, targets_of
+from handbook_ext.graph.plan import Plan
 from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import PROJECT, RECIPES, TABLE
@@ -37,6 +37,7 @@ VARIABLES = {
     "DATA": (r"[\s\S]*", "", {"run", "seeds", "plan"}),
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "seeds", "table", "plan"}),
     "GPUS": (_NUMBER, "a number from 1", {"run", "seeds", "table", "plan"}),
+    "CLUSTER": (r"slurm|", "slurm", {"run"}),
     "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
     "JOBS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
@@ -48,37 +49,6 @@ VARIABLES = {
 }
 
 
-@dataclass
-class Plan:
-    """The runs that goals need, by name, the lines of make that connect goals with them, and the runs to be explained.
-
-    `wanted` has by goal the artifacts to be made for it: each the name of its run and the path in the run's folder. `planned` has
-    by run what a plan of its hardware was asked for; nothing of such a run is made.
-    """
-
-    runs: dict[str, Run] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-    explained: list[str] = field(default_factory=list)
-    wanted: dict[str, dict[tuple[str, str], None]] = field(default_factory=dict)
-    planned: dict[str, dict[str, str | int]] = field(default_factory=dict)
-
-    def add(self, run: Run) -> Run:
-        """Adds a run once; returns it."""
-        return self.runs.setdefault(run.name, run)
-
-    def want(self, goal: str, run: Run, artifact: str) -> None:
-        """Adds an artifact that a goal asks for."""
-        self.wanted.setdefault(goal, {})[run.name, artifact] = None
-
-    def goal(self, name: str, needed: Sequence[str], *commands: str, share: bool = False) -> None:
-        """Adds a goal that is no file. With `share` runs take over what is equal by content."""
-        if f".PHONY: {name}" in self.lines:
-            return  # A table that is asked for beside all tables.
-        needed = [plain(each) for each in dict.fromkeys(needed)]
-        self.lines += [f".PHONY: {plain(name)}", *([f"{name}: export HANDBOOK_SHARE := 1"] if share else [])]
-        self.lines += [" \\\n    ".join([f"{name}:", *needed]), *(f"\t{command}" for command in commands)]
-
-
 def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequence[str] = (), root: Path = RECIPES) -> Plan:
     """Returns the plan of make's goals; `given` are the variables of the command line itself, each of which a goal must read.
 
@@ -86,6 +56,8 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     """
     kinds = {goal: _kind(goal) for goal in goals}
     check_variables(variables, given, kinds)
+    if variables.get("CLUSTER"):
+        check_cluster(kinds)
     planner = _Planner(variables, root)
     for goal, kind in kinds.items():
         getattr(planner, f"plan_{kind}")(goal)
@@ -113,6 +85,16 @@ def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: M
             )
 
 
+def check_cluster(kinds: Mapping[str, str]) -> None:
+    """Raises UserError for a goal that is no run or iteration of one: what such goals do besides stages, no job would do."""
+    for goal, kind in kinds.items():
+        if kind not in ("run", "project") or "/" in goal:
+            raise UserError(
+                f"CLUSTER=slurm submits <run> and <run>-iter<N>, and {goal} is neither; submit its runs one by one, then make "
+                f"{goal} without CLUSTER"
+            )
+
+
 def _kind(goal: str) -> str:
     """Returns what sort of goal a word is; a UserError where its form is none of a goal."""
     if not re.fullmatch(PLAIN, goal):
@@ -134,6 +116,7 @@ class _Planner:
         self.seeds = range(1, 1 + int(variables.get("SEEDS", "3")))
         self.beside = variables.get("BESIDE", "").split()
         self.launch = {"launch": variables.get("LAUNCH") or None, "gpus": int(variables["GPUS"]) if "GPUS" in variables else None}
+        self.cluster = bool(variables.get("CLUSTER"))
         self.data = parse_data(variables["DATA"]) if variables.get("DATA") else []
         self.overrides: list[Override] = [*parse_set(variables.get("SET", "")), *self.data]
 
@@ -158,9 +141,7 @@ class _Planner:
         run = self._run(name)
         folder = self._folder(run)
         if suffix is not None and suffix.startswith("-iter"):
-            policy = f"{run.iteration(suffix[1:]).name}/policy"
-            self.plan.want(goal, run, policy)
-            self.plan.goal(goal, [f"{folder}/{policy}/manifest.json"])
+            self._make(goal, run, f"{run.iteration(suffix[1:]).name}/policy")
         elif suffix == "-why":
             self.plan.explained.append(run.name)
             self.plan.goal(goal, [], f"@cat {folder}/{WHY}")
@@ -169,8 +150,7 @@ class _Planner:
             self.plan.want(goal, run, "report")
             self.plan.goal(goal, [f"{folder}/{each}" for each in targets_of(CHECK)], f"@$(PYTHON) scripts/show_check.py {folder}")
         else:
-            self.plan.want(goal, run, "report")
-            self.plan.goal(goal, [f"{folder}/report/manifest.json"])
+            self._make(goal, run, "report")
 
     def plan_seeds(self, goal: str) -> None:
         """Plans the seeds of a recipe, with those of other recipes beside, and one report of all."""
@@ -232,10 +212,19 @@ class _Planner:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")
         self.plan.want(goal, run, targets[rest])
 
+    def _make(self, goal: str, run: Run, artifact: str) -> None:
+        """Plans a goal that stands for a folder of a run: make makes it, or submits what it needs to the cluster."""
+        self.plan.want(goal, run, artifact)
+        if self.cluster:
+            self.plan.goal(goal, [], f"+@$(SUBMIT) {goal}")  # With +, since -n is to print the scripts.
+        else:
+            self.plan.goal(goal, [f"{self._folder(run)}/{artifact}/manifest.json"])
+
     def _run(self, name: str, overrides: Sequence[Override] | None = None) -> Run:
         """Returns a run by name, planned, under what overrides it: the command line's SET and DATA, or what is given."""
         overrides = self.overrides if overrides is None else overrides
-        return self.plan.add(resolve(name, self.root, overrides=overrides, engines=self._begun_with, **self.launch))  # type: ignore[arg-type]
+        run = resolve(name, self.root, overrides=overrides, cluster=self.cluster, engines=self._begun_with, **self.launch)  # type: ignore[arg-type]
+        return self.plan.add(run)
 
     def _begun_with(self, name: str) -> str | None:
         """Returns the engine that a run has begun with."""

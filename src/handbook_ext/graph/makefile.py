@@ -20,7 +20,7 @@ from handbook_ext.core.artifacts import finished_manifest, manifest_path
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import replace_text
 from handbook_ext.core.stage_settings import identity
-from handbook_ext.graph.rule import StageRule, whole_of
+from handbook_ext.graph.rule import StageRule, devices_each, whole_of
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
@@ -180,7 +180,7 @@ def _launcher(rule: StageRule, run: Run) -> str:
         return f"$(ACCELERATE) --config_file {plain(f'recipes/accelerate/{launch.name}.yaml')}{processes}"
     if rule.launcher == "plain":
         return "$(PYTHON)"
-    each = run.settings.generate.tensor_parallel_size if rule.engine == "vllm" else 1
+    each = devices_each(rule, run)
     devices = "" if each == 1 else f" --devices-each {each}"
     return f"$(PYTHON) -m handbook_ext.core.per_device --processes {launch.processes // each}{devices}"
 

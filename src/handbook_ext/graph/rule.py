@@ -67,6 +67,11 @@ class StageRule:
         return [os.path.normpath(os.path.join(here, name)) for names in stated for name in names]
 
 
+def devices_each(rule: StageRule, run: Run) -> int:
+    """Returns how many devices each process of a stage has: those of one engine of vLLM, else one."""
+    return run.settings.generate.tensor_parallel_size if rule.engine == "vllm" else 1
+
+
 def whole_of(name: str) -> str:
     """Returns the artifact, with a manifest of its own, that an input is or is a part of: a file of the rows has none."""
     return ROWS if name in PARTS else name

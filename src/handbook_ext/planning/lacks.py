@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from shutil import which
 
 from handbook_ext.core.artifacts import START
 from handbook_ext.core.machine import has_package, torch_without_cuda, visible_gpus
@@ -80,7 +81,7 @@ def _of_gpus(run: Run, rule: StageRule) -> Iterator[Lack]:
     if run.launch.on_cpu or not rule.on_device:
         return
     wanted, here = run.launch.processes, visible_gpus()
-    if here < wanted:
+    if here < wanted and not run.launch.on_cluster:  # Its nodes have them, and share this environment.
         yield Lack(
             f"launch {run.launch.name} needs {wanted} GPU{'s' * (wanted > 1)}, and {here} {'is' if here == 1 else 'are'} visible",
             "give a launch that fits, such as LAUNCH=" + ("gpu" if here == 1 else f"fsdp2 GPUS={here}" if here else "cpu"),
@@ -90,6 +91,12 @@ def _of_gpus(run: Run, rule: StageRule) -> Iterator[Lack]:
             f"launch {run.launch.name} needs a torch with CUDA, and the installed one was built without",
             "install torch's build for CUDA, or give LAUNCH=cpu",
         )
+
+
+def _of_cluster(run: Run, rule: StageRule) -> Iterator[Lack]:
+    """Yields that nothing here submits jobs."""
+    if run.launch.on_cluster and which("sbatch") is None:
+        yield Lack("CLUSTER=slurm needs the command sbatch, which is not here", "run make where it is, or leave CLUSTER out")
 
 
 def _of_checkpoints(run: Run, rule: StageRule) -> Iterator[Lack]:
@@ -156,6 +163,7 @@ def _of_data(run: Run, rule: StageRule) -> Iterator[Lack]:
 
 FINDERS: tuple[Callable[[Run, StageRule], Iterator[Lack]], ...] = (
     _of_packages,
+    _of_cluster,
     _of_gpus,
     _of_checkpoints,
     _of_endpoints,

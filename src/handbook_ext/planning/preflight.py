@@ -38,16 +38,21 @@ def pending_of(runs: Mapping[str, Run], wanted: Wanted, folder: Path) -> list[Pe
     """Returns the stages still to be made for a goal, by run; none where it only prepares data."""
     found = []
     for name in dict.fromkeys(run for run, _ in wanted):
-        rules = run_rules(runs[name])
-        needed = {artifact for run, artifact in wanted if run == name}
-        for rule in reversed(rules):
-            if rule.artifact in needed:
-                needed |= {whole_of(each) for each in (*rule.inputs, *rule.after)}
-        why = dict(reasons(rules, folder / name))
-        left = [rule for rule in rules if rule.artifact in needed and why[rule.artifact] not in ([], [EDITED])]
+        left = unfinished(runs[name], wanted, folder)
         if any(not isinstance(rule.settings, DataStage) for rule in left):
             found.append(Pending(runs[name], folder / name, tuple(left)))
     return found
+
+
+def unfinished(run: Run, wanted: Wanted, folder: Path) -> list[StageRule]:
+    """Returns the stages of a run that are still to be made for what is wanted, in their order; `folder` is that of all runs."""
+    rules = run_rules(run)
+    needed = {artifact for name, artifact in wanted if name == run.name}
+    for rule in reversed(rules):
+        if rule.artifact in needed:
+            needed |= {whole_of(each) for each in (*rule.inputs, *rule.after)}
+    why = dict(reasons(rules, folder / run.name))
+    return [rule for rule in rules if rule.artifact in needed and why[rule.artifact] not in ([], [EDITED])]
 
 
 def missing(goals: Mapping[str, Sequence[Pending]]) -> list[str]:
@@ -97,7 +102,8 @@ def _lacks(pending: Pending) -> Iterator[tuple[Lack, StageRule]]:
         for rule in pending.rules:
             yield from ((lack, rule) for lack in find(run, rule))
     weights = weights_of(run, pending.folder)
-    needed, free = 0 if weights is None else memory_needed(run, pending.rules, weights), free_memory()
+    # The memory of a cluster's nodes is theirs to say.
+    needed, free = 0 if weights is None or run.launch.on_cluster else memory_needed(run, pending.rules, weights), free_memory()
     if free is not None and needed > free:
         loading = [rule for rule in pending.rules if rule.on_device]
         yield (

@@ -1,19 +1,23 @@
 """Where a run is launched: an accelerate configuration that exists, and batches that its processes can meet.
 
-The recipe names a launch; `LAUNCH=` and `GPUS=` replace it. Neither is part of a run's identity: a global batch is met by
-another micro-batch and another accumulation, and gives the same gradient.
+The recipe names a launch; `LAUNCH=` and `GPUS=` replace it, and under `CLUSTER=` the section `slurm` says how many processes it
+has on which nodes. None is part of a run's identity: a global batch is met by another micro-batch and another accumulation, and
+gives the same gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.machine import has_package, visible_gpus
+from handbook_ext.recipes.placement import Placement, alone, placements_of
 from handbook_ext.recipes.settings import OptimizerSettings, Recipe
+from handbook_ext.recipes.settings_slurm import SlurmSettings
 from handbook_ext.recipes.yaml_tree import Tree, nearest, shown
 
 VLLM_HOTTEST = 2.0  # The highest temperature that vLLM takes.
@@ -22,12 +26,25 @@ CPU = "cpu"  # The launch of one CPU process; names of others without a GPU end 
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch configuration by name, its processes, and whether the command line replaced what the recipe says."""
+    """A launch configuration by name, its processes, and whether the command line replaced what the recipe says.
+
+    `placements` says by stage where a cluster runs it; it is empty where the stages run on this machine.
+    """
 
     name: str
     processes: int
     replaced: bool = False
     gpus: int | None = None
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+
+    @property
+    def on_cluster(self) -> bool:
+        """Tells whether nodes of a cluster run the stages, and not this machine."""
+        return bool(self.placements)
+
+    def processes_of(self, stage: str) -> int:
+        """Returns how many processes a stage has that computes with a model."""
+        return self.placements[stage].processes if self.placements else self.processes
 
     @property
     def on_cpu(self) -> bool:
@@ -41,11 +58,13 @@ def on_cpu(launch: str) -> bool:
 
 
 def launch_of(
-    stated: str, tree: Tree, root: Path, *, stated_gpus: int | None = None, launch: str | None = None, gpus: int | None = None
+    stated: str, tree: Tree, root: Path, *, stated_gpus: int | None = None,
+    launch: str | None = None, gpus: int | None = None, slurm: SlurmSettings | None = None,
 ) -> Launch:  # fmt: skip
-    """Returns where a run is launched; a UserError names the configurations that there are.
+    """Returns where a run is launched, with `slurm` on the nodes of a cluster.
 
     The processes are those of the command line, else the recipe's for its own launch, else those of the configuration.
+    Raises UserError for a configuration that is not there, or processes that no nodes can have.
     """
     files = {path.stem: path for path in (root / "accelerate").glob("*.yaml")}
     known = sorted({CPU, *files})
@@ -57,18 +76,18 @@ def launch_of(
         )
     if name == CPU and gpus not in (None, 1):
         raise UserError(f"GPUS: the launch cpu has one process, not {gpus}; give LAUNCH=ddp as well, or another of several GPUs")
-    if gpus is not None:
-        return Launch(name, gpus, replaced=True, gpus=gpus)
-    if stated_gpus is not None and launch is None:
-        if name == CPU and stated_gpus != 1:
-            raise UserError(
-                f"{tree.where(('gpus',))}: gpus: the launch cpu has one process, not {stated_gpus}; set a launch of GPUs"
-            )
-        return Launch(name, stated_gpus, gpus=None if name == CPU else stated_gpus)
-    if name == CPU:
-        return Launch(name, 1, replaced=launch is not None)
-    config = yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}
-    return Launch(name, int(config.get("num_processes", 1)), replaced=launch is not None)
+    own = stated_gpus if launch is None and gpus is None else None
+    if name == CPU and own not in (None, 1):
+        raise UserError(f"{tree.where(('gpus',))}: gpus: the launch cpu has one process, not {own}; set a launch of GPUs")
+    wanted = gpus if gpus is not None else own if name != CPU else None
+    config = {} if name == CPU else yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}
+    processes = wanted or int(config.get("num_processes", 1))
+    found = Launch(name, processes, replaced=(launch, gpus) != (None, None), gpus=wanted)
+    if slurm is None:
+        return found
+    if name == CPU or str(config.get("distributed_type")).upper() == "NO":
+        return replace(found, placements=alone(slurm, tree, name, found.processes, stated=launch is None))
+    return replace(found, replaced=True, placements=placements_of(slurm, tree, name, found.processes, gpus))
 
 
 def engine_of(stated: str, launch: Launch, begun_with: str | None) -> str:
@@ -77,7 +96,7 @@ def engine_of(stated: str, launch: Launch, begun_with: str | None) -> str:
         return stated
     if begun_with is not None:
         return begun_with
-    return "vllm" if not launch.on_cpu and visible_gpus() and has_package("vllm") else "transformers"
+    return "vllm" if not launch.on_cpu and (launch.on_cluster or visible_gpus()) and has_package("vllm") else "transformers"
 
 
 def check_devices(settings: Recipe, tree: Tree, launch: Launch) -> None:
@@ -91,11 +110,15 @@ def check_devices(settings: Recipe, tree: Tree, launch: Launch) -> None:
             f"{tree.where(('generate', 'temperature'))}: generate.engine vllm takes temperatures up to {VLLM_HOTTEST:g} in "
             "generate and evaluate; lower them, or set generate.engine: transformers"
         )
-    if settings.generate.engine == "vllm" and launch.processes % size:
-        raise UserError(
-            f"{tree.where(('generate', 'tensor_parallel_size'))}: generate.tensor_parallel_size {size} does not divide the "
-            f"{launch.processes} processes of launch {launch.name}; give a divisor of them, or another launch"
-        )
+    # No engine reaches over to another node.
+    counts = {launch.placements[stage].each for stage in ("generate", "evaluate") if launch.on_cluster} or {launch.processes}
+    for count in counts:
+        if settings.generate.engine == "vllm" and count % size:
+            on = "on each node " if launch.on_cluster else ""
+            raise UserError(
+                f"{tree.where(('generate', 'tensor_parallel_size'))}: generate.tensor_parallel_size {size} does not divide the "
+                f"{count} processes {on}of launch {launch.name}; give a divisor of them, or another launch"
+            )
 
 
 def check_batches(settings: Recipe, tree: Tree, launch: Launch, iteration: str = "") -> None:
@@ -108,12 +131,13 @@ def check_batches(settings: Recipe, tree: Tree, launch: Launch, iteration: str =
         if section is None:
             continue
         micro_batch = 1 if launch.replaced else section.per_device_train_batch_size
-        at_once = launch.processes * micro_batch
+        processes = launch.processes_of(name)
+        at_once = processes * micro_batch
         if section.global_batch_size % at_once:
             within = f"{iteration}: " if iteration else ""
             by = "" if launch.replaced else f" x per_device_train_batch_size {micro_batch} = {at_once}"
             raise UserError(
                 f"{tree.where((name, 'global_batch_size'))}: {within}{name}.global_batch_size {section.global_batch_size} cannot "
-                f"be divided by {launch.processes} processes{by}; change one of {'the two' if launch.replaced else 'the three'}, "
+                f"be divided by {processes} processes{by}; change one of {'the two' if launch.replaced else 'the three'}, "
                 "or the launch"
             )

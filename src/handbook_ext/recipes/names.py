@@ -19,8 +19,8 @@ RENAMED = "renamed.yaml"
 _USABLE = re.compile(r"\w[\w.-]*")
 # Goals of the Makefile itself, and how those of tables begin: no recipe may be called so.
 PROJECT = (
-    "help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "test-distributed", "lint", "bench", "bench-growth",
-    "bench-gpu", "calibrate", "mutants",
+    "help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "test-distributed", "test-slurm", "lint", "bench",
+    "bench-growth", "bench-gpu", "calibrate", "mutants",
 )  # fmt: skip
 TABLE = "table-"
 # What is put behind a run's name means a goal, so no recipe may end like one.

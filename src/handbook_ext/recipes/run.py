@@ -95,12 +95,13 @@ class Run:
 
 def resolve(
     name: str, root: Path = RECIPES, *, overrides: Sequence[Override] = (), launch: str | None = None, gpus: int | None = None,
-    engines: Callable[[str], str | None] = lambda run: None,
+    cluster: bool = False, engines: Callable[[str], str | None] = lambda run: None,
 ) -> Run:  # fmt: skip
     """Returns a run, `<recipe>[-<variant>...][-seed<K>]`, with everything checked.
 
-    `overrides` are part of the run's name; `launch` and `gpus` decide where it runs, and never what comes out. `engines` tells
-    by the run's name which engine it has begun with, where its recipe leaves that open.
+    `overrides` are part of the run's name; `launch`, `gpus`, `cluster` and the section `slurm` decide where it runs, and never
+    what comes out, so no override of that section is part of the name. `engines` tells by the run's name which engine it has
+    begun with, where its recipe leaves that open.
 
     Raises:
         UserError: no recipe of that name, or any mistake in its files or in what overrides them.
@@ -110,10 +111,12 @@ def resolve(
     tree = _overridden(parsed, overrides)
     stated = tree.below(("iterations",)) if "iterations" in tree.values else Tree({}, {(): tree.where(())})
     tree = tree.without("iterations")
-    recipe = "-".join([parsed.recipe, *parsed.variants]) + labels_of(overrides)
+    named = [each for each in overrides if each.key[0] != "slurm"]
+    recipe = "-".join([parsed.recipe, *parsed.variants]) + labels_of(named)
     full = recipe if parsed.seed is None else f"{recipe}-seed{parsed.seed}"
     checked = validated(tree)
-    where = launch_of(checked.launch, tree, root, stated_gpus=checked.gpus, launch=launch, gpus=gpus)
+    slurm = checked.slurm if cluster else None
+    where = launch_of(checked.launch, tree, root, stated_gpus=checked.gpus, launch=launch, gpus=gpus, slurm=slurm)
     engine = engine_of(checked.generate.engine, where, engines(full))
     settings = derived(checked, tree, engine)
     check_batches(settings, tree, where)
@@ -122,7 +125,7 @@ def resolve(
     for each in iterations:
         check_batches(each.settings, each.tree, where, each.name)
         check_devices(each.settings, each.tree, where)
-    texts = tuple(each.text for each in overrides)
+    texts = tuple(each.text for each in named)
     run = Run(full, recipe, parsed.file, parsed.variants, texts, settings, tree, where, iterations)
     if run.judged_apart and not _fitted(run.evaluator):
         raise UserError(

@@ -18,6 +18,7 @@ from handbook_ext.recipes.settings_run import (
     OptimizerSettings,
     SFTSettings,
 )
+from handbook_ext.recipes.settings_slurm import SlurmSettings
 from handbook_ext.recipes.settings_stages import (
     FITTED,
     EngineSettings,
@@ -55,6 +56,7 @@ class Recipe(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     health: HealthSettings = HealthSettings()
     report: ReportSettings = ReportSettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
