@@ -194,5 +194,5 @@ def test_launch_files_are_accelerate_configurations(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    assert config.num_processes == {"cpu": 1, "gpu": 1, "zero3-cpu": 2}.get(path.stem, 8)
+    assert config.num_processes == {"cpu": 1, "gpu": 1, "zero3-cpu": 2, "ddp-cpu": 2}.get(path.stem, 8)
     assert config.mixed_precision == ("no" if "cpu" in path.stem else "bf16")
