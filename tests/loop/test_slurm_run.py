@@ -116,3 +116,13 @@ def test_three_iterations_with_a_failure_and_its_repeat(run: ClusterRun, cluster
     assert "mine-micro is finished; nothing was submitted" in done.stderr and len(cluster.jobs()) == before + len(fresh)
     # Nothing is left for make itself.
     assert run.commands("mine-micro") == []
+
+
+@pytest.mark.slow
+def test_training_over_two_nodes(run: ClusterRun, cluster: StubCluster) -> None:
+    done = run.submit("LAUNCH=ddp-cpu", "SET=slurm.stages.train.nodes=2", goal="mine-micro-iter0")
+    assert done.returncode == 0, done.stderr
+    cluster.work()
+    assert set(cluster.states().values()) == {"COMPLETED"}
+    manifest = json.loads((run.run_folder / "iter0/policy/manifest.json").read_text())
+    assert manifest["launch"] == {"launcher": "accelerate", "processes": 2} and manifest["processes"] == 2
