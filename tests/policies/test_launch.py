@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from handbook_ext.core.provenance import launch_facts
 from handbook_ext.policies.launch import Launch
 from handbook_ext.recipes.settings import LoraSettings, ModelSettings
-from handbook_ext.training.checkpoints import COMPLETE, resume_point
+from handbook_ext.training.checkpoints import COMPLETE, MarkComplete, resume_point
 
 KINDS = {"plain": {}, "deepspeed": {"ACCELERATE_USE_DEEPSPEED": "true"}, "fsdp": {"ACCELERATE_USE_FSDP": "true"}}
 FOLDERS = {
@@ -85,3 +87,27 @@ def test_a_manifest_says_how_its_stage_was_launched(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launch_facts() == facts
+
+
+def test_the_first_process_passes_before_the_others_which_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of several calls `wait` once: the first one after its work, the others before theirs."""
+    happened: list[str] = []
+    monkeypatch.setattr(Launch, "wait", lambda self: happened.append(f"{self.rank} waits"))
+    for rank in (0, 1):
+        with under("plain", monkeypatch, 2, rank).main_first():
+            happened.append(f"{rank} works")
+    assert happened == ["0 works", "0 waits", "1 waits", "1 works"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_is_marked_by_the_first_process_once_all_have_written_theirs(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "checkpoint-7" / COMPLETE
+    mark.parent.mkdir()
+    met: list[bool] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: met.append(mark.exists()))
+    arguments: Any = SimpleNamespace(output_dir=str(tmp_path))
+    MarkComplete().on_save(arguments, SimpleNamespace(global_step=7, is_world_process_zero=rank == 0), None)
+    assert met == [False] and mark.exists() == (rank == 0)
