@@ -47,7 +47,7 @@ def test_a_filler_is_no_second_wrong_pair(build: BuildPolicy, arguments: Argumen
 def test_what_another_process_found_counts(
     wrong: bool, build: BuildPolicy, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That one has two pairs of 8 tokens, of which one is off by 3 nats, and this one 50 tokens: all must stop, or the others would wait for it."""
+    """That one has two pairs of 8 tokens, one off by 3 nats, and this one 50 tokens: all must stop, or one would wait."""
     trainer = trainer_of(build(), None, arguments(max_steps=1))
     theirs = torch.tensor([3.0, 8, 8e-3, 2, 1, 0.75] if wrong else [0.0, 8, 8e-3, 2, 0, 0.0], dtype=torch.float64)
     monkeypatch.setattr(trainer.accelerator, "gather", lambda numbers: torch.cat([numbers, theirs]))
