@@ -152,3 +152,24 @@ def test_processes_of_a_round_have_similar_work() -> None:
 
 def test_a_batch_by_tokens_asks_for_no_divisor() -> None:
     assert BatchPlan(LENGTHS, 7, 3, 5, 300).steps == 7
+
+
+def test_the_fullest_step_of_any_epoch_counts() -> None:
+    """Accumulation is one number for the whole training, and a later epoch may bring more long pairs together than the first."""
+    lengths, seed, epochs = [10] * 5 + [1] * 15, 0, 4
+    needed = [BatchPlan(lengths, 4, 1, seed, 12, epochs=number).per_step for number in range(1, epochs + 1)]
+    assert needed[0] < needed[-1]
+    plan = BatchPlan(lengths, 4, 1, seed, 12, epochs=epochs)
+    batches = [batch for number in range(epochs) for batch in plan.epoch(number)]
+    assert max(len(batch) * max(lengths[slot.index] for slot in batch) for batch in batches) <= 12
+
+
+def test_a_batch_by_tokens_that_fills_up_a_step_is_its_shortest_pair() -> None:
+    """A filler is computed like any other, for nothing."""
+    plan = BatchPlan([9, 8, 7, 6, 5], 4, 1, 0, 9, processes=3)
+    batches = plan.epoch(0)
+    for start in range(0, len(batches), plan.per_step):
+        step = batches[start : start + plan.per_step]
+        real = [slot.index for batch in step for slot in batch if slot.weight]
+        fillers = [slot.index for batch in step for slot in batch if not slot.weight]
+        assert len(fillers) == 6 - len(real) and set(fillers) == {max(real)}

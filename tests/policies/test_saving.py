@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin
 
+from handbook_ext.policies import adapters
 from handbook_ext.policies.saving import save_whole
 
 
@@ -47,3 +48,39 @@ def test_weights_that_are_tied_are_saved_once_although_gathering_copies_them(gat
     save_whole(trainer, Path("x"))
     assert saved == [gathered and {"embed": 1, "body": 2}]
     assert accelerator.get_state_dict is before
+
+
+def test_a_tied_weight_whose_twin_was_not_gathered_is_kept() -> None:
+    gathered = {"head": 1, "body": 2}
+    accelerator = SimpleNamespace(state=SimpleNamespace(), get_state_dict=lambda model: gathered)
+    saved: list[Any] = []
+    trainer: Any = SimpleNamespace(
+        accelerator=accelerator, model=SimpleNamespace(all_tied_weights_keys={"head": "embed"}),
+        save_model=lambda folder: saved.append(accelerator.get_state_dict(None)),
+    )  # fmt: skip
+    save_whole(trainer, Path("x"))
+    assert saved == [gathered]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_under_zero3_the_first_process_alone_loads_the_base_and_whole(
+    first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While transformers knows of ZeRO-3, a policy is loaded in shards, by all processes together: one alone would hang."""
+    happened: list[str] = []
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"target_modules": ["v", "q"]}')
+    monkeypatch.setattr(adapters, "save_whole", lambda trainer, folder: happened.append(f"saved {folder.name}"))
+    monkeypatch.setattr(adapters, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(adapters, "unset_hf_deepspeed_config", lambda: happened.append("forgot ZeRO-3"))
+    policy = SimpleNamespace(save_pretrained=lambda folder: happened.append(f"policy to {folder.name}"))
+    monkeypatch.setattr(adapters, "load_adapter", lambda files, load: happened.append(f"merged on {load()}") or policy)
+    tokenizer: Any = SimpleNamespace(save_pretrained=lambda folder: happened.append(f"tokenizer to {folder.name}"))
+    trainer: Any = SimpleNamespace(
+        is_world_process_zero=lambda: first, state=SimpleNamespace(save_to_json=lambda path: happened.append("log"))
+    )
+    adapters.save_adapted(trainer, tokenizer, tmp_path, "../base", lambda: "base")
+    alone = ["tokenizer to adapter", "merged on base", f"policy to {tmp_path.name}", f"tokenizer to {tmp_path.name}", "log"]
+    assert happened == ["saved adapter", "forgot ZeRO-3", *(alone if first else [])]
+    told = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert ('"base_model_name_or_path": "../base"' in told) == first

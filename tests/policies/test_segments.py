@@ -206,3 +206,41 @@ def test_the_models_own_forward_and_its_generation_stay_those_of_sdpa(build: Bui
     assert torch.equal(mixed(input_ids=ids, attention_mask=present).logits, plain(input_ids=ids, attention_mask=present).logits)
     sampled = [m.generate(input_ids=ids, attention_mask=present, max_new_tokens=5, do_sample=False) for m in (plain, mixed)]
     assert torch.equal(*sampled)
+
+
+@pytest.mark.parametrize("options", [{}, {"scaling": 0.9}], ids=["usual_scale", "own_scale"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_heads_that_share_keys_a_scale_and_bf16_give_what_sdpa_gives(
+    dtype: torch.dtype, options: dict[str, float], pairs: Pairs, at_every_length: None
+) -> None:
+    """Output, and gradients against fp64 ones: in bf16 they are off by its rounding, not by that of a softmax sum in bf16."""
+    rows = pack(pairs, pad_id=0)
+    draw, (count, length) = torch.Generator().manual_seed(3), rows.pair.shape
+    whole = [torch.randn(count, heads, length, 8, generator=draw).to(dtype).requires_grad_() for heads in (4, 2, 2)]
+    exact = [each.detach().double().requires_grad_() for each in whole]
+    found, _ = segments.attend(torch.nn.Module(), *whole, segments.segment_mask(rows), **options)
+    repeated = [exact[0], *(each.repeat_interleave(2, 1) for each in exact[1:])]
+    scale = options.get("scaling")
+    expected = torch.nn.functional.scaled_dot_product_attention(*repeated, attn_mask=may_attend(rows), scale=scale)
+    real = rows.pair >= 0
+    within = 1e-5 if dtype == torch.float32 else 0.02
+    assert float((found.double() - expected.transpose(1, 2))[real].abs().max()) < within * float(expected.abs().max())
+    (found.double()[real]).square().sum().backward()
+    expected.transpose(1, 2)[real].square().sum().backward()
+    for ours, theirs in zip(whole, exact, strict=True):
+        error = (ours.grad.double() - theirs.grad).abs().mean() / theirs.grad.abs().mean()
+        assert float(error) < (1e-5 if dtype == torch.float32 else 0.008)
+
+
+def test_dropout_goes_to_sdpa_under_the_rule(pairs: Pairs, at_every_length: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has none."""
+    rows, asked = pack(pairs, pad_id=0), []
+    original = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention",
+        lambda *args, **more: asked.append((more["dropout_p"], more["attn_mask"])) or original(*args, **more),
+    )  # fmt: skip
+    whole = [torch.randn(*rows.pair.shape[:1], 2, rows.pair.shape[1], 8) for _ in range(3)]
+    segments.attend(torch.nn.Module(), *whole, segments.segment_mask(rows), dropout=0.25)
+    [(dropout, mask)] = asked
+    assert dropout == 0.25 and torch.equal(mask, may_attend(rows))
