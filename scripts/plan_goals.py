@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.graph.goals import PLAN_REQUEST, VARIABLES, WHY, Plan, plan_goals, runs_folder
+from handbook_ext.graph.folders import request_file
+from handbook_ext.graph.goals import VARIABLES, WHY, Plan, plan_goals, runs_folder
 from handbook_ext.graph.makefile import replaced, write_run
 from handbook_ext.graph.why import why_text
 from handbook_ext.planning.preflight import missing, pending_of, unknown_sizes
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
         for name in plan.explained:
             replaced(runs / name / WHY, why_text(plan.runs[name], runs / name))
         for name, asked in plan.planned.items():
-            replaced(runs / name / PLAN_REQUEST, json.dumps(asked) + "\n")
+            replaced(runs / name / request_file(asked), json.dumps(asked) + "\n")
         text = "\n".join(plan.lines) + "\n"
         path = runs / ".goals" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.mk"
         replaced(path, text)

@@ -1,9 +1,12 @@
-"""What a run would take on a machine, and which settings make it fit: `plan_hardware.py runs/<run>`; trains nothing."""
+"""What a run would take on a machine, and which settings make it fit: `plan_hardware.py runs/<run>/plan-<hash>.json`.
+
+Make writes that file, which holds what `make <run>-plan` was asked for. Nothing is trained.
+"""
 
 import sys
+from pathlib import Path
 
-from handbook_ext.core.errors import run_main, stage_folder
-from handbook_ext.graph.goals import PLAN_REQUEST
+from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.planning.choices import best_launch
 from handbook_ext.planning.hardware_plan import plan_text
 from handbook_ext.planning.remedies import refusal
@@ -13,8 +16,10 @@ from handbook_ext.planning.written_recipe import write_recipe
 
 def main(argv: list[str]) -> None:
     """Prints the plan that was asked for; writes its recipe where a file was named; refuses what cannot fit."""
-    folder = stage_folder(argv)
-    request, runs = read_request(folder / PLAN_REQUEST), folder.parent
+    if len(argv) != 1:
+        raise UserError("plan_hardware.py needs the file of a request; make <run>-plan writes one and calls this")
+    file = Path(argv[0])
+    request, runs = read_request(file), file.parent.parent
     launches = settings_of(request, runs)
     setting, choice, tried = best_launch(launches, rules_once())
     if choice.excess:

@@ -37,7 +37,8 @@ def main(argv: list[str]) -> None:
     batches = store_batches(plan)
     with launch.main_first():
         if launch.main:
-            forget_other_shards(stage.out, [[slot.index for slot in batch] for shard in batches for batch in shard])
+            cut = [[slot.index for slot in batch] for shard in batches for batch in shard]
+            forget_other_shards(stage.out, [launch.training_dtype(settings.model), launch.sharded, *cut])
     with launch.precision(sizes.bf16):
         fill_shards(
             stage.out, batches, work, rank=launch.rank, processes=launch.processes,

@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     source = policy_of(stage, launch)
     if launch.finished(stage):
         return
+    launch.train_in(train.bf16)
     arguments = TrainingArguments(
         **optimizer_arguments(train, stage.workspace / launch.checkpoints, launch.processes, settings.seed)
     )

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
         stage.external["rank.fit.model"] = launch.first_alone(lambda: stage.hash_of(Path(fit.model)))
     if launch.finished(stage):
         return
+    launch.train_in(fit.bf16)
     rows = read_rows(stage.input("rows"), OfflinePair)
     pairs, held_out = fitted_and_held_out(rows, stage.settings.part, fit.test_share, seed=seed)
     # A head and an order of their own: two reward models that differ in half of the pairs alone would err alike.

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
         stage.external |= launch.first_alone(lambda: template_hashes(model, stage.hash_of))
     if launch.finished(stage):
         return
+    launch.train_in(sft.bf16)
     arguments = optimizer_arguments(sft, stage.workspace / launch.checkpoints, launch.processes, seed)
     rows = read_rows(stage.input("rows"), Demonstration)
     limits = {"max_length": sft.max_length, "long_prompts": stage.settings.long_prompts}

@@ -76,8 +76,9 @@ def test_the_launchers_of_several_nodes_know_each_other(folder: Path) -> None:
     )
     step = "exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1"
     assert train == (
-        f"{step} --cpus-per-task=64 bash -c 'exec .venv/bin/python -m handbook_ext.core.accelerated --config_file recipes/accelerate/ddp.yaml "
-        "--num_processes 16 --num_machines 2 --machine_rank $SLURM_PROCID --main_process_ip $FIRST_NODE "
+        f"{step} --cpus-per-task=64 bash -c 'exec .venv/bin/python -m handbook_ext.core.accelerated "
+        "--config_file recipes/accelerate/ddp.yaml --num_processes 16 "
+        "--num_machines 2 --machine_rank $SLURM_PROCID --main_process_ip $FIRST_NODE "
         "--main_process_port $FIRST_PORT --rdzv_backend static scripts/train_policy.py runs/mine-selm/iter1'"
     )
     assert generate == (

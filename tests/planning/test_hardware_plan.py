@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.graph.folders import request_file
 from handbook_ext.graph.goals import plan_goals
 from handbook_ext.graph.makefile import run_text
 from handbook_ext.graph.run_rules import run_rules
@@ -270,7 +271,7 @@ def test_a_plan_asks_for_no_stage_and_hands_on_what_it_was_given() -> None:
     assert (plan.runs, plan.wanted) == ({}, {})
     name = "tiny-selm+train.beta-0.5"
     assert plan.planned == {name: {"run": "tiny-selm", "vram": "24", "gpus": 2, "set": "train.beta=0.5", "threads": 2}}
-    assert f"\t@$(PYTHON) scripts/plan_hardware.py elsewhere/{name}" in plan.lines
+    assert f"\t@$(PYTHON) scripts/plan_hardware.py elsewhere/{name}/{request_file(plan.planned[name])}" in plan.lines
     assert Request(**plan.planned[name]).overrides  # type: ignore[arg-type]
 
 
@@ -278,12 +279,15 @@ def test_make_plans_and_makes_nothing_of_the_run(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "clone")
     done = workspace.make("-n", "mine-micro-plan")
     assert done.returncode == 0, done.stderr
-    assert "scripts/plan_hardware.py runs/mine-micro\n" in done.stdout
+    [first] = (workspace.folder / "runs" / "mine-micro").iterdir()
+    assert f"scripts/plan_hardware.py runs/mine-micro/{first.name}\n" in done.stdout
     done = workspace.make("mine-micro-plan", "RAM=8")
     assert done.returncode == 0, done.stderr
     assert "mine-micro on CPU, 8 GB of main memory, 1 thread, launch cpu" in done.stdout
     assert "changed: nothing\nrun: make mine-micro\n" in done.stdout
-    assert [path.name for path in (workspace.folder / "runs" / "mine-micro").iterdir()] == ["plan.json"]
+    # Each request has a file of its own: of two plans at once, none answers for the other.
+    assert len([path for path in (workspace.folder / "runs" / "mine-micro").iterdir() if path.match("plan-*.json")]) == 2
+    assert len(list((workspace.folder / "runs" / "mine-micro").iterdir())) == 2
     done = workspace.make("mine-micro-plan", "RAM=0.1")
     assert done.returncode != 0
     assert done.stderr.startswith("error: mine-micro does not fit CPU, 0.1 GB of main memory")

@@ -172,12 +172,12 @@ CHECKPOINT = "model: {{name_or_path: {}, architecture: null, tokenizer_vocab_siz
 
 
 def checkpoint(folder: Path, weights: int = 10, **files: str) -> Path:
-    """Writes a checkpoint of so many weights, in one file without their bytes."""
+    """Writes a checkpoint of so many weights by its header, in one file without all of their bytes."""
     folder.mkdir(parents=True)
     header = json.dumps(
         {"__metadata__": {"a": "b"}, "w": {"dtype": "BF16", "shape": [weights, 1], "data_offsets": [0, 1]}}
     ).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"0")
     (folder / "config.json").write_text("{}")
     for name, text in files.items():
         (folder / name.replace("_json", ".json")).write_text(text)
@@ -192,6 +192,14 @@ def test_a_checkpoint_in_a_folder_must_be_whole(folder: Path) -> None:
     assert "holds no whole checkpoint: config.json with all its safetensors files" in told("mine-selm-iter0")[1]
     mine(CHECKPOINT.format("./nowhere/at/all", ""))
     assert "there is no folder './nowhere/at/all'; correct the path" in told("mine-selm-iter0")[1]
+
+
+@pytest.mark.parametrize("cut", [slice(0, -1), slice(0, 0), slice(0, 12), slice(9, None)])
+def test_a_checkpoint_that_was_cut_is_told_before_anything_starts(folder: Path, cut: slice) -> None:
+    weights = checkpoint(folder / "own") / "model.safetensors"
+    mine(CHECKPOINT.format(folder / "own", ""))
+    weights.write_bytes(weights.read_bytes()[cut])
+    assert f"'{weights}' is damaged: its size is not what its header says; copy or fetch it again" in told("mine-selm-iter0")[1]
 
 
 def test_the_base_of_an_adapter_is_looked_for(folder: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_template_is_hashed_when_a_stage_reads_it(tmp_path: Path, monkeypatch:
         ("", 1, "checkpoints"),
         ("", 2, "checkpoints"),
         ("FSDP", 2, "checkpoints-fsdp"),
-        ("DEEPSPEED", 8, "checkpoints-deepspeed-8"),
+        ("DEEPSPEED", 8, "checkpoints-zero3-8"),
     ],
 )
 def test_training_resumes_only_from_checkpoints_that_its_launch_reads_whole(
@@ -59,4 +59,5 @@ def test_training_resumes_only_from_checkpoints_that_its_launch_reads_whole(
 ) -> None:
     if variable:
         monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     assert Launch(0, processes, torch.device("cpu")).checkpoints == folder

@@ -8,22 +8,31 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from handbook_ext.core.provenance import launch_facts
 from handbook_ext.policies.launch import Launch
 from handbook_ext.recipes.settings import LoraSettings, ModelSettings
 from handbook_ext.training.checkpoints import COMPLETE, MarkComplete, resume_point
 
-KINDS = {"plain": {}, "deepspeed": {"ACCELERATE_USE_DEEPSPEED": "true"}, "fsdp": {"ACCELERATE_USE_FSDP": "true"}}
+ZERO2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+KINDS = {
+    "plain": {},
+    "zero2": ZERO2,
+    "offload": {**ZERO2, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"},
+    "deepspeed": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true"},
+}
 FOLDERS = {
     ("plain", 1): "checkpoints", ("plain", 2): "checkpoints", ("fsdp", 2): "checkpoints-fsdp", ("fsdp", 4): "checkpoints-fsdp",
-    ("deepspeed", 2): "checkpoints-deepspeed-2", ("deepspeed", 4): "checkpoints-deepspeed-4",
+    ("deepspeed", 2): "checkpoints-zero3-2", ("deepspeed", 4): "checkpoints-zero3-4", ("zero2", 2): "checkpoints-zero2-2",
+    ("offload", 2): "checkpoints-zero2-offload-2",
 }  # fmt: skip
 
 
 def under(kind: str, monkeypatch: pytest.MonkeyPatch, processes: int = 1, rank: int = 0) -> Launch:
     """A process of a launch."""
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+    for name in {name for each in KINDS.values() for name in each}:
         monkeypatch.delenv(name, raising=False)
     for name, value in KINDS[kind].items():
         monkeypatch.setenv(name, value)
@@ -111,3 +120,14 @@ def test_a_checkpoint_is_marked_by_the_first_process_once_all_have_written_their
     arguments: Any = SimpleNamespace(output_dir=str(tmp_path))
     MarkComplete().on_save(arguments, SimpleNamespace(global_step=7, is_world_process_zero=rank == 0), None)
     assert met == [False] and mark.exists() == (rank == 0)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_training_has_the_recipes_precision_whatever_the_launch_says(
+    bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch of GPUs names bf16, which transformers would take where the recipe has none; scoring would not."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if bf16 else "bf16")
+    Launch(0, 1, torch.device("cpu")).train_in(bf16)
+    arguments = TrainingArguments(str(tmp_path), bf16=bf16, use_cpu=True)
+    assert arguments.mixed_precision == ("bf16" if bf16 else "no")

@@ -248,6 +248,9 @@ def test_another_launch_is_the_same_run(folder: Path) -> None:
     assert "--config_file recipes/accelerate/zero3.yaml --num_processes 3 scripts/train_sft.py" in run_text(
         there, run_rules(there), Path("runs")
     )
+    on_cpu = resolve("mine-selm", launch="ddp-cpu")
+    commands = [line for line in run_text(on_cpu, run_rules(on_cpu), Path("runs")).splitlines() if "scripts/" in line]
+    assert commands and all(line.startswith("\tOMP_NUM_THREADS=$(THREADS) $(") for line in commands if line.startswith("\t"))
     with pytest.raises(UserError, match=r"sft\.global_batch_size 192 cannot be divided by 5 processes; change one of the two"):
         resolve("mine-selm", gpus=5)
     with pytest.raises(UserError, match=r"LAUNCH: 'zer03' is not a file of .*did you mean 'zero3'"):

@@ -13,6 +13,10 @@ from types import TracebackType
 DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "file write failed")
 
 
+SAID = "HANDBOOK_SAID"
+"""The variable that names a folder of the launcher, for the messages of processes other than the first: they may be alone."""
+
+
 class UserError(ValueError):
     """A mistake in what the user gave; its message is one line and needs no traceback. Several mistakes are several messages."""
 
@@ -60,6 +64,11 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 
 def _say(message: str) -> None:
-    """Writes the message as one line to stderr; of several processes only the first writes it."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    """Writes the message as one line to stderr; processes other than the first leave it to their launcher."""
+    line = "error: " + " ".join(message.split()) + "\n"
+    rank, folder = os.environ.get("RANK") or os.environ.get("HANDBOOK_RANK") or "0", os.environ.get(SAID)
+    if rank == "0":
+        sys.stderr.write(line)
+    elif folder is not None and os.path.isdir(folder):
+        with Path(folder, rank).open("a", encoding="utf-8") as file:
+            file.write(line)

@@ -10,19 +10,23 @@ the first node, whose launcher holds the store). Ranks count over all nodes; whe
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from handbook_ext.core.errors import UserError, run_main
+from handbook_ext.core.errors import SAID, UserError, run_main
 from handbook_ext.core.machine import visible_devices
 
 RANK, PROCESSES, STORE = "HANDBOOK_RANK", "HANDBOOK_PROCESSES", "HANDBOOK_STORE"
@@ -59,9 +63,11 @@ def main(argv: list[str]) -> None:
     started: list[subprocess.Popen[bytes]] = []
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _leave)
+    said = tempfile.mkdtemp(prefix="handbook-")
+    atexit.register(shutil.rmtree, said, ignore_errors=True)
     try:
         for rank, share in enumerate(shares):
-            own = {RANK: str(first + rank), PROCESSES: str(total), STORE: address, **share}
+            own = {RANK: str(first + rank), PROCESSES: str(total), STORE: address, SAID: said, **share}
             started.append(subprocess.Popen([sys.executable, *arguments.command], env={**os.environ, **own}))
         failed = _first_failure(started, others_failed)
         if nodes > 1:
@@ -75,14 +81,20 @@ def main(argv: list[str]) -> None:
                 f"error: node {node} of {nodes}: another node's processes failed, so these were ended; see its lines\n"
             )
         else:
-            sys.stderr.write(ending(first + place, total, code))
+            sys.stderr.write(ending(first + place, total, code, Path(said), told=started[0].returncode == 2 and node == 0))
         sys.exit(code if code > 0 else 128 - code)
 
 
-def ending(rank: int, processes: int, code: int) -> str:
-    """Returns the line that says how the first process that failed has ended; none for 2, a mistake that it has told itself."""
-    if code == 2:
+def ending(rank: int, processes: int, code: int, said: Path, *, told: bool) -> str:
+    """Returns the line that says how the first process that failed has ended.
+
+    said: the folder for messages of processes other than the first. told: the first one has told a user's mistake, the only
+    one that it knows of, itself.
+    """
+    if told:
         return ""
+    if (said / str(rank)).is_file():
+        return (said / str(rank)).read_text(encoding="utf-8")
     how = f"ended with {code}"
     if code < 0:
         name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"

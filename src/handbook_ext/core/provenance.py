@@ -57,12 +57,12 @@ def code_state() -> dict[str, str | bool | None]:
 
 def launch_facts() -> dict[str, str | int]:
     """Returns how this process was launched, by what launchers leave in the environment: launcher, processes, configuration."""
+    named = {"name": os.environ[LAUNCH]} if os.environ.get(LAUNCH) else {}
     if "HANDBOOK_PROCESSES" in os.environ:
         return {"launcher": "per_device", "processes": int(os.environ["HANDBOOK_PROCESSES"])}
     if "ACCELERATE_MIXED_PRECISION" in os.environ or "WORLD_SIZE" in os.environ:
-        named = {"name": os.environ[LAUNCH]} if os.environ.get(LAUNCH) else {}
         return {"launcher": "accelerate", "processes": int(os.environ.get("WORLD_SIZE", "1")), **named}
-    return {"launcher": "plain", "processes": 1}
+    return {"launcher": "plain", "processes": 1, **named}
 
 
 @cache

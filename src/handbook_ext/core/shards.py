@@ -19,12 +19,12 @@ def batched(items: list[T], size: int) -> list[list[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def forget_other_shards(folder: Path, batches: Sequence[Any]) -> None:
-    """Removes the shards of a folder that are of other batches than these; for one process, before any fills it.
+def forget_other_shards(folder: Path, made_of: Sequence[Any]) -> None:
+    """Removes shards that are made of something else, such as other batches; for one process, before any fills the folder.
 
-    Where batches depend on how many processes there are, a stage that resumes with another number would take old shards for new.
+    Where batches or their numeric type depend on the launch, a stage that resumes under another would take old shards for new.
     """
-    cut, record = content_id(batches), folder.with_name(f"{folder.name}.cut")
+    cut, record = content_id(made_of), folder.with_name(f"{folder.name}.cut")
     if not record.is_file() or record.read_text() != cut:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +29,11 @@ def runs_folder(variables: Mapping[str, str]) -> str:
     if folder.startswith("-"):
         raise UserError(f"RUNS: {variables['RUNS']!r} begins with a dash, like an option of a command; give another folder")
     return folder
+
+
+def request_file(request: Mapping[str, str | int]) -> str:
+    """Returns the name of the file in a run's folder that hands a request on: plans of one run at once have one each."""
+    return f"plan-{hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]}.json"
 
 
 def hardware_request(name: str, variables: Mapping[str, str]) -> dict[str, str | int]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.folders import distinct_seeds, hardware_request, runs_folder
+from handbook_ext.graph.folders import distinct_seeds, hardware_request, request_file, runs_folder
 from handbook_ext.graph.makefile import PLAIN, begun_with, plain, targets_of
 from handbook_ext.graph.plan import Plan
 from handbook_ext.graph.rule import CHECK
@@ -23,7 +23,6 @@ from handbook_ext.recipes.yaml_tree import nearest
 
 WHY = "why.txt"
 CALIBRATE = "calibrate"
-PLAN_REQUEST = "plan.json"  # What a plan was asked for, in the folder of its run.
 _NUMBER = r"[1-9][0-9]{0,3}"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
@@ -128,8 +127,8 @@ class _Planner:
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""
         run = resolve(name := goal.removesuffix("-plan"), self.root, overrides=self.overrides, engines=self._begun_with)
-        self.plan.planned[run.name] = hardware_request(name, self.variables)
-        self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(self._folder(run))}")
+        request = self.plan.planned[run.name] = hardware_request(name, self.variables)
+        self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(f'{self._folder(run)}/{request_file(request)}')}")
 
     def plan_run(self, goal: str) -> None:
         """Plans a run's report, an iteration, the reasons why stages would run, or a file of a run."""

@@ -167,7 +167,9 @@ def _rule_lines(rule: StageRule, folder: str, run: Run) -> list[str]:
 def _command(rule: StageRule, folder: str, run: Run) -> str:
     """Returns the command of a stage; on a CPU all start in a warm process, but for vLLM, which starts processes of its own."""
     argument = plain(f"{folder}/{rule.folder}" if rule.folder else folder)
-    return f"{_launcher(rule, run)} scripts/{rule.script} {argument}"
+    # On a CPU a thread per process, as warm processes have: small models gain nothing from more, and several compete.
+    threads = "OMP_NUM_THREADS=$(THREADS) " if run.launch.on_cpu and run.launch.name != "cpu" else ""
+    return f"{threads}{_launcher(rule, run)} scripts/{rule.script} {argument}"
 
 
 def _launcher(rule: StageRule, run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from http.client import HTTPException
@@ -49,6 +50,21 @@ def holds_checkpoint(folder: Path, suffixes: tuple[str, ...] = (".safetensors", 
         if any(folder.glob(f"*{suffix}")):
             return True
     return False
+
+
+def damaged(folder: Path) -> Path | None:
+    """Returns the first safetensors file of a folder whose size is not what its header says; None where all are whole."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(length)) if 0 < length <= path.stat().st_size - 8 else {}
+            ends = [int(each["data_offsets"][1]) for name, each in header.items() if name != "__metadata__"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return path
+        if not ends or path.stat().st_size != 8 + length + max(ends):
+            return path
+    return None
 
 
 def cached_checkpoint(name: str, revision: str | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from handbook_ext.core.artifacts import json_object
 from handbook_ext.core.errors import UserError
@@ -55,9 +56,7 @@ class Request:
         """Returns make's variables as one would write them, with some replaced."""
         stated = {"SET": self.set, "DATA": self.data, "LAUNCH": self.launch, "GPUS": self.gpus, "VRAM": self.vram}
         stated |= {"RAM": self.ram, "THREADS": self.threads if self.threads > 1 else None} | changes
-        return "".join(
-            f' {name}="{value}"' if " " in str(value) else f" {name}={value}" for name, value in stated.items() if value
-        )
+        return "".join(f" {name}={quote(str(value))}" for name, value in stated.items() if value)
 
 
 def read_request(path: Path) -> Request:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from handbook_ext.core.artifacts import ADAPTER_CONFIG, json_object
-from handbook_ext.planning.hub import cached_checkpoint, cached_data, holds_checkpoint, is_hub_id, unreachable
+from handbook_ext.planning.hub import cached_checkpoint, cached_data, damaged, holds_checkpoint, is_hub_id, unreachable
 
 
 def checkpoint_lack(name: str, revision: str | None) -> tuple[str, str] | None:
@@ -39,6 +39,9 @@ def _folder_lack(folder: Path) -> tuple[str, str] | None:
             f"'{folder}' holds no whole checkpoint: config.json with all its safetensors files, or an adapter",
             "save it anew with save_pretrained, or correct the path",
         )
+    cut = damaged(folder)
+    if cut is not None:
+        return f"'{cut}' is damaged: its size is not what its header says", "copy or fetch it again"
     adapter = json_object(folder / ADAPTER_CONFIG)
     base = str((adapter or {}).get("base_model_name_or_path") or "")
     # A base may be named as seen from the adapter, or from here.

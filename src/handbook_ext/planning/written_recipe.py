@@ -30,7 +30,7 @@ def write_recipe(request: Request, setting: Setting, choice: Choice, own: Settin
         )
     changes = [*launch_changes(setting, choice, own), *_processes(setting), *choice.changes]
     text = recipe_text(request, setting, changes)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
         raise UserError(f"WRITE: {path} is there already and says something else; name another file, or delete it")
     try:
         new = replaced(path, text)

@@ -80,9 +80,10 @@ class Launch:
     def checkpoints(self) -> str:
         """Returns the name of the folder of training's checkpoints: a launch resumes only from what it can read whole."""
         # From another kind's checkpoint transformers takes the weights and silently starts the optimizer afresh; DeepSpeed's
-        # optimizer states are cut for one number of processes.
+        # optimizer states are cut for one number of processes, and in another way by each stage of ZeRO.
         if self.sharded:
-            return f"checkpoints-deepspeed-{self.processes}"
+            offload = "-offload" * (os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") not in ("none", ""))
+            return f"checkpoints-zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '')}{offload}-{self.processes}"
         return "checkpoints-fsdp" if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else "checkpoints"
 
     def training_dtype(self, model: ModelSettings) -> str:
@@ -92,6 +93,14 @@ class Launch:
         recipe's type under DeepSpeed, which holds fp32 copies itself, and under adapters, which leave them frozen.
         """
         return model.dtype if self.sharded or model.lora is not None else "float32"
+
+    def train_in(self, bf16: bool) -> None:
+        """Has trainings of this process use bf16 autocast exactly where the recipe asks for it.
+
+        The launch configuration names a precision as well, which would win over a recipe's `bf16: false`, and scoring in fp32
+        would not be what trains. To be called before any training's arguments are made.
+        """
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
 
     def precision(self, bf16: bool) -> AbstractContextManager[Any]:
         """Returns the context of a training forward pass: bf16 autocast where the recipe asks for it, not under DeepSpeed."""
