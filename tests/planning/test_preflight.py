@@ -206,7 +206,7 @@ def test_the_base_of_an_adapter_is_looked_for(folder: Path) -> None:
     adapter = folder / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    (adapter / "adapter_model.safetensors").touch()
+    (adapter / "adapter_model.safetensors").write_bytes((checkpoint(folder / "weights") / "model.safetensors").read_bytes())
     mine(CHECKPOINT.format(adapter, ""))
     assert "model.name_or_path: 'some/base' is neither a folder here" in told("mine-selm-iter0")[1]
 
