@@ -147,7 +147,7 @@ def test_the_recipe_that_a_plan_leaves_needs_no_change_and_is_honoured(models: N
     request = Request("zephyr-selm", gpus=2, vram="17", write="recipes/mine/small.yaml")
     setting, choice, own = planned(request)
     said = write_recipe(request, setting, choice, own)
-    assert said == "written: recipes/mine/small.yaml; make mine-small runs it, make mine-small-plan plans it\n"
+    assert said == "written: recipes/mine/small.yaml; make mine-small runs it, make mine-small-plan VRAM=17 plans it\n"
     assert write_recipe(request, setting, choice, own).startswith("as before: ")
     written = Path("recipes/mine/small.yaml").read_text()
     assert "base: ../zephyr/selm.yaml\n" in written

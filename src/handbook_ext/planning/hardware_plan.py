@@ -46,7 +46,9 @@ def launch_changes(setting: Setting, choice: Choice, own: Setting) -> list[Chang
     if setting.run.launch.name == before:
         return []
     if own.sharding.name == setting.sharding.name:
-        return [Change("launch", before, setting.sharding.name, "the plan is for GPUs")]
+        return [
+            Change("launch", before, setting.sharding.name, "as asked" if setting.sharding.on_cpu else "the plan is for GPUs")
+        ]
     return [Change("launch", before, setting.sharding.name, choice.launch_why)]
 
 

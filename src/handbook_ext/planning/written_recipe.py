@@ -40,7 +40,8 @@ def write_recipe(request: Request, setting: Setting, choice: Choice, own: Settin
     if recipe_files(RECIPES).get(name) is None:
         path.unlink()
         raise UserError(f"WRITE: {path} would be no recipe's name; use letters, digits, '.', '_' and '-', and no name of a goal")
-    return f"{'written' if new else 'as before'}: {path}; make {name} runs it, make {name}-plan plans it\n"
+    memory = "" if request.vram is None else f" VRAM={request.vram}"
+    return f"{'written' if new else 'as before'}: {path}; make {name} runs it, make {name}-plan{memory} plans it\n"
 
 
 def recipe_text(request: Request, setting: Setting, changes: Sequence[Change]) -> str:
