@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.policies.packing import EncodedPair
 from handbook_ext.training.plan_loader import Pairs, PlanSampler, plan_for
@@ -47,3 +48,8 @@ def test_the_plan_of_a_launch_fits_its_processes_and_epochs() -> None:
     assert [plan(12, epochs, processes=1).per_step for epochs in (1, 4)] == [3, 4]
     assert plan(12).per_step == 4
     assert [len(PlanSampler(plan(12), PAIRS, rank, 2)) for rank in (0, 1)] == [10, 10]
+
+
+def test_processes_that_cannot_share_a_batch_are_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="global_batch_size 4 cannot be divided by 3 processes; change one of the two"):
+        plan_for([5] * 8, 4, per_device=2, tokens=None, epochs=1, seed=0, processes=3)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from handbook_ext.core.errors import UserError
 from handbook_ext.core.shards import batched
 from handbook_ext.objectives.batching import BatchPlan, Slot, fitting_micro_batch
 from handbook_ext.policies.packing import EncodedPair
@@ -76,6 +77,10 @@ def plan_for(
     """Returns the batch plan of a launch, the same in scoring and in training.
 
     per_device: pairs of a micro-batch at most; `tokens` in its place are positions of one. epochs: of training, rounded up.
+    Raises UserError where the processes cannot share the global batch equally.
     """
-    micro_batch = fitting_micro_batch(global_batch_size, per_device, processes)
+    try:
+        micro_batch = fitting_micro_batch(global_batch_size, per_device, processes)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return BatchPlan(lengths, global_batch_size, micro_batch, seed, tokens, processes, epochs)
