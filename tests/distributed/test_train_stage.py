@@ -58,7 +58,9 @@ def copied(prepared: Workspace, folder: Path) -> Workspace:
 
 def command_of(workspace: Workspace, launch: str, policy: str = POLICY) -> list[str]:
     """The words by which make trains under a launch; FSDP2 takes CPU processes for accelerators."""
-    name, words = f"{policy}/manifest.json", ["LAUNCH=fsdp2", "GPUS=2"] if launch == "fsdp2" else [f"LAUNCH={launch}"]
+    kind, _, processes = launch.partition(" x ")
+    words = [f"LAUNCH={kind}", f"GPUS={processes or 2}"] if kind != "cpu" else ["LAUNCH=cpu"]
+    launch, name = kind, f"{policy}/manifest.json"
     done = workspace.make("-n", name, *words)
     [line] = [line for line in done.stdout.splitlines() if "scripts/" in line]
     command = shlex.split(line)
@@ -165,3 +167,13 @@ def test_fine_tuning_has_the_losses_of_one_process(tmp_path: Path, launch: str) 
     manifests = [read_manifest(each.folder / policy) for each in (two, one)]
     assert manifests[0]["weights"] == manifests[1]["weights"] > 0
     assert manifests[0]["counts"] == manifests[1]["counts"]
+
+
+@pytest.mark.parametrize("launch", ["ddp-cpu", "fsdp2"])
+def test_another_number_of_processes_resumes(tmp_path: Path, launch: str, prepared: Workspace, alone: Path) -> None:
+    workspace = copied(prepared, tmp_path / "work")
+    killed(workspace, launch)
+    status, said = trained(workspace, f"{launch} x 4")
+    assert status == 0, said[-3000:]
+    assert "it starts from the beginning" not in said
+    assert_as_alone(workspace.folder / POLICY, alone)
