@@ -11,6 +11,7 @@
 # make zephyr-selm-iter3 CLUSTER=slurm        its stages as jobs of Slurm, each after those it needs; repeated, it goes on; -n prints them
 # make tiny-selm-seeds SEEDS=3 BESIDE=tiny-dpo   seeds of two recipes in one report with intervals
 # make table-sera1 SEEDS=3                    a table of a paper at tiny scale; make tables: all of them
+# make paper-table T=selm1 FORMAT=md          a table of a paper at its scale, our numbers beside it; latex, csv, html; without T: which there are
 # make list                                   every recipe, by model
 #
 # A run is <recipe>[-<variant>][-seed<K>]; its folder is $(RUNS)/<run>, and $(RUNS)/<run>/run.mk has its stages in plain text.
@@ -20,7 +21,9 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY T FORMAT
+# Words so common are taken from the command line alone: a shell may have them for another program.
+$(foreach v,T FORMAT,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -51,7 +54,7 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
-override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu calibrate mutants
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu calibrate mutants paper-table
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -89,7 +92,7 @@ $(VENV)/extra-%: $(VENV)/ready
 .PHONY: $(PROJECT)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
-	@echo "make $(filter-out help list calibrate,$(PROJECT))" | fold -s -w 110
+	@echo "make $(filter-out help list calibrate paper-table,$(PROJECT))" | fold -s -w 110
 list: $(VENV)/ready
 	@$(PYTHON) scripts/resolve_recipe.py --list
 setup: $(VENV)/ready
@@ -128,6 +131,9 @@ bench-gpu: $(VENV)/ready
 # What plans of hardware read; a GPU is measured where one is here.
 calibrate: $(VENV)/ready
 	OMP_NUM_THREADS=$(THREADS) $(PYTHON) scripts/calibrate.py --out $(RUNS)
+
+paper-table: $(VENV)/ready
+	@$(PYTHON) scripts/paper_table.py $(if $(value T),$(call quoted,$(value T))) $(if $(value FORMAT),--format $(call quoted,$(value FORMAT)))
 
 # The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
 mutants: $(VENV)/ready

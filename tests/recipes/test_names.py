@@ -150,7 +150,22 @@ def a_recipes_name_is_planned_or_told(name: str) -> None:
 
 
 test_recipes, test_recipes_at_length = both(40, 150, a_recipes_name_is_planned_or_told, name=FILE_NAMES)
-VARIABLES = ["RUNS", "SET", "DATA", "SEEDS", "BESIDE", "LAUNCH", "GPUS", "CLUSTER", "JOBS", "THREADS", "ONLY", "FOO"]
+VARIABLES = [
+    "RUNS",
+    "SET",
+    "DATA",
+    "SEEDS",
+    "BESIDE",
+    "LAUNCH",
+    "GPUS",
+    "CLUSTER",
+    "JOBS",
+    "THREADS",
+    "ONLY",
+    "T",
+    "FORMAT",
+    "FOO",
+]
 GOALS = st.sampled_from(["tiny-selm", "tiny-selm-seeds", "tiny-selm-why", "tiny-dpo-iter1", "tiny-selm-seed2"])
 
 

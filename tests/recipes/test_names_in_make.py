@@ -97,12 +97,12 @@ def a_goal_in_make(workspace: Workspace, goal: str) -> None:
 # The makefile's own variables are among them: nothing that stands there can be replaced from the command line. What make itself
 # expands before it reads any makefile, the name of a variable and a value behind := or !=, no makefile can refuse.
 VARIABLES = st.sampled_from([
-    "RUNS", "SET", "DATA", "LAUNCH", "GPUS", "CLUSTER", "SEEDS", "BESIDE", "JOBS", "THREADS", "ONLY", "FOO", "SHELL", "PYTHON",
-    "WARM", "SUBMIT", "said", "ACCELERATE", "MAKECMDGOALS", "GOALS", "GIVEN", "VARIABLES", "PROJECT", "UNPLANNED", "words",
-    "quoted", "PLAN", "MAKEFILE_LIST",
+    "RUNS", "SET", "DATA", "LAUNCH", "GPUS", "CLUSTER", "SEEDS", "BESIDE", "JOBS", "THREADS", "ONLY", "T", "FOO", "SHELL",
+    "PYTHON", "WARM", "SUBMIT", "said", "ACCELERATE", "MAKECMDGOALS", "GOALS", "GIVEN", "VARIABLES", "PROJECT", "UNPLANNED",
+    "words", "quoted", "PLAN", "MAKEFILE_LIST",
 ])  # fmt: skip
 GOAL = words().filter(lambda goal: "=" not in goal and len(os.fsencode(goal)) < 255)
-REAL_GOALS = st.sampled_from(["help", "bench", "tiny-selm", "tiny-selm-seeds", "table-sera1", "tiny-selm-why"])
+REAL_GOALS = st.sampled_from(["help", "bench", "tiny-selm", "tiny-selm-seeds", "table-sera1", "tiny-selm-why", "paper-table"])
 TEXT = words().filter(lambda value: "\0" not in value)
 CASES = {
     "data": (a_data_file_in_make, {"name": FILE_NAMES, "in_folder": st.booleans()}),
@@ -110,8 +110,8 @@ CASES = {
     "variable": (a_variable_in_make, {"name": VARIABLES, "value": TEXT, "goal": REAL_GOALS, "exported": st.just(False)}),
     "environment": (
         a_variable_in_make,
-        {"name": st.sampled_from(["RUNS", "SET", "DATA", "SEEDS", "JOBS", "THREADS"]), "value": TEXT, "goal": REAL_GOALS,
-         "exported": st.just(True)},
+        {"name": st.sampled_from(["RUNS", "SET", "DATA", "SEEDS", "JOBS", "THREADS", "FORMAT"]), "value": TEXT,
+         "goal": REAL_GOALS, "exported": st.just(True)},
     ),
     "goal": (a_goal_in_make, {"goal": GOAL}),
 }  # fmt: skip

@@ -15,7 +15,7 @@ from handbook_ext.graph.makefile import PLAIN, begun_with, plain, targets_of
 from handbook_ext.graph.plan import Plan
 from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.run_rules import run_rules
-from handbook_ext.recipes.names import PROJECT, RECIPES, TABLE
+from handbook_ext.recipes.names import PAPER_TABLE, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.overrides import Override, parse_data, parse_set
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.table_files import read_table, run_of_row, table_names
@@ -27,7 +27,7 @@ _NUMBER = r"[1-9][0-9]{0,3}"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
     "run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "plan": "<run>-plan",
-    "calibrate": CALIBRATE, "project": "bench, mutants",
+    "calibrate": CALIBRATE, "paper": PAPER_TABLE, "project": "bench, mutants",
 }  # fmt: skip
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
@@ -44,6 +44,8 @@ VARIABLES = {
     "VRAM": (_SIZE, "the GB of one GPU, such as 24", {"plan"}),
     "RAM": (_SIZE, "the GB of main memory, such as 128", {"plan"}),
     "WRITE": (rf"{RECIPES}/\w[\w.-]*/\w[\w.-]*\.yaml", f"a recipe to be, such as {RECIPES}/mine/small.yaml", {"plan"}),
+    "T": (r"[\w-]+", f"a table of the papers, such as selm1; make {PAPER_TABLE} lists them", {"paper"}),
+    "FORMAT": (r"md|latex|csv|html", "md, latex, csv or html", {"paper"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
 
@@ -99,7 +101,7 @@ def _kind(goal: str) -> str:
     if not re.fullmatch(PLAIN, goal):
         raise UserError(f"{goal!r} is no goal: those have letters, digits and . / + @ , _ - alone; make help shows some")
     if goal in (CALIBRATE, *PROJECT):
-        return "calibrate" if goal == CALIBRATE else "project"
+        return {CALIBRATE: "calibrate", PAPER_TABLE: "paper"}.get(goal, "project")
     if goal == "tables" or goal.startswith(TABLE):
         return "table"
     return "seeds" if goal.endswith("-seeds") else "plan" if goal.endswith("-plan") else "run"
@@ -122,7 +124,7 @@ class _Planner:
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
 
-    plan_calibrate = plan_project
+    plan_calibrate = plan_paper = plan_project
 
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""

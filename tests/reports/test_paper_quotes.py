@@ -1,0 +1,126 @@
+"""Every number of a paper that a README or a recipe quotes is the one of the papers' tables."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from handbook_ext.recipes.names import paper_row, recipe_files
+from handbook_ext.recipes.table_files import read_table, table_names
+from handbook_ext.reports.paper_tables import PaperTable, paper_table_names, read_paper_table
+
+ROOT = Path(__file__).parents[2]
+MODELS = ["zephyr", "llama3", "phi3", "tinyllama", "pythia", "mistral"]
+TABLES = [read_paper_table(name) for name in paper_table_names()]
+# Numbers in the READMEs' sentences that no source prints, and how they are worked out.
+DERIVED = {
+    "2.06": "LC of SELM less iterative DPO at iteration 3, Zephyr: 24.25 - 22.19", "1.50": "the same for Llama-3: 34.67 - 33.17",
+    "0.625": "a half of one of 80 prompts, in percent",
+}  # fmt: skip
+# Tables at tiny scale, and the printed tables whose numbers stand beside theirs.
+BESIDE = {
+    "family": ("sera1", "sera2", "sera9"), "sera1": ("sera1",), "sera2": ("sera2", "sera9"), "sera-noise20": ("sera7",),
+    "sera-noise40": ("sera8",),
+}  # fmt: skip
+
+
+def numbers_section(model: str) -> str:
+    """The part of a model's README that quotes the paper."""
+    text = (ROOT / "recipes" / model / "README.md").read_text(encoding="utf-8")
+    return next(
+        part
+        for part in re.split(r"^## ", text, flags=re.MULTILINE)
+        if part.startswith(("The paper's numbers", "The authors' numbers"))
+    )
+
+
+def rows_of(table: PaperTable) -> dict[tuple[str, str], list[str]]:
+    """The printed values of each row, in order."""
+    return {
+        (group, row): [table.grid[group, row, column.name].value for column in table.heading.columns] for group, row in table.rows
+    }
+
+
+def quoted_rows(model: str) -> list[tuple[str, list[str]]]:
+    """What stands for each row of the README's tables, and the values that it quotes."""
+    found = []
+    for line in numbers_section(model).splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        values = [cell.rstrip("%") for cell in cells if re.fullmatch(r"\d+(\.\d+)?%?|-", cell)]
+        if len(values) > 1:
+            found.append((next((cell.replace("`", "") for cell in cells if cell.startswith("`")), ""), values))
+    return found
+
+
+@pytest.mark.parametrize(("model", "count"), zip(MODELS, (8, 7, 4, 29, 12, 10), strict=True))
+def test_a_row_that_a_readme_quotes_is_printed_so(model: str, count: int) -> None:
+    quoted = quoted_rows(model)
+    assert len(quoted) == count
+    for here, values in quoted:
+        stands = []
+        for table in TABLES:
+            for (group, row), printed in rows_of(table).items():
+                if printed == values:
+                    stands += [each.words for each in table.heading.stands if (each.group, each.row) == (group, row)]
+        # `start`, `sft` and `iter0` alone are the model's own.
+        assert any(each == here or (each.startswith(model) and each.split()[-1] == here) or not here for each in stands), (
+            here,
+            values,
+        )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_number_in_a_readmes_sentences_is_in_a_table(model: str) -> None:
+    known = {cell.value for table in TABLES for cell in table.cells} | set(DERIVED)
+    lines = [line for line in numbers_section(model).splitlines()[1:] if not line.startswith("|")]
+    assert set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", "\n".join(lines))) <= known
+
+
+@pytest.mark.parametrize("name", sorted({"selm1", *BESIDE}))
+def test_a_tiny_table_has_the_papers_numbers_beside_it(name: str) -> None:
+    checked = 0
+    for row in read_table(name, ROOT / "recipes").rows:
+        value, _, whose = row.paper.partition(" ")
+        if value == "-":
+            continue
+        if name == "selm1":
+            shown = {"SFT": "Zephyr-7B-SFT", "DPO (1st portion)": "Zephyr-7B-DPO (1st portion)"}
+            printed = shown.get(row.name, f"{row.name.replace('iter', 'Iter')} (Zephyr)")
+            values = [read_paper_table(name).grid["Zephyr-7B", printed, "AlpacaEval 2 LC"].value]
+        elif whose == "(HH)":
+            values = [read_paper_table("sera3").grid["TinyLlama-1.1B", "HH-RLHF", "OAIF (RM-Mistral-7B)"].value]
+        else:
+            key = ("Mistral-7B" if whose == "(M)" else "TinyLlama-1.1B", row.name.removesuffix(" (SeRA's)"), "AlpacaEval vs SFT")
+            values = [table.grid[key].value for table in TABLES if table.name in BESIDE[name] and key in table.grid]
+        assert values == [value], row.name
+        checked += 1
+    assert checked >= 6
+
+
+def test_only_checked_tables_quote_numbers() -> None:
+    quoting = {
+        name for name in table_names(ROOT / "recipes") if any(r.paper != "-" for r in read_table(name, ROOT / "recipes").rows)
+    }
+    assert quoting == {"selm1", *BESIDE}
+
+
+def test_the_row_that_a_recipe_claims_is_printed_and_is_its_own() -> None:
+    checked = 0
+    for recipe, file in recipe_files(ROOT / "recipes").items():
+        claim = re.fullmatch(r"(SELM|SeRA) tables? ([\d, ]+), (.+?)( to \d)?( \(INF\))?", paper_row(file))
+        if claim is None:
+            continue
+        for number in claim[2].split(", "):
+            table = read_paper_table(f"{claim[1].lower()}{number}")
+            if recipe.startswith("tiny-"):
+                # The tiny world has no row of its own.
+                names = [row for _, row in table.rows] + [column.name for column in table.heading.columns]
+                assert any(name.startswith(claim[3]) for name in names), recipe
+            else:
+                # In table 3 the methods are columns.
+                ours = [s for s in table.heading.stands if re.fullmatch(rf"{recipe}(-(noise\d0|hh|tldr))?", s.recipe)]
+                words = {each.column or each.row for each in ours if each.policy not in ("start", "sft", "iter0")}
+                method = claim[3].removesuffix("-DPO") if (number, claim[3]) == ("3", "SeRA-DPO") else claim[3]
+                assert any(word == method or word.startswith(f"{method} ") or word.endswith(method) for word in words), recipe
+            checked += 1
+    assert checked == 86
