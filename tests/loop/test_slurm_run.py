@@ -125,4 +125,4 @@ def test_training_over_two_nodes(run: ClusterRun, cluster: StubCluster) -> None:
     cluster.work()
     assert set(cluster.states().values()) == {"COMPLETED"}
     manifest = json.loads((run.run_folder / "iter0/policy/manifest.json").read_text())
-    assert manifest["launch"] == {"launcher": "accelerate", "processes": 2} and manifest["processes"] == 2
+    assert manifest["launch"] == {"launcher": "accelerate", "processes": 2, "name": "ddp-cpu"} and manifest["processes"] == 2
