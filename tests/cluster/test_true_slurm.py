@@ -78,7 +78,8 @@ def test_a_stage_over_two_nodes(tmp_path: Path) -> None:
     assert run.lacking() and (run.run_folder / "iter1/policy/manifest.json").exists()
     for artifact, launcher in (("policy/manifest.json", "accelerate"), ("completions.manifest.json", "per_device")):
         launch = json.loads((run.run_folder / "iter1" / artifact).read_text())["launch"]
-        assert launch == {"launcher": launcher, "processes": 2}
+        named = {"name": "ddp-cpu"} if launcher == "accelerate" else {}
+        assert launch == {"launcher": launcher, "processes": 2, **named}
 
 
 def test_a_request_that_no_node_can_meet_is_told(tmp_path: Path) -> None:
