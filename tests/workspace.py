@@ -77,7 +77,12 @@ class Workspace:
         (self.folder / "recipes" / "mine" / f"{name}.yaml").write_text(recipe)
 
     def make(self, *goals: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["make", *goals], cwd=self.folder, capture_output=True, text=True, timeout=120, check=False)
+        # The tests may themselves run under make, which tells the one inside of it.
+        outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+        environment = {name: value for name, value in os.environ.items() if name not in outer}
+        return subprocess.run(
+            ["make", *goals], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
 
     def commands(self, goal: str) -> list[str]:
         """Returns what make would run, as it prints it."""

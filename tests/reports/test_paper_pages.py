@@ -189,7 +189,7 @@ def test_make_prints_a_table_and_lists_all(tmp_path: Path) -> None:
         assert told in done.stderr
     # A shell's own T and FORMAT are no words to make.
     done = subprocess.run(
-        ["env", "T=$(error x)", "FORMAT=a b", "make", "paper-table"],
+        ["env", "-u", "MAKELEVEL", "-u", "MAKEFLAGS", "T=$(error x)", "FORMAT=a b", "make", "paper-table"],
         cwd=workspace.folder,
         capture_output=True,
         text=True,

@@ -91,9 +91,11 @@ def ending(rank: int, processes: int, code: int, said: Path, *, told: bool) -> s
     said: the folder for messages of processes other than the first. told: the first one has told a user's mistake, the only
     one that it knows of, itself.
     """
-    if told:
-        return ""
-    if (said / str(rank)).is_file():
+    if code == 2:
+        own = said / str(rank)
+        # A process that has left no message ended because the first one did, which tells its own.
+        return own.read_text(encoding="utf-8") if own.is_file() and not told else ""
+    if (said / str(rank)).is_file():  # Such as that the disk is full.
         return (said / str(rank)).read_text(encoding="utf-8")
     how = f"ended with {code}"
     if code < 0:
