@@ -6,20 +6,17 @@ On the CPU in fp32, on the same weights and pairs, interleaved. Writes OUT/growt
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import sys
-import warnings
 from pathlib import Path
 
-import datasets
 import torch
-import transformers
 from rich.console import Console
 from tqdm import tqdm
 
 from handbook_ext.bench.growth import NAMES, cases, measure, table_of
 from handbook_ext.bench.measuring import write_json
+from handbook_ext.bench.quiet import quieten
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.provenance import code_state, hardware, package_versions
 
@@ -42,10 +39,7 @@ def main(argv: list[str]) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)  # As every launch does.
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="trl|transformers|accelerate|torch")
+    quieten()
     wanted, found = cases(quick=arguments.quick), {}
     with tqdm(total=len(wanted) * len(NAMES) * (rounds + 1), desc="benchmark", unit="step") as progress:
         for case, size in wanted.items():

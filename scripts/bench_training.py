@@ -7,20 +7,17 @@ Writes OUT/training.json; exits with 1 when losses or gradients disagree.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from tqdm import tqdm
 
 from handbook_ext.bench import measuring
+from handbook_ext.bench.quiet import quieten
 from handbook_ext.bench.steps import QUICK, Size, Steps
 from handbook_ext.bench.table import AGREEMENTS, show, summarise
 from handbook_ext.core.errors import UserError, run_main
@@ -94,14 +91,6 @@ def timed_rounds(steps: Steps, rounds: int, progress: Any) -> dict[str, dict[str
                 steps.trained[name].zero_grad(set_to_none=True)
             progress.update()
     return timings
-
-
-def quieten() -> None:
-    """Silences the libraries' progress bars and notes, which would break up our own progress bar."""
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="trl|transformers|accelerate|torch")
 
 
 if __name__ == "__main__":

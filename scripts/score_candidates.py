@@ -8,7 +8,7 @@ from handbook_ext.core.artifacts import verified
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Completion, OfflinePair
-from handbook_ext.core.shards import batched, fill_shards
+from handbook_ext.core.shards import batched, fill_shards, forget_other_shards
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.batch_sizes import BatchSizes
 from handbook_ext.graph.stages import ScoreCandidatesStage
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     stage.external |= {name: policy.sha256 for name, policy in policies.items()}
     if launch.finished(stage):
         return
+    launch.first_alone(lambda: forget_other_shards(stage.out, [launch.training_dtype(settings.model), launch.sharded]))
     offline = settings.portion.rows_of(read_rows(stage.input("rows"), OfflinePair))
     samples = [row for path in stage.inputs("completions") for row in read_rows(path, Completion)]
     groups = {kind: text_groups(offline, samples, kind) for kind in ("offline", "samples")}

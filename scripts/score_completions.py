@@ -35,10 +35,8 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     work = partial(score_shard, policy, encoded, policy_name=source.sha256, pad_id=pad_id, head_chunk=sizes.head_chunk)
     batches = store_batches(plan)
-    with launch.main_first():
-        if launch.main:
-            cut = [[slot.index for slot in batch] for shard in batches for batch in shard]
-            forget_other_shards(stage.out, [launch.training_dtype(settings.model), launch.sharded, *cut])
+    cut = [[slot.index for slot in batch] for shard in batches for batch in shard]
+    launch.first_alone(lambda: forget_other_shards(stage.out, [launch.training_dtype(settings.model), launch.sharded, *cut]))
     with launch.precision(sizes.bf16):
         fill_shards(
             stage.out, batches, work, rank=launch.rank, processes=launch.processes,

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import copy
-import logging
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from transformers import Trainer, TrainingArguments
 
 from handbook_ext.bench.baselines import PAD_ID, trl_trainer
 from handbook_ext.bench.gpu_ways import SHAPES, WAYS, Shape, Way, policy_of, useful_flops
 from handbook_ext.bench.measuring import PeakMemory, spread
+from handbook_ext.bench.quiet import quieten
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.packing import EncodedPair
@@ -34,10 +31,7 @@ SMALL = (2, 128)  # Pairs, and tokens of the longest sequence, that a CPU comput
 
 def measure_way(shape_name: str, way_name: str, device: str, rounds: int, profile: Path | None) -> dict[str, Any]:
     """Returns the numbers of a way on a shape, by their names, or under `not measured` why there are none."""
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="trl|transformers|accelerate|torch")
+    quieten()
     shape, way = SHAPES[shape_name], WAYS[way_name]
     try:
         found: dict[str, Any] = {"agreement": agreement(shape, way, device)} if way.ours else {}

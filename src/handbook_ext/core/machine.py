@@ -36,11 +36,7 @@ def visible_devices() -> list[str]:
 
 def free_memory() -> int | None:
     """Returns the bytes of main memory that new processes may take, under the limit of a container; None where nobody says."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMORY.read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        return None
-    free = None if found is None else 1024 * int(found[1])
+    free = _meminfo("MemAvailable")
     try:
         limit, used = ((CGROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
         cache = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(encoding="utf-8"), re.MULTILINE)
@@ -53,14 +49,19 @@ def free_memory() -> int | None:
 
 def total_memory() -> int | None:
     """Returns the bytes of main memory of this machine, or of its container where that has a limit; None where nobody says."""
-    try:
-        found = re.search(r"^MemTotal:\s+(\d+) kB$", MEMORY.read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        return None
-    whole = None if found is None else 1024 * int(found[1])
+    whole = _meminfo("MemTotal")
     path = CGROUP / "memory.max"
     limit = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     return min(whole, int(limit)) if whole is not None and limit.isdigit() else whole
+
+
+def _meminfo(name: str) -> int | None:
+    """Returns a line of the kernel's memory report in bytes; None where there is none."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB$", MEMORY.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])
 
 
 def has_package(*names: str) -> bool:
