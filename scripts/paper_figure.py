@@ -22,11 +22,12 @@ def main(argv: list[str]) -> None:
     if arguments.figure is None:
         sys.stdout.write(listing())
         return
-    for what, given in (("--seeds", arguments.seeds), ("--model", arguments.model)):
+    # What a variable of make says comes as one argument.
+    models = [name for words in arguments.model for name in words.split()]
+    for what, given in (("--seeds", arguments.seeds), ("--model", models)):
         if len(set(given)) < len(given):
             raise UserError(f"{what} {' '.join(map(str, given))}: one is named twice; name each once")
-    # Words of a make variable come as one argument.
-    sources = Sources(arguments.runs, arguments.model, arguments.seeds)
+    sources = Sources(arguments.runs, models, arguments.seeds)
     files = render_paper_figure(arguments.figure, sources)
     out = arguments.out or arguments.runs / "figures"
     out.mkdir(parents=True, exist_ok=True)

@@ -67,9 +67,17 @@ def means(drawn: list[Array]) -> Array:
     return np.mean([one.mean(axis=0) for one in drawn], axis=0)
 
 
-def sorted_values(drawn: list[Array]) -> Array:
-    """Returns the values of all seeds in ascending order, (seeds * prompts,)."""
-    return np.sort(np.concatenate(drawn))
+def ranks_of(groups: Groups) -> Array:
+    """Returns the ranks of the values of all seeds, from 0 to 1, the middle of each value's own share."""
+    count = sum(map(len, groups))
+    return (np.arange(count) + 0.5) / count
+
+
+def sorted_values(groups: Groups) -> Callable[[list[Array]], Array]:
+    """Returns the statistic of a sorted curve: values of all seeds at the ranks of `groups`, of which it is the sorted values."""
+    ranks = ranks_of(groups)
+    # Hazen's quantiles are the sorted values at these ranks; a draw of seeds with other numbers of prompts has them in between.
+    return lambda drawn: np.quantile(np.concatenate(drawn), ranks, method="hazen")
 
 
 def share_above_zero(drawn: list[Array]) -> float:

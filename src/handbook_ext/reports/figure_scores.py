@@ -52,9 +52,8 @@ class Scored:
 def scored(sources: Sources, points: Points, wanted: SetScore) -> Scored:
     """Returns the set's measure where every policy that has been evaluated has it, else the win rate against its own start."""
     evaluated = [(row, policy) for row, policy in points if sources.files(row, policy)]
-    values = {(row.run.name, policy): of_set(sources, row, policy, wanted) for row, policy in evaluated}
-    if values and all(value is not None for value in values.values()):
-        return Scored(wanted.words, "", lambda row, policy: values.get((row.run.name, policy)))
+    if evaluated and all(of_set(sources, row, policy, wanted) is not None for row, policy in evaluated):
+        return Scored(wanted.words, "", lambda row, policy: of_set(sources, row, policy, wanted))
     said = (
         "Scores are win rates against the policy that starts the loop, by the run's own ranker on held-out prompts: "
         f"{wanted.words} takes their place once every policy here has {wanted.file} (make <run>-eval SETS={wanted.set})."

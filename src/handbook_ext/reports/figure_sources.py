@@ -109,13 +109,14 @@ class Sources:
         pairs = self.against((row, policy), (row, row.start))
         return compare_scores([our for our, _ in pairs], [their for _, their in pairs])["win_rate"] if pairs else None
 
-    def rewards(self, row: FigureRow, policy: str, decoding: str) -> dict[int, np.ndarray]:
-        """Returns the rewards (prompts,) of a policy's answers by seed, those with a verdict; seeds without the decoding lack."""
-        found = {}
-        for seed, path in self.files(row, policy).items():
+    def rewards(self, row: FigureRow, policy: str, decoding: str) -> list[Scores]:
+        """Returns the scores of a policy's answers under a decoding, those with a verdict, for each seed that has the decoding."""
+        found = []
+        for path in self.files(row, policy).values():
             scores, _ = read_evaluation(path)
             if decoding in scores:
-                found[seed] = scores[decoding].rewards[np.isfinite(scores[decoding].rewards)]
+                judged, _ = judged_by_all({policy: {decoding: scores[decoding]}})
+                found.append(judged[policy][decoding])
         return found
 
     def held_out(self, row: FigureRow, policy: str, side: str) -> dict[int, HeldOut]:

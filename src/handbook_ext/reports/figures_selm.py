@@ -10,9 +10,17 @@ from statistics import fmean
 import numpy as np
 
 from handbook_ext.core.jsonl import iter_jsonl
-from handbook_ext.objectives.metrics import outcomes, share_prompts
+from handbook_ext.objectives.metrics import Scores, outcomes, share_prompts
 from handbook_ext.recipes.table_files import read_table
-from handbook_ext.reports.figure_numbers import bootstrap, in_bins, length_controlled, means, share_above_zero, sorted_values
+from handbook_ext.reports.figure_numbers import (
+    bootstrap,
+    in_bins,
+    length_controlled,
+    means,
+    ranks_of,
+    share_above_zero,
+    sorted_values,
+)
 from handbook_ext.reports.figure_parts import Fact, Panel, Picture, Point, Series, points_of
 from handbook_ext.reports.figure_rows import FigureRow
 from handbook_ext.reports.figure_scores import ALPACA_LC, MT_BENCH, Scored, of_set, scored
@@ -91,17 +99,18 @@ def figure3(sources: Sources) -> Picture:
     )  # fmt: skip
 
 
-def _histograms(rewards: dict[str, dict[int, np.ndarray]]) -> tuple[Panel, ...]:
+def _histograms(rewards: dict[str, list[Scores]]) -> tuple[Panel, ...]:
     """Returns a histogram of rewards for each name, over common bins, the first one as an outline in the others."""
-    groups = {name: list(by_seed.values()) for name, by_seed in rewards.items() if by_seed}
-    if not groups:
+    known = {name: each for name, each in rewards.items() if each}
+    if not known:
         return (Panel("histogram", "rewards of greedy answers", "reward", "% of prompts", ()),)
-    edges = tuple(np.histogram_bin_edges(np.concatenate([one for each in groups.values() for one in each]), BINS).tolist())
+    edges = tuple(np.histogram_bin_edges(np.concatenate([one.rewards for each in known.values() for one in each]), BINS).tolist())
     middles = [(low + high) / 2 for low, high in pairwise(edges)]
     panels = []
-    for name, each in groups.items():
-        shares = bootstrap([in_bins(one, edges) for one in each], means)
-        mean = bootstrap(each, means)
+    for name, each in known.items():
+        crossed = share_prompts(each)
+        shares = bootstrap([in_bins(one.rewards, edges) for one in each], means, crossed=crossed)
+        mean = bootstrap([one.rewards for one in each], means, crossed=crossed)
         one = Series(name, points_of(middles, *shares))
         first = [Series(panels[0].series[0].name, panels[0].series[0].points, reference=True)] if panels else []
         facts = (Fact("mean", *(float(value) for value in mean)),)
@@ -135,20 +144,21 @@ def figure5(sources: Sources) -> Picture:
 
 def _difference(sources: Sources, rows: Sequence[FigureRow], side: str, words: str) -> Panel:
     """Returns the sorted differences of the implicit rewards of the first row less the second's, over all seeds."""
-    title, groups = f"{words} ({side})", []
+    title, groups, prompts = f"{words} ({side})", [], []
     if len(rows) == 2:
         title = f"{rows[0].name} less {rows[1].name}, {words}"
         mine, other = (sources.held_out(row, row.last, side) for row in rows)
         scales = [row.run.iteration(row.last).settings.train.beta for row in rows]
         for seed in sorted(mine.keys() & other.keys()):
-            shared = [name for name in mine[seed] if name in other[seed]]
-            groups.append(np.array([scales[0] * mine[seed][name][0] - scales[1] * other[seed][name][0] for name in shared]))
+            prompts.append([name for name in mine[seed] if name in other[seed]])
+            pairs = [(mine[seed][name][0], other[seed][name][0]) for name in prompts[-1]]
+            groups.append(np.array([scales[0] * our - scales[1] * their for our, their in pairs]))
     series: tuple[Series, ...] = ()
     facts: tuple[Fact, ...] = ()
     if groups:
-        found, above = bootstrap(groups, sorted_values), bootstrap(groups, share_above_zero)
-        ranks = [100 * (place + 0.5) / len(found.value) for place in range(len(found.value))]
-        series = (Series(title, points_of(ranks, *found)),)
+        crossed = all(each == prompts[0] for each in prompts)
+        found, above = (bootstrap(groups, each, crossed=crossed) for each in (sorted_values(groups), share_above_zero))
+        series = (Series(title, points_of((100 * ranks_of(groups)).tolist(), *found)),)
         facts = (Fact("above 0, %:", *(float(value) for value in above), digits=0),)
     return Panel("sorted", title, "prompts, sorted (%)", "difference of implicit reward (beta times nats)", series, facts)
 
@@ -156,7 +166,9 @@ def _difference(sources: Sources, rows: Sequence[FigureRow], side: str, words: s
 def figure6(sources: Sources) -> Picture:
     """Returns the score against the pairs seen in training, for the grid of iterative DPO with offline DPO in each panel."""
     rows = {row.name: row for row in sources.rows("selm-ablations")}
-    score = scored(sources, [(row, policy) for row in rows.values() for policy in row.policies], MT_BENCH)
+    amounts = sources.rows("selm-offline")
+    points_of_grid = [(row, policy) for row in rows.values() for policy in row.policies]
+    score = scored(sources, [*points_of_grid, *((row, row.last) for row in amounts)], MT_BENCH)
     curves = {}
     for name, row in rows.items():
         # Every policy starts alike; by a win rate against the start it has 50 % before any pair.
@@ -164,7 +176,7 @@ def figure6(sources: Sources) -> Picture:
         seen = [(pairs_seen(row, policy), policy) for policy in row.policies]
         points = [Point.of(pairs / 1000, score.of(row, policy)) for pairs, policy in seen if pairs is not None]
         curves[name] = Series(name, tuple(begin + points) if points else ())
-    offline = _offline(sources, rows.get(OFFLINE), score)
+    offline = _offline(sources, amounts, rows.get(OFFLINE), score)
     panels = [
         Panel(
             "lines", title, "pairs trained on (thousands)", score.words,
@@ -180,9 +192,9 @@ def figure6(sources: Sources) -> Picture:
     )  # fmt: skip
 
 
-def _offline(sources: Sources, row: FigureRow | None, score: Scored) -> Series:
-    """Returns the curve of offline DPO: the policies of selm-offline, and the evaluated checkpoints on the way of `row`."""
-    points = [Point.of((each.row.x or 0.0) / 1000, score.of(each, each.last)) for each in sources.rows("selm-offline")]
+def _offline(sources: Sources, amounts: Sequence[FigureRow], row: FigureRow | None, score: Scored) -> Series:
+    """Returns the curve of offline DPO: a policy for each amount of data, and the evaluated checkpoints on the way of `row`."""
+    points = [Point.of((each.row.x or 0.0) / 1000, score.of(each, each.last)) for each in amounts]
     if row is not None and score.words == MT_BENCH.words:
         batch = row.run.iterations[-1].settings.train.global_batch_size
         points += [Point.of(step * batch / 1000, of_set(sources, row, name, MT_BENCH)) for step, name in checkpoints(row)]

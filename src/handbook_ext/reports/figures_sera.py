@@ -49,8 +49,9 @@ def figure3(sources: Sources) -> Picture:
     panels = []
     for words, column in (("reward", 1), ("length (tokens)", 2)):
         points: dict[str, list[Point]] = {name: [] for name in COEFFICIENTS}
-        for name, groups in found.items():
-            ends = bootstrap([one[:, :, [0, column]] for one in groups], correlations) if groups else None
+        for name, (groups, crossed) in found.items():
+            two = [one[:, :, [0, column]] for one in groups]
+            ends = bootstrap(two, correlations, crossed=crossed) if two else None
             for place, way in enumerate(COEFFICIENTS):
                 of_way = [None] * 3 if ends is None or np.isnan(ends.value[place]) else [float(each[place]) for each in ends]
                 points[way].append(Point(name, *of_way))
@@ -65,11 +66,15 @@ def figure3(sources: Sources) -> Picture:
     )  # fmt: skip
 
 
-def _completions(sources: Sources, row: FigureRow) -> list[Array]:
-    """Returns implicit reward (nats), reward and tokens of held-out pairs, (prompts, 2, 3) for each seed: chosen, rejected."""
+def _completions(sources: Sources, row: FigureRow) -> tuple[list[Array], bool]:
+    """Returns implicit reward (nats), reward and tokens of held-out pairs, (prompts, 2, 3) for each seed: chosen, rejected.
+
+    Beside it whether all seeds have the same prompts.
+    """
     sides = [sources.held_out(row, row.last, side) for side in ("chosen", "rejected")]
     shared = {seed: [name for name in sides[0][seed] if name in sides[1][seed]] for seed in sides[0].keys() & sides[1].keys()}
-    return [np.array([[side[seed][name] for side in sides] for name in names]) for seed, names in sorted(shared.items())]
+    groups = [np.array([[side[seed][name] for side in sides] for name in names]) for seed, names in sorted(shared.items())]
+    return groups, len({tuple(names) for names in shared.values()}) == 1
 
 
 def figure4(sources: Sources) -> Picture:
@@ -107,14 +112,14 @@ def figure11(sources: Sources) -> Picture:
     panels = []
     for row in sources.rows(SELECTORS):
         # Chosen less rejected, for implicit reward and reward, (prompts, 2), the gap first.
-        groups = [(one[:, 0, :2] - one[:, 1, :2])[:, ::-1] for one in _completions(sources, row)]
-        groups = [one[np.isfinite(one).all(axis=1)] for one in groups]
+        pairs, crossed = _completions(sources, row)
+        groups = [(one[:, 0, :2] - one[:, 1, :2])[:, ::-1] for one in pairs]
+        judged = [tuple(each) for one in groups for each in one.tolist() if np.isfinite(each).all()]
         series: tuple[Series, ...] = ()
         facts: tuple[Fact, ...] = ()
-        if groups and all(map(len, groups)):
-            points = tuple(Point(float(x), float(y)) for one in groups for x, y in one)
-            series = (Series(row.name, points),)
-            ends = bootstrap(groups, correlations)
+        if judged:
+            series = (Series(row.name, tuple(Point(x, y) for x, y in judged)),)
+            ends = bootstrap(groups, correlations, crossed=crossed)
             facts = tuple(
                 Fact(name, *(float(each[place]) for each in ends))
                 for place, name in enumerate(COEFFICIENTS)

@@ -11,7 +11,7 @@ import numpy as np
 
 from handbook_ext.recipes.table_files import Table
 from handbook_ext.reports.figure_layout import draw
-from handbook_ext.reports.figure_numbers import bootstrap, sorted_values
+from handbook_ext.reports.figure_numbers import bootstrap, ranks_of, sorted_values
 from handbook_ext.reports.figure_parts import Panel, Picture, Point, Series, points_of
 from handbook_ext.reports.run_figures import drawn
 from handbook_ext.reports.table_summary import TableNumbers
@@ -61,9 +61,8 @@ def differences(values: dict[str, list[list[float]]], ours: str, theirs: str) ->
     for side, seeds in values.items():
         series: tuple[Series, ...] = ()
         if seeds:
-            found = bootstrap([np.array(each) for each in seeds], sorted_values)
-            ranks = [100 * (place + 0.5) / len(found.value) for place in range(len(found.value))]
-            series = (Series(side, points_of(ranks, *found)),)
+            groups = [np.array(each) for each in seeds]
+            series = (Series(side, points_of((100 * ranks_of(groups)).tolist(), *bootstrap(groups, sorted_values(groups)))),)
             above.append(f"{100 * fmean(value > 0 for each in seeds for value in each):.0f} % of {side}")
         panels.append(Panel("sorted", side, "texts, sorted (%)", "difference (nats)", series))
     caption = (
