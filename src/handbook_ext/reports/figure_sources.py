@@ -110,7 +110,7 @@ class Sources:
         return compare_scores([our for our, _ in pairs], [their for _, their in pairs])["win_rate"] if pairs else None
 
     def rewards(self, row: FigureRow, policy: str, decoding: str) -> list[Scores]:
-        """Returns the scores of a policy's answers under a decoding, those with a verdict, for each seed that has the decoding."""
+        """Returns the scores of a policy's answers under a decoding, those with a verdict, for each seed that has it."""
         found = []
         for path in self.files(row, policy).values():
             scores, _ = read_evaluation(path)
