@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from handbook_ext.evaluation.set_evaluation import Contamination, EvaluatedPolicy, EvaluatedSet, MeasuredValue, SetEvaluation
 from handbook_ext.reports.figure_sources import Sources
 from handbook_ext.reports.paper_figures import FIGURES
 
@@ -37,8 +38,13 @@ def evaluation(
 def set_evaluation(folder: Path, measures: Mapping[str, tuple[float, float]]) -> None:
     """The eval.json of a prompt set, in `folder`: value and standard error of each measure."""
     folder.mkdir(parents=True)
-    found = {name: {"value": value, "standard_error": error} for name, (value, error) in measures.items()}
-    (folder / "eval.json").write_text(json.dumps({"format": 6, "measures": found}))
+    found = {name: MeasuredValue(value=value, standard_error=error, unit="%") for name, (value, error) in measures.items()}
+    content = SetEvaluation(
+        policy=EvaluatedPolicy(name=folder.parent.name, sha256=""),
+        set=EvaluatedSet(name=folder.name, prompts=1, of=1, sha256=""),
+        seed=1, decoding=None, contaminated=Contamination(overlap=0, of=1, prompt_ids=[]), measures=found, rows=[],
+    )  # fmt: skip
+    (folder / "eval.json").write_text(content.model_dump_json())
 
 
 def sources(runs: Path, *models: str, seeds: Sequence[int] = (1,)) -> Sources:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,37 @@ def test_figure_2_has_our_matrix_beside_the_papers(tmp_path: Path) -> None:
     table = read_paper_table("selm-figure2-zephyr")
     assert paper == {(row, column): cell.number for (_, row, column), cell in table.grid.items()}
     assert numbers("selm2", sources(tmp_path, "llama3"))["paper, Llama-3-8B-Instruct: AlpacaEval 2", "SELM3", "SELM1"] == 53.41
+
+
+def test_figure_2_takes_the_matrix_that_a_judge_made_of_the_same_policies(tmp_path: Path) -> None:
+    for name in ("tiny-selm", "tiny-dpo"):
+        evaluation(tmp_path / name / "iter3", [1] * 4)
+    names = ["tiny-selm sft", "tiny-selm iter3", "tiny-dpo iter3"]
+    values = [[50.0, 20.0, 25.0], [80.0, 50.0, 53.5], [75.0, 46.5, None]]
+    errors = [[0.0, 1.0, 1.0], [1.0, 0.0, 2.0], [1.0, 2.0, None]]
+    content = {
+        "names": names,
+        "measure": "lc_win_rate",
+        "values": values,
+        "standard_errors": errors,
+        "missing": [],
+        "not_run": None,
+    }
+    folder = tmp_path / "matrix/alpaca/tiny-selm+tiny-dpo"
+    folder.mkdir(parents=True)
+    (folder / "matrix.json").write_text(json.dumps(content | {"set": "alpaca", "judge": "gpt-4", "n": 805}))
+    other = tmp_path / "matrix/alpaca/others"
+    other.mkdir()
+    (other / "matrix.json").write_text(json.dumps(content | {"names": ["a sft", "a iter1", "a iter2"]}))
+    ours = FIGURES["selm2"].build(sources(tmp_path)).panels[0]
+    assert ours.title == "ours, tiny: LC win rate on 805 prompts of alpaca, judged by gpt-4"
+    cells = {(one.name, point.x): point for one in ours.series for point in one.points if point.y is not None}
+    assert {key: point.y for key, point in cells.items()} == {
+        ("SELM iter 3", "SELM iter 3"): 50.0, ("DPO iter 3", "DPO iter 3"): 50.0, ("SELM iter 3", "DPO iter 3"): 53.5,
+        ("DPO iter 3", "SELM iter 3"): 46.5,
+    }  # fmt: skip
+    point = cells["SELM iter 3", "DPO iter 3"]
+    assert (point.low, point.high) == pytest.approx((53.5 - 3.92, 53.5 + 3.92))
 
 
 def test_figure_2_compares_no_two_judges(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.recipes.names import RECIPES
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.table_files import TableRow, read_table, run_of_row
@@ -34,7 +35,8 @@ class FigureRow:
     @property
     def last(self) -> str:
         """The policy that the row shows."""
-        return self.row.policy or self.run.iterations[-1].name
+        # `start`, whatever the recipe calls the folder of the policy that its loop starts from.
+        return self.start if self.row.policy == START else self.row.policy or self.run.iterations[-1].name
 
     @property
     def policies(self) -> list[str]:

@@ -67,11 +67,10 @@ def of_set(sources: Sources, row: FigureRow, policy: str, wanted: SetScore) -> I
     The interval is the normal one of the measure's standard errors; `seeds` is half of Student's over the seeds.
     """
     found = []
-    for folder in row.folders.values():
-        path = folder / policy / wanted.file
-        measure = sources.json(path)["measures"].get(wanted.measure) if path.is_file() else None
-        if measure is not None and measure["value"] is not None:
-            found.append((float(measure["value"]), float(measure.get("standard_error") or 0.0)))
+    for path in (folder / policy / wanted.file for folder in row.folders.values()):
+        measure = sources.set_evaluation(path).measures.get(wanted.measure) if path.is_file() else None
+        if measure is not None and measure.value is not None:
+            found.append((measure.value, measure.standard_error or 0.0))
     if not found:
         return None
     count, tail = len(found), (1 - CONFIDENCE) / 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from handbook_ext.evaluation.set_evaluation import SetEvaluation, read_set_evaluation
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores
 from handbook_ext.recipes.names import RECIPES
 from handbook_ext.reports.evaluations import Json, judged_by_all, read_evaluation, read_json
@@ -34,6 +35,7 @@ class Sources:
     missing: dict[str, list[str]] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
     _read: dict[Path, Json] = field(default_factory=dict)
+    _sets: dict[Path, SetEvaluation] = field(default_factory=dict)
 
     def rows(self, table: str, names: Sequence[str] | None = None, model: str | None = None) -> list[FigureRow]:
         """Returns the rows of a table for a model, by default the first: all of them, or those of these names in their order.
@@ -85,6 +87,12 @@ class Sources:
         if path not in self._read:
             self._read[path] = read_json(path)
         return self._read[path]
+
+    def set_evaluation(self, path: Path) -> SetEvaluation:
+        """Returns a policy's evaluation on a prompt set, read once; raises UserError where it is unusable."""
+        if path not in self._sets:
+            self._sets[path] = read_set_evaluation(path)
+        return self._sets[path]
 
     def against(
         self, ours: tuple[FigureRow, str], theirs: tuple[FigureRow, str], decoding: str = "sampled"

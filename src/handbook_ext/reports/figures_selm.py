@@ -1,21 +1,20 @@
-"""The figures of SELM (arXiv 2405.19332v3) that can be drawn from finished runs; figure 1 is a sketch."""
+"""The figures of SELM (arXiv 2405.19332v3) from finished runs: 3 to 6; figure 2 is in figures_selm_matrix, 1 is a sketch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise
 from statistics import fmean
 
 import numpy as np
 
 from handbook_ext.core.jsonl import iter_jsonl
-from handbook_ext.objectives.metrics import Scores, outcomes, share_prompts
+from handbook_ext.objectives.metrics import Scores, share_prompts
 from handbook_ext.recipes.table_files import read_table
 from handbook_ext.reports.figure_numbers import (
     bootstrap,
     in_bins,
-    length_controlled,
     means,
     ranks_of,
     share_above_zero,
@@ -25,11 +24,9 @@ from handbook_ext.reports.figure_parts import Fact, Panel, Picture, Point, Serie
 from handbook_ext.reports.figure_rows import FigureRow
 from handbook_ext.reports.figure_scores import ALPACA_LC, MT_BENCH, Scored, of_set, scored
 from handbook_ext.reports.figure_sources import Sources
-from handbook_ext.reports.paper_tables import read_paper_table
 
 BINS = 20
 SECOND = "iter2"  # The iteration of figures 3 (middle) and 5.
-OF_MODEL = {"llama3": "selm-figure2-llama3"}  # The printed matrix of a model; Zephyr's stands beside all others.
 GRID = {
     "number of iterations": ["3 iterations", "4 iterations", "5 iterations", "6 iterations"],
     "global batch (pairs)": ["batch 16", "batch 32", "batch 64"],
@@ -38,41 +35,6 @@ GRID = {
     "what is ranked": ["rank all three", "against chosen"],
 }
 OFFLINE = "offline DPO"
-
-
-def figure2(sources: Sources) -> Picture:
-    """Returns the LC win rate of each policy of table 1 over each other one, and the paper's matrix beside."""
-    rows = [row for row in sources.rows("selm1")[::-1] if row.last != row.start]
-    cells: dict[tuple[str, str], Point] = {}
-    for ours, theirs in combinations(rows, 2):
-        pairs = sources.against((ours, ours.last), (theirs, theirs.last))
-        if not pairs:
-            continue
-        tables = [np.stack([outcomes(a.rewards, b.rewards), a.tokens - b.tokens], axis=1) for a, b in pairs]
-        found = bootstrap(tables, length_controlled, crossed=share_prompts([our for our, _ in pairs]))
-        value, low, high = (float(each) for each in found)
-        cells[ours.name, theirs.name] = Point(theirs.name, value, low, high)
-        # The regression has no side: exchanging the two turns theta around.
-        cells[theirs.name, ours.name] = Point(ours.name, 100 - value, 100 - high, 100 - low)
-    cells |= {(row.name, row.name): Point(row.name, 50.0) for row in rows if any(row.name in pair for pair in cells)}
-    names = [row.name for row in rows]
-    matrix = [Series(name, tuple(cells.get((name, other), Point(other, None)) for other in names)) for name in names]
-    table = read_paper_table(OF_MODEL.get(sources.models[0], "selm-figure2-zephyr"))
-    group, columns = table.rows[0][0], [column.name for column in table.heading.columns]
-    printed = [
-        Series(name, tuple(Point(other, table.number(group, name, other)) for other in columns), whose="paper")
-        for _, name in table.rows
-    ]
-    return Picture(
-        "SELM figure 2: length-controlled win rate of the row over the column (%)",
-        (
-            (Panel("heat", f"ours, {sources.models[0]}: by the run's ranker", "", "", tuple(matrix)),),
-            (Panel("heat", f"paper, {group}: AlpacaEval 2", "", "", tuple(printed)),),
-        ),
-        "Ours: the run's ranker decides between the sampled answers to each held-out prompt; length is controlled by "
-        "AlpacaEval 2's regression on the gap of lengths (tokens), without its term for an instruction's difficulty; below each "
-        "number its 95 % bootstrap interval over seeds and prompts. The paper: GPT-4 Turbo on the 805 prompts of AlpacaEval 2.",
-    )  # fmt: skip
 
 
 def figure3(sources: Sources) -> Picture:

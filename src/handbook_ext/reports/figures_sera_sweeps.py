@@ -70,8 +70,8 @@ def figure6c(sources: Sources) -> Picture:
         runs = [(row.name, row) for row in sources.rows("sera-models")]
     if not runs:
         raise UserError(
-            f"sera6c compares models, and {sources.models[0]} is one alone; name several that share their data, such as "
-            "MODEL='tinyllama pythia mistral'"
+            f"sera6c compares models, and {sources.models[0]} is one alone; name several that share their data: "
+            "scripts/paper_figure.py sera6c --model tinyllama pythia mistral"
         )
     iterations = read_table("sera-objectives", sources.root).similarity
     named = [(f"{words}, {name}", row, name) for words, row in runs for name in iterations]

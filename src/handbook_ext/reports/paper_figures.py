@@ -9,6 +9,7 @@ from functools import partial
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.yaml_tree import nearest
 from handbook_ext.reports import figures_selm as selm
+from handbook_ext.reports import figures_selm_matrix as selm_matrix
 from handbook_ext.reports import figures_sera as sera
 from handbook_ext.reports import figures_sera_sweeps as sweeps
 from handbook_ext.reports.figure_layout import draw
@@ -28,7 +29,7 @@ class PaperFigure:
 
 EVAL, PAIRS = "<policy>/eval.json", "iter<N>/pairs.jsonl"
 FIGURES = {
-    "selm2": PaperFigure("pairwise LC win rates", f"{EVAL} of the rows of selm1", selm.figure2),
+    "selm2": PaperFigure("pairwise LC win rates", f"{EVAL} of the rows of selm1; or make matrix", selm_matrix.figure2),
     "selm3": PaperFigure("alpha: score, rewards of greedy answers", f"{EVAL} of all iterations of selm-alpha", selm.figure3),
     "selm4": PaperFigure("implicit rewards of held-out answers", f"{EVAL} of SELM iter 1 and DPO iter 1 of selm1", selm.figure4),
     "selm5": PaperFigure("implicit rewards of own samples", f"{EVAL} of SELM iter 2 and DPO iter 2 of selm1", selm.figure5),
