@@ -38,6 +38,9 @@ def lines(axes: Axes, panel: Panel) -> None:
         axes.errorbar(x, [point.y for point in known], _ends(one), label=label(one), **kind)  # type: ignore[arg-type]
     if 1 < len(xs) <= 10 and min(np.diff(xs)) > 0.06 * (xs[-1] - xs[0]):
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    if len(xs) > 1:
+        margin = 0.05 * (xs[-1] - xs[0])
+        axes.set_xlim(xs[0] - margin, xs[-1] + margin)
     _level(axes, panel, axes.axhline)
     style(axes, panel.x, panel.y)
 

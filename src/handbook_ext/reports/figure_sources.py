@@ -67,7 +67,9 @@ class Sources:
         for goals in [*groups, *([goal] for goal in self.missing if goal not in plain)]:
             files = [file for goal in goals for file in self.missing[goal]]
             more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-            parts.append(f"{', '.join(files[:SHOWN])}{more} (make {' '.join(goal.removeprefix('make ') for goal in goals)})")
+            parts.append(
+                f"{', '.join(files[:SHOWN])}{more} ({goals[0]}{''.join(goal.removeprefix('make') for goal in goals[1:])})"
+            )
         return "; ".join(parts)
 
     def files(self, row: FigureRow, policy: str, name: str = "eval.json") -> dict[int, Path]:
