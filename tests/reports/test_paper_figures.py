@@ -58,10 +58,10 @@ def test_without_runs_the_papers_numbers_stand_alone(name: str, tmp_path: Path) 
     lines = table_of(to_csv(picture))
     assert {line["whose"] for line in lines if line["y"] != "not run"} == {"paper"}
     assert any(line["whose"] == "ours" and line["y"] == "not run" for line in lines)
-    # Zephyr has no row in the tables so far: the paper's numbers are drawn all the same, and the lack is told.
-    found = sources(tmp_path, "zephyr")
+    # A model without rows in the tables: the paper's numbers are drawn all the same, and the lack is told.
+    found = sources(tmp_path, "mine")
     assert not FIGURES[name].build(found).panels[-1].empty or name == "sera4"
-    assert "rows of zephyr in recipes/tables/" in found.told()
+    assert "rows of mine in recipes/tables/" in found.told()
 
 
 def test_what_a_run_lacks_is_told_by_file_and_plain_goals_together(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_goal_with_quotes_in_it_is_typed_with_the_other_kind(tmp_path: Path) -
     [row] = [row for row in sources(tmp_path).rows("selm-alpha") if row.name == "alpha 0.5"]
     assert (row.goal(), row.goal(3)) == ('make tiny-selm SET="train.alpha=0.5"', 'make tiny-selm-seed3 SET="train.alpha=0.5"')
     assert rows_of_model("selm1", "tiny")[0].name == "SFT"
-    assert rows_of_model("selm1", "zephyr") == []
+    assert rows_of_model("selm1", "mine") == []
 
 
 def test_the_script_writes_all_forms_and_says_what_it_could_not_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

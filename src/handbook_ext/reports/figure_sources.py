@@ -46,7 +46,7 @@ class Sources:
         of_model = {row.name: row for row in rows_of_model(table, model, self.root)}
         found = [of_model[name] for name in (of_model if names is None else names) if name in of_model]
         if not found:
-            self.lack("MODEL=tiny has them", f"rows of {model} in {self.root}/tables/{table}.yaml")
+            self.lack("another MODEL has them", f"rows of {model} in {self.root}/tables/{table}.yaml")
         rows = [figure_row(row, table, self.runs, self.seeds, self.root) for row in found]
         for row in rows:
             if not row.folders:

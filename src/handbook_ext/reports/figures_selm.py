@@ -29,7 +29,7 @@ BINS = 20
 SECOND = "iter2"  # The iteration of figures 3 (middle) and 5.
 GRID = {
     "number of iterations": ["3 iterations", "4 iterations", "5 iterations", "6 iterations"],
-    "global batch (pairs)": ["batch 16", "batch 32", "batch 64"],
+    "global batch (pairs)": ["batch 16", "batch 32", "batch 64", "batch 128", "batch 256"],
     "learning rate": ["constant rate", "linearly decayed rate", "rate decayed at last"],
     "labels updated or not": ["4 iterations", "stepwise DPO"],
     "what is ranked": ["rank all three", "against chosen"],

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from handbook_ext.recipes.table_files import table_names
 from handbook_ext.reports.figure_numbers import Array, bootstrap, correlations
 from handbook_ext.reports.figure_parts import NOT_RUN, OURS, PAPER, Fact, Panel, Picture, Point, Series
-from handbook_ext.reports.figure_rows import FigureRow
+from handbook_ext.reports.figure_rows import FigureRow, rows_of_model
 from handbook_ext.reports.figure_scores import ALPACA_VS_SFT, LOOP, SetScore, of_set, percent, scored
 from handbook_ext.reports.figure_sources import Sources
 from handbook_ext.reports.paper_tables import read_paper_table
 
-SELECTORS, OBJECTIVES = "sera-selectors", "sera-selectors-objectives"
+SELECTORS = "sera-selectors"
 COEFFICIENTS = ("Pearson", "Spearman")
 # Tables 7 and 8: the printed table, the table of our runs, the words for it.
 NOISE = (("sera7", "sera-noise20", "20 % flipped"), ("sera8", "sera-noise40", "40 % flipped"))
@@ -22,11 +23,19 @@ NOISY_MODEL = "TinyLlama-1.1B"
 
 
 def figure2(sources: Sources) -> Picture:
-    """Returns the win rate against SFT by selector: DPO for each model, then the other objectives of the first one."""
-    panels = {f"{model}, DPO": [(row, row.name) for row in sources.rows(SELECTORS, model=model)] for model in sources.models}
-    for row in sources.rows(OBJECTIVES):
-        objective, _, selector = row.name.partition(": ")
-        panels.setdefault(f"{sources.models[0]}, {objective}", []).append((row, selector))
+    """Returns the win rate against SFT by selector: for each model with DPO, then its other objectives and data sets.
+
+    These are the tables called sera-selectors-<what>; rows of one with several objectives are called `<objective>: <name>`.
+    """
+    panels: dict[str, list[tuple[FigureRow, str]]] = {}
+    for model in sources.models:
+        panels[f"{model}, DPO"] = [(row, row.name) for row in sources.rows(SELECTORS, model=model)]
+        others = [name for name in table_names(sources.root) if name.startswith(f"{SELECTORS}-")]
+        for table in (name for name in others if rows_of_model(name, model, sources.root)):
+            for row in sources.rows(table, model=model):
+                objective, _, selector = row.name.rpartition(": ")
+                words = objective or table.removeprefix(f"{SELECTORS}-")
+                panels.setdefault(f"{model}, {words}", []).append((row, selector))
     score = scored(sources, [(row, row.last) for rows in panels.values() for row, _ in rows], ALPACA_VS_SFT)
     found = [
         Panel(
