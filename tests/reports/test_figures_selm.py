@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from handbook_ext.recipes.table_files import TableRow, run_of_row
+from handbook_ext.reports.figures_selm import pairs_seen
 from handbook_ext.reports.paper_figures import FIGURES
 from handbook_ext.reports.paper_tables import read_paper_table
 from tests.recipe_folder import ROOT
@@ -156,6 +159,14 @@ def test_figure_6_counts_the_pairs_that_each_policy_has_seen(tmp_path: Path) -> 
     }
     # The grid's middle is one run, which stands in three panels; the panel without it has nothing.
     assert {key[0] for key in found} == {"number of iterations", "global batch (pairs)", "learning rate", "labels updated or not"}
+
+
+def test_figure_6_counts_a_pair_once_in_each_epoch(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "tiny-dpo/iter0", dict.fromkeys("ab", False))
+    [row] = sources(tmp_path).rows("selm-ablations", ["4 iterations"])
+    assert (pairs_seen(row, "iter0"), pairs_seen(row, "iter1")) == (2.0, None)
+    twice = replace(row, run=run_of_row(TableRow(name="A", recipe="tiny-dpo", set={"train.num_train_epochs": 2}), "mine", 1))
+    assert pairs_seen(twice, "iter0") == 4.0
 
 
 def test_figure_6_has_offline_dpo_by_amount_of_data_and_at_checkpoints(tmp_path: Path) -> None:

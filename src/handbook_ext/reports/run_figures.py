@@ -88,8 +88,6 @@ def draw_means(summary: Json, caps: Sequence[int] = ()) -> Figure:
         panels["tokens"].text(
             0.02, cap, f"max_new_tokens {cap}", transform=panels["tokens"].get_yaxis_transform(), va="bottom", fontsize=8
         )
-    if caps:
-        panels["tokens"].set_ylim(top=1.08 * max(caps))
     legend_below(panels["reward"], 1)
     return figure
 
