@@ -13,9 +13,11 @@ import jinja2
 
 from handbook_ext.objectives.metrics import word_verdict
 from handbook_ext.reports import run_figures, table_figures
+from handbook_ext.reports.answers import short
 from handbook_ext.reports.evaluations import Json
 from handbook_ext.reports.run_report import FinishedRun
 from handbook_ext.reports.table_summary import TableNumbers
+from handbook_ext.reports.verdict import falls, verdict
 
 
 def environment() -> jinja2.Environment:
@@ -23,12 +25,21 @@ def environment() -> jinja2.Environment:
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("handbook_ext.reports"), autoescape=jinja2.select_autoescape(["html.j2"], default=False)
     )
-    pages.filters["fromjson"] = json.loads
+    pages.filters |= {"fromjson": json.loads, "oneline": one_line}
     return pages
 
 
+def one_line(text: str, longest: int) -> str:
+    """Returns a text on one line, cut to that many characters."""
+    return short(" ".join(text.split()), longest)
+
+
 def render_report(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> dict[str, bytes]:
-    """Returns the files of a report by name: two pages, the summary with its conclusions and warnings, the pictures."""
+    """Returns the files of a report by name: two pages, the summary with its conclusions and warnings, the pictures.
+
+    The summary's first words are the verdict; what went with falls of the reward is beside it.
+    """
+    summary = {"verdict": verdict(summary), "falls": falls(groups, summary), **summary}
     files, captions = run_figures.draw_figures(groups, summary)
     pages = environment()
     # The HTML page holds its pictures, so that it can be sent alone.
