@@ -49,7 +49,8 @@ def summarise_compared(compared: Sequence[Compared], *, resamples: int, confiden
         for each in compared
         if judges[each.label] != judges[first.label]
     ]
-    summaries = [summarise_recipe(each.runs, **bootstrap) for each in compared]
+    # Called as the page calls them: two runs of one recipe differ in their folder's name alone.
+    summaries = [summarise_recipe(each.runs, **bootstrap) | {"recipe": each.label} for each in compared]
     decodings = list(summaries[0]["temperatures"])
     primary = min(decodings, key=lambda key: key != "sampled")
     tests, why_not = pairwise_tests(compared, **bootstrap)
@@ -65,7 +66,10 @@ def summarise_compared(compared: Sequence[Compared], *, resamples: int, confiden
         "settings": differences_of({name: settings_of(each) for name, each in manifests.items()}),
         "facts": fact_differences({name: facts_of(each) for name, each in manifests.items()}),
         "decodings": decodings,
-        "rows": rows_of_policies(compared, summaries),
+        "rows": [
+            row | {"shown": judges[row["run"]] == judges[first.label]} for row in rows_of_policies(compared, summaries)
+        ],
+        "summaries": [one for one in summaries if judges[one["recipe"]] == judges[first.label]],
         "tests": tests,
         "left_out": [*left_out, *why_not],
     }  # fmt: skip
