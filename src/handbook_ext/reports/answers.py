@@ -26,11 +26,12 @@ def shown_answers(folder: Path, policies: Sequence[str], decoding: str) -> Json:
     by_prompt = {name: {row["prompt_id"]: row for row in found} for name, found in rows.items()}
     names = [row["prompt_id"] for row in rows[policies[0]] if "prompt" in row]
     changes = {name: change for name in names if (change := _change(by_prompt, policies, name)) is not None}
-    ordered = sorted(changes, key=lambda name: changes[name])  # Stable: of equal changes the first prompts.
+    # Stable: of equal changes the first prompts.
+    risen, fallen = (sorted(changes, key=lambda name: sign * changes[name]) for sign in (-1, 1))
     chosen = {
         "first": names[:SHOWN],
-        "improved": [name for name in reversed(ordered) if changes[name] > 0][:EXTREMES],
-        "worsened": [name for name in ordered if changes[name] < 0][:EXTREMES],
+        "improved": [name for name in risen if changes[name] > 0][:EXTREMES],
+        "worsened": [name for name in fallen if changes[name] < 0][:EXTREMES],
     }
     conversations = _conversations(folder, {name for each in chosen.values() for name in each})
 
