@@ -123,3 +123,43 @@ def make_policy(folder: Path, *, trained: int | None = None, steps: int = 2, bat
     policy = publish(folder / "policy", "train", [pairs], files={"weights.jsonl": [{}]}, settings=settings, **facts)
     (policy / "trainer_state.json").write_text(json.dumps(log))
     return policy
+
+
+ROWS = [offline(number, swapped=number == 1) for number in range(4)]
+
+
+def make_judged_run(run: Path) -> Path:
+    """A run of one iteration by SELM's rule A: p1 is won by the data, p2 by a sample, p3 is a draw, p0's first verdict failed."""
+    rows, folder = make_data(run, ROWS), run / "iter1"
+    samples = [sample(row, number, f"sample {number} of {row.prompt_id}") for row in ROWS for number in range(2)]
+    make_samples(folder, rows, samples)
+    scores = {"p0": [None, 0.4, 0.2, 0.3], "p1": [0.5, 0.1, 0.9, 0.1], "p2": [0.3, 0.8, 0.2, 0.1], "p3": [0.5] * 4}
+    make_rankings(folder, rows, samples, ROWS, scores)
+    select(folder, "best_and_worst", {"rows": "../data/rows/train.jsonl", "rankings": "rankings.jsonl"})
+    make_policy(folder)
+    return run
+
+
+def make_sera_run(run: Path) -> Path:
+    """A run whose iter2 selects by SeRA: of four offline pairs two are kept by margin, of three own pairs two are added.
+
+    Margins of the offline pairs are 4, 1, 3, 2 nats; own ones 6, 5, 1, and p3's samples are equal.
+    """
+    rows, folder = make_data(run, ROWS), run / "iter2"
+    texts = {row.prompt_id: ["same", "same"] if row is ROWS[3] else ["one", "other"] for row in ROWS}
+    samples = [sample(row, number, text) for row in ROWS for number, text in enumerate(texts[row.prompt_id])]
+    make_samples(folder, rows, samples, policy="h1")
+    rewards = {row.chosen_id: value for row, value in zip(ROWS, (4.0, 1.0, 3.0, 2.0), strict=True)}
+    rewards |= dict.fromkeys((row.rejected_id for row in ROWS), 0.0)
+    # The first samples of p0, p1, p2, p3; the others have 0, but where the two are one text.
+    rewards |= {each.completion_id: 0.0 for each in samples[1::2]}
+    rewards |= {each.completion_id: value for each, value in zip(samples[::2], (6.0, -5.0, 1.0, 7.0), strict=True)}
+    # An implicit reward is the log-ratio of iter1 to sft.
+    log_probs = {"h0": dict.fromkeys(rewards, -9.0), "h1": {name: value - 9.0 for name, value in rewards.items()}}
+    make_store(folder, log_probs, "iter1", {"iter1": "h1", "sft": "h0"})
+    inputs = {"rows": "../data/rows/train.jsonl", "completions": "completions.jsonl", "log_probs": ["logprobs"]}
+    terms = [{"weight": 1.0, "policy": "iter1", "reference": "sft"}]
+    form = {"reference": True, "length_normalized": False}
+    select(folder, "sera", inputs, policy="iter1", explore=False, reward_form=form, terms=terms)
+    make_policy(folder, start="h1")
+    return run

@@ -13,36 +13,21 @@ from rich.console import Console
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair
-from handbook_ext.reports.explain import explain_pair, full_id, policy_names
+from handbook_ext.reports.explain import explain_pair, full_id
 from handbook_ext.reports.explain_pages import print_story
+from handbook_ext.reports.stored_rewards import policy_names
 from tests.recipe_folder import ROOT
-from tests.reports.made_run import (
-    make_data,
-    make_policy,
-    make_rankings,
-    make_samples,
-    make_store,
-    offline,
-    sample,
-    select,
-)
-
-ROWS = [offline(number, swapped=number == 1) for number in range(4)]
-JUDGED = {"rows": "../data/rows/train.jsonl", "rankings": "rankings.jsonl"}
+from tests.reports.made_run import ROWS, make_data, make_judged_run, make_sera_run, offline, select
 
 
 @pytest.fixture
 def judged(tmp_path: Path) -> Path:
-    """A run of one iteration by SELM's rule A: p1 is won by the data, p2 by a sample, p3 is a draw, p0's first verdict failed."""
-    run, folder = tmp_path / "runs" / "mine-run", tmp_path / "runs" / "mine-run" / "iter1"
-    rows = make_data(run, ROWS)
-    samples = [sample(row, number, f"sample {number} of {row.prompt_id}") for row in ROWS for number in range(2)]
-    make_samples(folder, rows, samples)
-    scores = {"p0": [None, 0.4, 0.2, 0.3], "p1": [0.5, 0.1, 0.9, 0.1], "p2": [0.3, 0.8, 0.2, 0.1], "p3": [0.5] * 4}
-    make_rankings(folder, rows, samples, ROWS, scores)
-    select(folder, "best_and_worst", JUDGED)
-    make_policy(folder)
-    return run
+    return make_judged_run(tmp_path / "runs" / "mine-run")
+
+
+@pytest.fixture
+def sera(tmp_path: Path) -> Path:
+    return make_sera_run(tmp_path / "runs" / "mine-run")
 
 
 def story(run: Path, pair: str) -> dict[str, Any]:
@@ -95,40 +80,6 @@ def test_pairs_that_the_rule_does_not_make_any_more_are_noticed(judged: Path) ->
     assert story(judged, "p2")["decision"] == []
 
 
-@pytest.fixture
-def sera(tmp_path: Path) -> Path:
-    """A run whose iter2 selects by SeRA: of four offline pairs two are kept by margin, of three own pairs two are added.
-
-    Margins of the offline pairs are 4, 1, 3, 2 nats; own ones 6, 5, 1, and p3's samples are equal.
-    """
-    run = tmp_path / "runs" / "mine-run"
-    rows, folder = make_data(run, ROWS), run / "iter2"
-    texts = {row.prompt_id: ["same", "same"] if row is ROWS[3] else ["one", "other"] for row in ROWS}
-    samples = [sample(row, number, text) for row in ROWS for number, text in enumerate(texts[row.prompt_id])]
-    make_samples(folder, rows, samples, policy="h1")
-    log_probs: dict[str, dict[str, float]] = {"h0": {}, "h1": {}}
-
-    def reward(name: str, value: float) -> None:
-        """Stores what gives a completion this implicit reward: the log-ratio of iter1 to sft."""
-        log_probs["h0"][name], log_probs["h1"][name] = -9.0, value - 9.0
-
-    for row, value in zip(ROWS, (4.0, 1.0, 3.0, 2.0), strict=True):
-        reward(row.chosen_id, value)
-        reward(row.rejected_id, 0.0)
-    for row, value in zip(ROWS[:3], (6.0, -5.0, 1.0), strict=True):
-        first, other = (each.completion_id for each in samples if each.prompt_id == row.prompt_id)
-        reward(first, value)
-        reward(other, 0.0)
-    reward(samples[-1].completion_id, 7.0)
-    make_store(folder, log_probs, "iter1", {"iter1": "h1", "sft": "h0"})
-    inputs = {"rows": "../data/rows/train.jsonl", "completions": "completions.jsonl", "log_probs": ["logprobs"]}
-    terms = [{"weight": 1.0, "policy": "iter1", "reference": "sft"}]
-    form = {"reference": True, "length_normalized": False}
-    select(folder, "sera", inputs, policy="iter1", explore=False, reward_form=form, terms=terms)
-    make_policy(folder, start="h1")
-    return run
-
-
 @pytest.mark.parametrize(
     ("pair", "verdicts"),
     [
@@ -157,8 +108,8 @@ def test_sera_shows_the_terms_of_its_margins(sera: Path) -> None:
     }  # fmt: skip
     assert {(each["policy"], each["tokens"]) for each in found["log_probs"]} == {("sft", 5), ("iter1", 5)}
     assert found["kept"] == [
-        "sample 1 of iter1 over sample 0 of iter1, by sera: offline pairs of largest keep_by, and pairs of the policy's own "
-        "samples (SeRA); implicit reward margin 5"
+        "sample 1 of iter1 (implicit reward 0) over sample 0 of iter1 (implicit reward -5), by sera: offline pairs of largest "
+        "keep_by, and pairs of the policy's own samples (SeRA); implicit reward margin 5"
     ]
 
 

@@ -260,4 +260,6 @@ def test_the_report_shows_answers_and_leaves_out_what_has_no_verdict(tmp_path: P
     # On a terminal short and on one line; whole on the page.
     assert "tokens, cut: sft says **1** so so" in text and "so so …" in text and text.count(" so") < 500 < page.count(" so")
     assert "sft says\n**0**" in page and "What is &lt;b&gt;0&lt;/b&gt;?" in page and "<b>0</b>" not in page
+    # What needs a script is hidden until it runs; all else is there without.
+    assert '<div class="search" hidden>' in page and page.count("<details") == page.count("</details>") > 20
     assert "10 first, picked by nobody" in text and "10 first, picked by nobody" in page

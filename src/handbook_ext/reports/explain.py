@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from handbook_ext.core.artifacts import START, finished_manifest, verified
+from handbook_ext.core.artifacts import finished_manifest, verified
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import iter_jsonl
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.graph.rule import ROWS
-from handbook_ext.graph.stages import SelectStage
-from handbook_ext.objectives.reward_form import RewardForm
 from handbook_ext.recipes.yaml_tree import nearest
 from handbook_ext.reports.decisions import Selection, decision
 from handbook_ext.reports.evaluations import Json
+from handbook_ext.reports.stored_rewards import policy_names, rewards_by_term, stored_log_probs
 from handbook_ext.reports.trails import Trail, candidates, read_trails, rows_about, why_it_won
 from handbook_ext.reports.trained_steps import training_of
-from handbook_ext.selection.log_prob_store import LogProb
 
 SHORTEST = 3  # Letters of an id whose beginning is looked for.
 
@@ -80,20 +77,6 @@ def iterations_of(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[4:]))
 
 
-def policy_names(run: Path) -> dict[str, str]:
-    """Returns the names of a run's policies by their hashes, the first one's too, which a stage may only have read."""
-    names = {}
-    for manifest in map(finished_manifest, sorted(path.parent for path in run.glob("iter*/logprobs/manifest.json"))):
-        # The store says under whom it scored; its settings say what that policy is called.
-        if manifest is not None:
-            names[str(manifest.get("policy"))] = str(manifest["settings"].get("policy", START))
-            names |= {str(sha256): name for name, sha256 in manifest["external"].items()}
-    for folder in sorted(run.glob("*/policy")):
-        if (manifest := finished_manifest(folder)) is not None:
-            names[str(manifest.get("policy"))] = folder.parent.name
-    return names
-
-
 def _data(run: Path, prompt_id: str) -> Json:
     """Returns what the data say of a prompt: its messages, where it came from, whether its label was swapped."""
     (row,) = [row for _, row in rows_about(run / ROWS / "train.jsonl", OfflinePair, [prompt_id])[prompt_id]][:1]
@@ -103,9 +86,11 @@ def _data(run: Path, prompt_id: str) -> Json:
 def _iteration(folder: Path, selection: Selection, trail: Trail, names: dict[str, str]) -> Json:
     """Returns what one iteration did with a prompt."""
     among = candidates(trail)
-    wanted = {each["completion_id"] for each in among}
+    labels = {each["completion_id"]: each["label"] for each in among}
     stores = {*selection.files.get("log_probs", []), (folder / "logprobs").resolve()}
-    log_probs = stored_log_probs(sorted(stores), wanted)
+    log_probs = stored_log_probs(sorted(stores), labels)
+    rewards = rewards_by_term(selection.settings.model_dump(), labels, log_probs, names)
+    among = [each | {"implicit": rewards.get(each["completion_id"], {}).get("value")} for each in among]
     return {
         "iteration": folder.name,
         "starts_from": trail.starts_from,
@@ -119,7 +104,7 @@ def _iteration(folder: Path, selection: Selection, trail: Trail, names: dict[str
             for policy, found in log_probs.items()
             for name, one in found.items()
         ],
-        "terms": _terms(selection.settings, among, log_probs, {name: sha256 for sha256, name in names.items()}),
+        "terms": [{"label": labels[name], **reward} for name, reward in rewards.items()],
         "unit": selection.unit,
         "kept": [why_it_won(trail, pair, among) for _, pair in trail.pairs],
         "decision": decision(selection, trail),
@@ -146,36 +131,3 @@ def _notes(folder: Path, trail: Trail) -> list[str]:
             about = f"temperature {how.get('temperature')}, top_p {how.get('top_p')}, {how.get('num_completions')} samples"
             notes.append(f"{verb} by {trail.starts_from} (policy {str(manifest.get('policy'))[:12]}), {about}")
     return notes
-
-
-def stored_log_probs(stores: Iterable[Path], wanted: Collection[str]) -> dict[str, dict[str, LogProb]]:
-    """Returns the log-probs of some completions in score stores, by policy hash and completion id."""
-    found: dict[str, dict[str, LogProb]] = {}
-    for path in (path for folder in stores for path in sorted(folder.glob("*.jsonl"))):
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                # Most lines are of other prompts, and need not be parsed.
-                if any(name in line for name in wanted):
-                    row = json.loads(line)
-                    found.setdefault(row["policy"], {})[row["completion"]] = LogProb(row["sum"], row["tokens"])
-    return found
-
-
-def _terms(
-    settings: SelectStage, among: list[Json], log_probs: dict[str, dict[str, LogProb]], hashes: dict[str, str]
-) -> list[Json]:
-    """Returns each completion's implicit reward term by term (SeRA, Eq. 7), and their mix, where margins select."""
-    form, rows = RewardForm(**settings.reward_form), []
-    for each in {each["completion_id"]: each for each in among}.values():
-        parts = []
-        for term in settings.terms:
-            own = log_probs.get(hashes.get(term["policy"], ""), {}).get(each["completion_id"])
-            reference = log_probs.get(hashes.get(term["reference"] or "", ""), {}).get(each["completion_id"])
-            if own is None or (term["reference"] and reference is None):
-                continue
-            value = form.value(own.total, reference.total if reference else 0.0, own.tokens)
-            parts.append({**term, "log_prob": own.total, "reference_log_prob": reference and reference.total, "value": value})
-        if parts:
-            mixed = sum(part["weight"] * part["value"] for part in parts) if len(parts) == len(settings.terms) else None
-            rows.append({"label": each["label"], "parts": parts, "value": mixed})
-    return rows

@@ -143,7 +143,7 @@ def why_it_won(trail: Trail, pair: PreferencePair, among: list[Json]) -> str:
     return f"{sides[0]} over {sides[1]}, by {words}{margin}{swapped}"
 
 
-_FACTS = {"rank": "rank", "score": "score", "data_score": "data's score"}
+_FACTS = {"rank": "rank", "score": "score", "data_score": "data's score", "implicit": "implicit reward"}
 
 
 def _candidate(origin: str, sample: int | None, text: str, name: str) -> Json:
