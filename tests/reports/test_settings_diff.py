@@ -65,6 +65,15 @@ def test_names_stand_in_the_order_of_a_recipe_and_the_judge_apart_from_the_ranke
     assert rows(judged("a", "a", 0.0), judged("a", "c", 0.0)) == {"evaluate.rank.ranker": ["a", "c"]}
 
 
+def test_sets_of_prompts_and_single_values_are_told_apart() -> None:
+    def graded(rows: int, model: str) -> list[Placed]:
+        asked = [at("iter0", "grade", set=name, judge={"model": model}, rows=count) for name, count in (("a", rows), ("b", 3))]
+        return [*asked, at("sft", "data", rows=rows)]
+
+    assert rows(graded(1, "m"), graded(2, "m")) == {"data.rows": ["1", "2"], "benchmarks.a.rows": ["1", "2"]}
+    assert list(rows(graded(1, "m"), graded(1, "n"))) == ["benchmarks.a.judge.model", "benchmarks.b.judge.model"]
+
+
 def test_values_are_written_as_in_a_recipe() -> None:
     assert in_words({"iter10": True, "iter2": True, "sft": None}) == "sft: null, iter2 to iter10: true"
     assert in_words({"sft": "word"}) == "word"

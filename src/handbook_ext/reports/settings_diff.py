@@ -42,12 +42,9 @@ def settings_of(manifests: Sequence[tuple[str, Json]]) -> Settings:
     for place, manifest in manifests:
         stages.setdefault(place, []).append(str(manifest["stage"]))
         for name, value in manifest["settings"].items():
-            if name in DERIVED:
-                continue
-            # A run's judge may be another ranker than the one that labels.
-            top = f"evaluate.{name}" if (manifest["stage"], name) == ("evaluate", "rank") else name
-            for dotted, one in _leaves(top, value):
-                found.setdefault(dotted, {})[place] = one
+            if name not in DERIVED:
+                for dotted, one in _leaves(_section(manifest, name), value):
+                    found.setdefault(dotted, {})[place] = one
     iterations = {place: ", ".join(sorted(set(names))) for place, names in stages.items() if place.startswith("iter")}
     return {**found, "stages": dict(sorted(iterations.items(), key=lambda item: _place(item[0])))}
 
@@ -98,6 +95,17 @@ def fact_differences(runs: Mapping[str, dict[str, str]]) -> list[Json]:
     names = list(dict.fromkeys(name for facts in runs.values() for name in facts))
     rows = [{"name": name, "values": [facts.get(name, ABSENT) for facts in runs.values()]} for name in names]
     return [row for row in rows if len(set(row["values"])) > 1]
+
+
+def _section(manifest: Json, name: str) -> str:
+    """Returns what an entry of a stage's settings is called beside those of the other stages."""
+    settings, stage = manifest["settings"], str(manifest["stage"])
+    if "set" in settings:
+        return f"benchmarks.{settings['set']}.{name}"
+    # A run's judge may be another ranker than the one that labels.
+    if (stage, name) == ("evaluate", "rank"):
+        return f"evaluate.{name}"
+    return name if isinstance(settings[name], dict) or name == "seed" else f"{stage}.{name}"
 
 
 def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
