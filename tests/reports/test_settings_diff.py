@@ -44,9 +44,19 @@ def test_only_what_differs_is_told_and_iterations_apart_where_they_do() -> None:
 
 def test_a_stage_that_a_run_lacks_has_no_settings_there() -> None:
     ranked = [at("iter0", "rank", rank={"ranker": "pairrm", "judge": {"model": "m"}})]
-    assert rows(trained(0.1), [*trained(0.1), *ranked]) == {
-        "stages": ["train", "rank, train"], "rank.judge.model": ["-", "m"], "rank.ranker": ["-", "pairrm"],
-    }  # fmt: skip
+    assert rows(trained(0.1), [*trained(0.1), *ranked]) == {"stages": ["train", "rank, train"], "rank.ranker": ["-", "pairrm"]}
+    one, other = ([at("iter0", "rank", rank={"ranker": "pairrm"} | more)] for more in ({}, {"judge": {"model": "m"}}))
+    assert rows(one, other) == {"rank.judge.model": ["-", "m"]}
+
+
+def test_a_section_that_a_run_lacks_is_told_by_its_chief_setting_and_what_else_differs() -> None:
+    def ranked(ranker: str, batch: int) -> Placed:
+        return at("iter0", "rank", rank={"ranker": ranker, "batch_size": batch, "output": None})
+
+    alone = rows(trained(0.1), [*trained(0.1), ranked("oracle", 32)])
+    assert alone == {"stages": ["train", "rank, train"], "rank.ranker": ["-", "oracle"]}
+    two = rows(trained(0.1), [*trained(0.1), ranked("oracle", 32)], [*trained(0.1), ranked("oracle", 64)])
+    assert two["rank.batch_size"] == ["-", "32", "64"] and "rank.output" not in two
 
 
 def test_what_follows_from_other_settings_is_no_difference() -> None:
@@ -59,9 +69,9 @@ def test_names_stand_in_the_order_of_a_recipe_and_the_judge_apart_from_the_ranke
         ranked = at("iter0", "rank", rank={"ranker": ranker})
         return [ranked, at("iter0", "evaluate", rank={"ranker": judge}, evaluate={"temperature": temperature})]
 
-    sft = [at("data", "data", data={"rows": 2}, seed=2), at("sft", "sft", seed=2, sft={"rate": 0.1})]
+    sft = [at("data", "data", data={"rows": 2}, seed=2), at("sft", "sft", seed=2, sft={"num_train_epochs": 1})]
     found = rows(judged("a", "a", 0.0), [*judged("b", "a", 0.7), *sft])
-    assert list(found) == ["seed", "data.rows", "sft.rate", "rank.ranker", "evaluate.temperature"]
+    assert list(found) == ["seed", "data.rows", "sft.num_train_epochs", "rank.ranker", "evaluate.temperature"]
     assert rows(judged("a", "a", 0.0), judged("a", "c", 0.0)) == {"evaluate.rank.ranker": ["a", "c"]}
 
 

@@ -16,6 +16,7 @@ from handbook_ext.reports.run_report import FinishedRun, judged_by, read_run, su
 from handbook_ext.reports.settings_diff import differences_of, fact_differences, facts_of, read_manifests, settings_of
 from handbook_ext.reports.verdict import decoding_words, percent
 
+NAMED = 3  # Pairs of runs that are named, and not only counted.
 SEED = re.compile(r"-seed\d+$")
 
 
@@ -129,8 +130,9 @@ def compared_verdict(summary: Json) -> str:
         f"({percent(test['win_rate'] if test['side'] > 0 else turned(test['win_rate']))})"
         for test in told
     )
-    rest = len(family) - len(told)
-    return f"{names}{f'; the other {rest} pairs cannot be told apart' if rest else ''}; {how}."
+    rest = [f"{test['ours']} and {test['theirs']}" for test in family if not test["side"]]
+    others = ", ".join(rest) if len(rest) <= NAMED else f"the other {len(rest)} pairs"
+    return f"{names}{f'; {others} cannot be told apart' if rest else ''}; {how}."
 
 
 def turned(won: Interval) -> Interval:

@@ -19,8 +19,12 @@ NO_PART = {"report", "compare", "check", "health", "checkpoint"}
 # What the graph derives from other settings, or says of where a stage stands.
 DERIVED = {
     "stage", "inputs", "iteration", "policy", "initial_policy", "format", "limits", "sizes", "texts", "terms", "reward_form",
-    "tolerance", "explore", "engine", "needs", "global_batch_size", "part", "max_length", "long_prompts", "special_tokens",
+    "tolerance", "explore", "engine", "needs", "global_batch_size", "part", "portion", "max_length", "long_prompts",
+    "special_tokens",
 } | NOT_IDENTITY  # fmt: skip
+
+# Of a section that some runs have no stage for, what is told first; the others only where they differ where there is one.
+CHIEF = {"rank": "rank.ranker", "generate": "generate.num_completions", "sft": "sft.num_train_epochs", "score": "score.tolerance"}
 
 Settings = dict[str, dict[str, Any]]
 """Values by dotted name, then by the folder of the run whose stage has them: data, sft, iter1."""
@@ -51,11 +55,20 @@ def settings_of(manifests: Sequence[tuple[str, Json]]) -> Settings:
 
 def differences_of(runs: Mapping[str, Settings]) -> list[Json]:
     """Returns the settings in which runs differ, in the order of a recipe: the dotted name and a text for each run."""
-    names = {name for settings in runs.values() for name in settings}
+    names = {name for settings in runs.values() for name in settings if _is_told(name, runs)}
     rows = [{"name": name, "values": [in_words(settings.get(name, {})) for settings in runs.values()]} for name in names]
     order = {section: index for index, section in enumerate(("stages", "seed", *Recipe.model_fields))}
     differ = [row for row in rows if len(set(row["values"])) > 1]
     return sorted(differ, key=lambda row: (order.get(row["name"].split(".")[0], len(order)), row["name"]))
+
+
+def _is_told(name: str, runs: Mapping[str, Settings]) -> bool:
+    """Returns whether a setting may be told: not each one of a section that a run lacks as a whole."""
+    section = name.split(".", maxsplit=1)[0]
+    having = [settings for settings in runs.values() if any(each.split(".")[0] == section for each in settings)]
+    if len(having) == len(runs) or name == CHIEF.get(section, name):
+        return True
+    return len({in_words(settings.get(name, {})) for settings in having}) > 1
 
 
 def in_words(values: Mapping[str, Any]) -> str:
