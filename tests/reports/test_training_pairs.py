@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from handbook_ext.reports.training_pairs import SHOWN, shown_pairs
-from tests.reports.made_run import make_data, make_judged_run, make_sera_run, offline, select
+from tests.reports.made_run import (
+    make_data,
+    make_judged_run,
+    make_rankings,
+    make_samples,
+    make_sera_run,
+    offline,
+    sample,
+    select,
+)
 
 
 def test_pairs_stand_equally_far_apart_in_their_file(tmp_path: Path) -> None:
@@ -58,3 +70,24 @@ def test_pairs_whose_sources_were_deleted_are_shown_alone(tmp_path: Path) -> Non
     assert [each["label"] for each in found["pairs"][2]["candidates"]] == ["the data's chosen", "the data's rejected"]
     assert found["pairs"][2]["why"].startswith("a completion that is on-policy over the data's rejected (data's score 1)")
     assert json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("scores", "roles", "why"),
+    [
+        ([0.9, 0.1, 0.5, 0.3], [["chosen"], ["rejected"], [], []], "sample 0 of sft (rank 1, score 0.9) over sample 1"),
+        ([0.4, 0.1, 0.9, 0.3], [[], ["rejected"], ["chosen"], []], "the data's chosen (rank 1, score 0.9, data's score 2) over"),
+    ],
+)
+def test_a_sample_that_repeats_the_data_is_told_from_it(tmp_path: Path, scores: Any, roles: Any, why: str) -> None:
+    """Sample 0 has the text, and so the id, of the data's chosen; whoever of the two won has the part in the pair."""
+    run, row = tmp_path / "runs" / "mine-run", offline(0)
+    rows, folder = make_data(run, [row]), run / "iter1"
+    samples = [sample(row, 0, row.chosen_answer.text), sample(row, 1, "another")]
+    make_samples(folder, rows, samples)
+    make_rankings(folder, rows, samples, [row], {"p0": scores})
+    select(folder, "best_and_worst", {"rows": "../data/rows/train.jsonl", "rankings": "rankings.jsonl"}, explore=False)
+    found = shown_pairs(folder)
+    assert found is not None
+    assert [each["roles"] for each in found["pairs"][0]["candidates"]] == roles
+    assert found["pairs"][0]["why"].startswith(why)
