@@ -24,7 +24,8 @@ LOOK = """(function () {
   var broad = boxes.filter(function (box) { return box.scrollWidth > box.clientWidth && box.clientWidth; });
   var shown = function (one) { return one && getComputedStyle(one).display !== "none"; };
   return {
-    width: innerWidth, overflow: document.documentElement.scrollWidth - innerWidth,
+    viewport: document.querySelector("meta[name=viewport]").content, width: innerWidth,
+    overflow: document.documentElement.scrollWidth - innerWidth,
     verdict: document.querySelector("h1").getBoundingClientRect().bottom, height: innerHeight,
     pictures: Array.prototype.map.call(document.images, function (one) { return one.complete && one.naturalWidth > 0; }),
     broad: broad.length, scrolls: broad.every(function (box) { return getComputedStyle(box).overflowX === "auto"; }),
@@ -84,6 +85,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def is_sound(found: dict[str, Any], pictures: int) -> None:
     assert (found["faults"], found["console"], found["loaded"]) == ([], [], [])
+    assert found["viewport"] == "width=device-width, initial-scale=1"
     assert found["pictures"] == [True] * pictures
     assert (found["width"], found["overflow"]) == (390, 0)
     assert found["verdict"] < found["height"] == 844

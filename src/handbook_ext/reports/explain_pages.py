@@ -14,6 +14,7 @@ from handbook_ext.reports.evaluations import Json
 
 # A policy may sample what a terminal takes for a command: it is shown as what it is.
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\n\t"}
+NOTHING = "-"
 ROLES = {"chosen": "green", "rejected": "red", "explored": "cyan"}
 
 
@@ -63,8 +64,8 @@ def _candidates(story: Json) -> Table:
         (
             each["label"],
             "no verdict" if each["failed"] else _number(each["score"]) + (" (text cut)" if each["truncated"] else ""),
-            _number(each["rank"]), _number(each["data_score"]), _number(each["tokens"]), each["finish_reason"] or "-",
-            "-" if each["seed"] is None else str(each["seed"]), ", ".join(each["roles"]) or "-",
+            _number(each["rank"]), _number(each["data_score"]), _number(each["tokens"]), each["finish_reason"] or NOTHING,
+            NOTHING if each["seed"] is None else str(each["seed"]), ", ".join(each["roles"]) or NOTHING,
         )
         for each in story["candidates"]
     ]  # fmt: skip
@@ -100,13 +101,14 @@ def _terms(story: Json) -> Table:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Table:
-    """Returns a table without frames, whose cells are taken as they are."""
+    """Returns a table without frames, whose cells are taken as they are; a column that says nothing is left out."""
+    told = [index for index in range(len(columns)) if index == 0 or any(row[index] != NOTHING for row in rows)]
     table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column)
+    for index in told:
+        table.add_column(columns[index], overflow="fold")  # A narrow terminal wraps a seed, and does not cut it.
     for row in rows:
-        # A Text, since a completion may hold what rich takes for markup.
-        table.add_row(*(Text(cell) for cell in row))
+        # A Text, since a name may hold what rich takes for markup.
+        table.add_row(*(Text(row[index]) for index in told))
     return table
 
 
@@ -117,7 +119,7 @@ def _roles_in_words(each: Json) -> str:
 
 def _number(value: float | None) -> str:
     """Returns a number in a few digits, a dash where there is none."""
-    return "-" if value is None else f"{value:.4g}"
+    return NOTHING if value is None else f"{value:.4g}"
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
