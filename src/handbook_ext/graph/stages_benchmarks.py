@@ -49,5 +49,16 @@ class GradeStage(StageSettings):
     measures: list[Measure]
     outputs: list[str]
     baseline: str | None
+    length_control: str | None
     judge: GraderSettings | None
     judge_runs: int
+
+
+class MatrixStage(StageSettings):
+    """Comparing every two policies, of one run or of several, on their answers to a set (SELM, figure 2)."""
+
+    file: ClassVar[str] = "matrix.yaml"
+    artifact: ClassVar[str] = "matrix.json"
+    set: str
+    policies: list[str]
+    judge: GraderSettings

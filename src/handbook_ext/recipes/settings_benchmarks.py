@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.recipes.section import Positive, Section, Temperature
 from handbook_ext.recipes.settings_rank import EndpointSettings
 
 HELD_OUT = "test"
 """As the source of a prompt set: the held-out prompts of the recipe's own data."""
-START_ANSWERS = "start"
+START_ANSWERS = START
 """As the baseline of AlpacaEval: the answers of the policy that the loop starts from."""
 REMOTE = ("https://", "hf://")
 HARNESS = "harness"
@@ -70,6 +71,9 @@ class PromptSetSettings(DecodingSettings):
     baseline: str | None = Field(
         None, description="alpaca_eval: the name in `outputs` that answers are compared with, or `start`"
     )
+    length_control: str | None = Field(
+        None, description="alpaca_eval: a file or an address of df_gamed.csv, which its fit reads; null is the hub's own"
+    )
     measures: list[Measure] = Field(
         min_length=1,
         description="alpaca_eval: win rate and length-controlled win rate over the baseline; mt_bench: 1 to 10 points for each "
@@ -93,7 +97,9 @@ class PromptSetSettings(DecodingSettings):
 class BenchmarkSettings(Section):
     """Public evaluations of the run's policies: `make <run>-eval`."""
 
-    judge: GraderSettings | None = Field(None, description="language model that grades; null leaves what needs one as not run")
+    judge: GraderSettings | None = Field(
+        None, description="language model that grades; null leaves what needs one as not run, whatever single sets say"
+    )
     contaminated: Literal["refuse", "mark"] = Field(
         "refuse", description="what to do where training prompts are among a set's: stop, or mark every value of the set"
     )
@@ -142,5 +148,5 @@ class BenchmarkSettings(Section):
         return {name: chosen for name, chosen in self.checkpoints.items() if chosen is not None}
 
     def grader(self, name: str) -> GraderSettings | None:
-        """Returns who grades a set."""
-        return self.prompt_set(name).judge or self.judge
+        """Returns who grades a set; nobody where `judge` is null, whatever the set says."""
+        return None if self.judge is None else self.prompt_set(name).judge or self.judge
