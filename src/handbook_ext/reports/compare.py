@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.metrics import Interval
 from handbook_ext.reports.evaluations import Json
@@ -81,10 +82,10 @@ def rows_of_policies(compared: Sequence[Compared], summaries: Sequence[Json]) ->
     names = {name for each in summaries for name in (row["policy"] for row in each["policies"][1:])}
     order = sorted(names, key=lambda name: (int(name[4:]) if re.fullmatch(r"iter\d+", name) else 0, name))
     rows = []
-    for place in ("start", *order):
+    for place in (START, *order):
         for each, summary in zip(compared, summaries, strict=True):
             by_name = {row["policy"]: row for row in summary["policies"]}
-            numbers = summary["policies"][0] if place == "start" else by_name.get(place)
+            numbers = summary["policies"][0] if place == START else by_name.get(place)
             rows.append({"policy": place, "run": each.label, "numbers": numbers})
     return rows
 
