@@ -27,9 +27,14 @@ PIPED = 200  # Columns of what is read by another program.
 def main(argv: list[str]) -> None:
     """Reads the runs, writes the page, prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more")
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders, two or more")
+    parser.add_argument("--of", default="", metavar="NAMES", help="instead: names of runs, parted by blanks, as make has them")
+    parser.add_argument("--runs", type=Path, dest="folder", default=Path("runs"), help="the folder of the runs that --of names")
     parser.add_argument("--out", type=Path, help="folder of the page; by default compare/<names> beside the first run")
     arguments = parser.parse_args(argv)
+    arguments.runs += [arguments.folder / name for name in arguments.of.split()]
+    if not arguments.runs:
+        raise UserError('name the runs to be compared, such as OF="tiny-selm tiny-dpo"')
     if missing := [str(run) for run in arguments.runs if not (run / ReportStage.file).is_file()]:
         raise UserError(f"{', '.join(missing)}: is no folder of a run; give folders such as runs/tiny-selm, whose report is made")
     out = arguments.out or arguments.runs[0].parent / "compare" / "-".join(run.name for run in arguments.runs)

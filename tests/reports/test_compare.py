@@ -207,6 +207,11 @@ def test_the_script_writes_a_page_whose_settings_come_first(tmp_path: Path, caps
     assert "train.alpha" in said and f"comparison: {out / 'compare.html'}" in said
     main([str(tmp_path / "tiny-selm"), str(tmp_path / "tiny-dpo")])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    # As make calls it.
+    main(["--runs", str(tmp_path), "--of", "tiny-dpo  tiny-selm"])
+    assert (tmp_path / "compare" / "tiny-dpo-tiny-selm" / "compare.html").is_file()
+    with pytest.raises(UserError, match='name the runs to be compared, such as OF="tiny-selm tiny-dpo"'):
+        main(["--runs", str(tmp_path), "--of", ""])
     with pytest.raises(UserError, match="nowhere: is no folder of a run"):
         main([str(tmp_path / "tiny-selm"), str(tmp_path / "nowhere")])
 

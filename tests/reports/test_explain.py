@@ -153,7 +153,7 @@ def test_an_id_may_be_cut_where_no_other_begins_so(tmp_path: Path) -> None:
         ("ab", "no prompt of .* has the id 'ab'"),
         ("abcd3", r"has the id 'abcd3' \(did you mean 'abcd1?'\?\); ids are the column prompt_id of .*pairs.jsonl"),
         ("held0", "'held0' is a held-out prompt"),
-        ("", "has the id ''"),
+        ("", "no pair is named; give its prompt id, such as PAIR="),
     ):
         with pytest.raises(UserError, match=words):
             full_id(run, given)

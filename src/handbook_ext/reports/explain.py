@@ -49,6 +49,10 @@ def full_id(run: Path, given: str) -> str:
     Raises UserError where there is none, or more than one; it says where ids are found.
     """
     rows = run / ROWS / "train.jsonl"
+    if not given:
+        raise UserError(
+            f"no pair is named; give its prompt id, such as PAIR=<the prompt_id of a line of {run}/iter1/pairs.jsonl>"
+        )
     if not rows.is_file():
         raise UserError(f"{rows} is not there; give the folder of a run that has begun, such as runs/tiny-selm")
     names = list(dict.fromkeys(_ids(rows)))
