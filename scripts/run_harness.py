@@ -34,9 +34,8 @@ def main(argv: list[str]) -> None:
         stage.publish({"in": asked, "out": measured, "dropped": {"beyond limit": asked - measured}}, harness=facts_of(results))
         absent = [each.task for each in results if each.not_run is not None]
         if absent:
-            sys.stderr.write(
-                f"harness: {', '.join(absent)} not run; then delete {stage.artifact} and repeat; the others are kept\n"
-            )
+            names = ", ".join(absent)
+            sys.stderr.write(f"harness: {names} not run; to run what can be then, delete {stage.artifact} and repeat\n")
     launch.wait()
 
 

@@ -86,9 +86,15 @@ OWN_ROWS = [
 ]
 
 
-def own_tasks(folder: Path, new_tokens: int = 8) -> Path:
-    """Returns a folder for include_path: `own_choice` ranks answers by log-likelihood, `own_text` generates."""
-    files = {"test": write_rows(folder / "rows.jsonl", OWN_ROWS), "train": write_rows(folder / "shown.jsonl", OWN_ROWS[:2])}
+def own_tasks(folder: Path, new_tokens: int = 8, times: int = 1) -> Path:
+    """Returns a folder for include_path: `own_choice` ranks answers by log-likelihood, `own_text` generates.
+
+    Each row is there a number of times.
+    """
+    files = {
+        "test": write_rows(folder / "rows.jsonl", OWN_ROWS * times),
+        "train": write_rows(folder / "shown.jsonl", OWN_ROWS[:2]),
+    }
     shared = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test", "fewshot_split": "train",
               "doc_to_text": "Q: {{question}}\nA:"}  # fmt: skip
     mean = {"aggregation": "mean", "higher_is_better": True}

@@ -17,9 +17,10 @@ from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings_harness import HarnessSettings
 from tests.recipe_folder import enter_folder, mine
 
+EQ_BENCH = (0, "eqbench", "points")
 SELM_TABLE_2 = {
     "gsm8k_cot": (8, "exact_match,strict-match", "%"), "hellaswag": (10, "acc_norm", "%"), "arc_challenge": (25, "acc_norm", "%"),
-    "truthfulqa_mc2": (0, "acc", "%"), "eq_bench": (0, "eqbench", "points"), "openbookqa": (10, "acc_norm", "%"),
+    "truthfulqa_mc2": (0, "acc", "%"), "eq_bench": EQ_BENCH, "openbookqa": (10, "acc_norm", "%"),
 }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def test_the_default_is_selms_table_2() -> None:
     [
         (["gsm8k_cot", "mine"], {"gsm8k_cot": SELM_TABLE_2["gsm8k_cot"], "mine": (None, None, "%")}),
         ({"gsm8k_cot": {"num_fewshot": 4}}, {"gsm8k_cot": (4, "exact_match,strict-match", "%")}),
-        ({"hellaswag": {"metric": "acc"}, "eq_bench": None}, {"hellaswag": (10, "acc", "%"), "eq_bench": (0, "eqbench", "points")}),
+        ({"hellaswag": {"metric": "acc"}, "eq_bench": None}, {"hellaswag": (10, "acc", "%"), "eq_bench": EQ_BENCH}),
         ({"hellaswag": {"metric": None, "num_fewshot": None}}, {"hellaswag": (None, None, "%")}),
     ],
 )  # fmt: skip
@@ -56,13 +57,13 @@ def test_what_a_task_leaves_out_is_the_papers(stated: Any, found: dict[str, Any]
 @pytest.mark.parametrize(
     ("harness", "message"),
     [
-        ("{tasks: [hellaswag, hellaswag]}", "benchmarks.harness: tasks names hellaswag more than once; name each task once"),
+        ("{tasks: [hellaswag, hellaswag]}", "harness.tasks: tasks names hellaswag more than once; name each task once"),
         ("{tasks: {hellaswag: {shots: 3}}}", "benchmarks.harness.tasks.hellaswag has no setting 'shots'"),
         ("{tasks: []}", "benchmarks.harness.tasks"),
-        ("{tasks: {hellaswag: {metric: 'a, b'}}}", "benchmarks.harness.tasks.hellaswag.metric: 'a, b' is not text"),
+        ("{tasks: {hellaswag: {metric: 'a, b'}}}", "hellaswag.metric: metric 'a, b' is no name, such as acc_norm or"),
         ("{limit: 0}", "benchmarks.harness.limit: 0 is not a whole number from 1"),
         ("{engine: vlm}", "benchmarks.harness.engine: 'vlm' is not one of: transformers, vllm .did you mean 'vllm'"),
-        ("{include_path: nowhere}", "benchmarks.harness.include_path: 'nowhere' does not exist: no dir recipes/mine/nowhere nor "),
+        ("{include_path: nowhere}", "harness.include_path: 'nowhere' does not exist: no folder recipes/mine/nowhere nor nowhere"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_a_line(folder: Path, harness: str, message: str) -> None:
@@ -108,7 +109,7 @@ def test_a_released_checkpoint_goes_through_the_same_tasks(folder: Path) -> None
 
 def test_vllm_wants_gpus_and_has_those_of_generate(folder: Path) -> None:
     text = "benchmarks: {harness: {engine: vllm}}\ngenerate: {gpu_memory_utilization: 0.5}\n"
-    with pytest.raises(UserError, match="benchmarks.harness.engine: lm-eval uses vLLM on GPUs alone, and launch cpu has none"):
+    with pytest.raises(UserError, match=r"benchmarks\.harness\.engine: lm-eval uses vLLM on GPUs alone, and launch cpu has none"):
         run_rules(asked_for(mine(text), ["harness"]))
     run = asked_for(mine(text + "launch: gpu\n"), ["harness"])
     engine = harness_rules(run)["sft/harness/eval.json"].settings.engine
@@ -121,5 +122,5 @@ def test_goals_ask_for_the_harness_by_its_name(folder: Path) -> None:
     assert "iter1/harness/eval.json" in str(plan) and "iter2/harness/eval.json" not in str(plan.wanted)
     assert "sft/harness/eval.json" in str(plan_goals(["mine-selm-eval"], {}).wanted)
     mine("report: {title: none}\n")
-    with pytest.raises(UserError, match="has no prompt set 'harness'; it has: none; state it in benchmarks.harness"):
+    with pytest.raises(UserError, match=r"has no prompt set 'harness'; it has: none; state it in benchmarks\.harness"):
         plan_goals(["mine-selm-eval"], {"SETS": "harness"})

@@ -230,11 +230,11 @@ def _found(key: Key, value: str, tree: Tree, there: Callable[[Path], bool] = os.
     """Returns the path of a file, or folder, looked for beside the recipe that states it, then from the current folder."""
     mark = tree.where(key)
     places = [mark.file.parent / value, Path(value)]
-    for place in places:
-        if there(place):
-            return shown(place)
+    for place in filter(there, places):
+        return shown(place)
     looked = " nor ".join(dict.fromkeys(shown(place) for place in places))
-    raise UserError(f"{mark}: {dotted(key)}: '{value}' does not exist: no {there.__name__[2:]} {looked}; correct the path")
+    kind = "file" if there is os.path.isfile else "folder"
+    raise UserError(f"{mark}: {dotted(key)}: '{value}' does not exist: no {kind} {looked}; correct the path")
 
 
 def _decided_rank(rank: RankSettings, data: DataSettings, tree: Tree) -> RankSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,10 +31,17 @@ class HarnessTask(Section):
     )
     metric: str | None = Field(
         None,
-        pattern=r"^[^,\s]+(,[^,\s]+)?$",
         description="the task's metric, with its filter where there are several: exact_match,strict-match; null is the first",
     )
     unit: Literal["%", "points"] = Field("%", description="%: the metric is a share, shown times 100; points: its own scale")
+
+    @field_validator("metric")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        """Raises for what is no name of a metric, with or without a filter."""
+        if value is not None and not re.fullmatch(r"[^,\s]+(,[^,\s]+)?", value):
+            raise ValueError(f"metric '{value}' is no name, such as acc_norm or, with a filter, exact_match,strict-match")
+        return value
 
 
 class HarnessSettings(Section):
