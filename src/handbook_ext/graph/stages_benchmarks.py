@@ -65,3 +65,13 @@ class HarnessStage(StageSettings):
     model: ModelSettings
     harness: HarnessSettings
     engine: EngineSettings
+
+
+class MatrixStage(StageSettings):
+    """Comparing every two policies, of one run or of several, on their answers to a set (SELM, figure 2)."""
+
+    file: ClassVar[str] = "matrix.yaml"
+    artifact: ClassVar[str] = "matrix.json"
+    set: str
+    policies: list[str]
+    judge: GraderSettings
