@@ -111,6 +111,8 @@ def test_the_papers_six_have_its_exemplars_and_the_assumed_metrics(
     assert fixed[0].startswith("Q: There are 15 trees in the grove.") and fixed[7].startswith("Q: Olivia has $23.")
     assert fixed[8] == "Q: Ann has 0 pens and buys 2. How many has she?\nA:"
     assert contexts["truthfulqa_mc2"][0].count("Q: ") == 7  # Its own six, which are in the question's text.
+    answers = [each.resps[0] for name in ("gsm8k_cot", "eq_bench") for each in seen[name].instances]
+    assert max(map(len, answers)) < 20  # The checkpoint's own end tokens count.
     assert contexts["eq_bench"][1].startswith("Scene 1: how strong are Joy")
     metrics = {name: (each.metric, each.num_fewshot, each.n, each.not_run) for name, each in found.items()}
     assert metrics == {
@@ -226,6 +228,18 @@ def test_a_mistake_in_the_tasks_is_told_before_the_policy_is_loaded(
     own = str(own_tasks(tmp_path / "tasks"))
     with pytest.raises(UserError, match=message):
         run_harness(source, HarnessSettings.model_validate({**settings, "include_path": own}), bench(tmp_path))
+
+
+def test_where_exemplars_and_questions_are_drawn_from_one_split_one_more_is_wanted(source: PolicySource, tmp_path: Path) -> None:
+    """The harness draws one more than it shows, to leave the question itself out, for tasks that name no test split."""
+    settings = HarnessSettings(tasks=["openbookqa", "hellaswag"], include_path=str(shipped_tasks(tmp_path / "tasks", pool=10)))
+    with pytest.raises(UserError, match=r"hellaswag.num_fewshot: 10 exemplars are more than the 9 that its data give"):
+        run_harness(source, settings, bench(tmp_path))
+    tasks = {
+        name: each.model_copy(update={"num_fewshot": 9 if name == "hellaswag" else 10}) for name, each in settings.tasks.items()
+    }
+    found = run_harness(source, settings.model_copy(update={"tasks": tasks}), bench(tmp_path))
+    assert [each.num_fewshot for each in found] == [10, 9] and [each.not_run for each in found] == [None, None]
 
 
 def test_a_folder_of_tasks_that_is_not_there_is_told(source: PolicySource, tmp_path: Path) -> None:
