@@ -1,0 +1,84 @@
+"""Whether an unpacked ledger has the settings of the recipe that it names, as this checkout has the recipe."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from handbook_ext.core.artifacts import finished_manifest
+from handbook_ext.core.errors import UserError
+from handbook_ext.core.stage_settings import differences, identity
+from handbook_ext.graph.makefile import begun_with
+from handbook_ext.graph.run_rules import run_rules
+from handbook_ext.recipes.names import RECIPES
+from handbook_ext.recipes.overrides import parse_set
+from handbook_ext.recipes.run import Run, resolve
+from handbook_ext.reports.ledger_pack import artifacts_of
+from handbook_ext.reports.privacy import has_gaps
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RecipeFindings:
+    """What comparing with the recipe gave: faults, and why there was nothing to compare with, where there was not."""
+
+    faults: list[str] = field(default_factory=list)
+    unknown: str | None = None
+
+
+def recipe_findings(run: Path, name: str, root: Path = RECIPES) -> RecipeFindings:
+    """Returns in what the stages of a run, by its name, differ from its recipe here under what overrides it.
+
+    A recipe that is not in this checkout, or whose data were a folder of the author's, cannot be compared.
+    """
+    manifests = _manifests(run)
+    about = manifests.get("report")
+    if about is None:
+        return RecipeFindings(["report: the ledger has no manifest of it"])
+    recipe, overrides = str(about["recipe"]), [str(each) for each in about["overrides"]]
+    if name not in (recipe, f"{recipe}-seed{about['seed']}"):
+        return RecipeFindings([f"the ledger is of run {name}, and its report of recipe {recipe} with seed {about['seed']}"])
+    if has_gaps(overrides):
+        return RecipeFindings(unknown="its data are files of the author's machine")
+    try:
+        resolved = _resolved(name, overrides, run, root)
+    except UserError as error:
+        return RecipeFindings(unknown=str(error.args[0]))
+    if resolved.name != name:
+        return RecipeFindings(
+            [f"the run is called {name}, but with {' '.join(overrides) or 'no override'} it is {resolved.name}"]
+        )
+    return RecipeFindings(list(_faults(manifests, resolved)))
+
+
+def _resolved(name: str, overrides: list[str], run: Path, root: Path) -> Run:
+    """Returns the run of a name; the labels of overrides are part of the name, and follow from them."""
+    bare, plus, rest = name.partition("+")
+    # `tiny-selm+train.beta-0.5-seed2`: the seed stands behind the labels.
+    seed = rest.rpartition("-seed")[2] if plus and "-seed" in rest else ""
+    asked = f"{bare}-seed{seed}" if seed.isdigit() else bare
+    parsed = parse_set(" ".join(map(shlex.quote, overrides)), "overrides")
+    return resolve(asked, root, overrides=parsed, engines=lambda _: begun_with(run))
+
+
+def _manifests(run: Path) -> Mapping[str, Json]:
+    """Returns the manifest of each stage of the run by its artifact."""
+    found = {str(artifact.relative_to(run)): finished_manifest(artifact) for artifact in artifacts_of(run)}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _faults(manifests: Mapping[str, Json], run: Run) -> Iterator[str]:
+    """Yields the stages of the recipe that are missing, and the settings in which one differs."""
+    for rule in run_rules(run):
+        manifest = manifests.get(rule.artifact)
+        if manifest is None:
+            yield f"{rule.artifact}: the recipe has it, and the ledger has no manifest of it"
+            continue
+        stated, wanted = identity(manifest["settings"]), identity(rule.settings.model_dump(mode="json"))
+        for key, packed, here in differences(stated, wanted):
+            if not has_gaps(packed):
+                yield f"{rule.artifact}: {key} is {packed!r}, and the recipe {run.recipe} has {here!r}"
