@@ -14,9 +14,7 @@ def main(argv: list[str]) -> None:
     """Sends both repositories, or prints what would go."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("policy", type=Path, help="an iteration's folder, such as runs/tiny-selm/iter3")
-    parser.add_argument(
-        "--repo", required=True, metavar="OWNER/NAME", help="the model's repository; that of the data ends with -data"
-    )
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="the model's repository; that of the data ends with -data")
     parser.add_argument("--dry", action="store_true", help="print files, bytes and card; send nothing, reach no network")
     parser.add_argument("--no-data", action="store_true", help="send the policy alone")
     openness = parser.add_mutually_exclusive_group()
@@ -26,8 +24,10 @@ def main(argv: list[str]) -> None:
     openness.add_argument("--public", dest="private", action="store_false", help="for everybody")
     arguments = parser.parse_args(argv)
     folder = arguments.policy
-    if not re.fullmatch(r"iter\d+", folder.name) or not folder.is_dir():
-        raise UserError(f"{folder}: is no iteration of a run; give its folder, such as runs/tiny-selm/iter3")
+    if not re.fullmatch(r"iter\d+|sft", folder.name) or not folder.is_dir():
+        raise UserError(f"{folder}: is no trained policy of a run; give its folder, such as runs/tiny-selm/iter3")
+    if arguments.repo is None:
+        raise UserError(f"no repository is named for {folder}; give REPO=owner/name (--repo)")
     check_repo(arguments.repo)
     shipments = [policy_shipment(folder, arguments.repo)]
     if not arguments.no_data:

@@ -32,6 +32,7 @@ LICENCES = {
 }
 # The settings that decide most, in the order in which a reader asks for them.
 FIRST: Mapping[str, tuple[str, ...]] = {
+    "sft": ("learning_rate", "num_train_epochs", "global_batch_size", "lr_scheduler_type", "max_length", "packing"),
     "train": (
         "loss_type", "beta", "alpha", "learning_rate", "learning_rate_factor", "num_train_epochs", "global_batch_size",
         "lr_scheduler_type", "warmup_ratio", "optim", "max_length", "label_smoothing", "bf16",
@@ -40,6 +41,7 @@ FIRST: Mapping[str, tuple[str, ...]] = {
     "rank": ("ranker", "model", "candidates"),
     "generate": ("engine", "num_completions", "temperature", "top_p", "max_new_tokens"),
 }  # fmt: skip
+SFT = "sft"
 _STAGES = {"train": "policy", "select": "pairs.jsonl", "rank": "rankings.jsonl", "generate": "completions.jsonl"}
 
 
@@ -67,6 +69,8 @@ class TrainedPolicy:
     @cached_property
     def stages(self) -> Mapping[str, Json]:
         """Returns the manifests of the stages that made it, by stage; a rule may need no samples, or no ranker."""
+        if self.manifest["stage"] == SFT:
+            return {SFT: self.manifest}
         found = {stage: finished_manifest(self.folder / name) for stage, name in _STAGES.items()}
         return {stage: manifest for stage, manifest in found.items() if manifest is not None}
 
@@ -87,7 +91,9 @@ class TrainedPolicy:
 
     @property
     def methods(self) -> list[str]:
-        """Returns the methods of its iteration, keys of METHODS."""
+        """Returns the methods of its iteration, keys of METHODS; none for a policy that was fine-tuned alone."""
+        if SFT in self.stages:
+            return []
         select = self.sections.get("select")
         if select is None:
             raise UserError(f"{self.folder}: has no pairs with a manifest, so what trained it is not known; run make")
@@ -138,8 +144,8 @@ class TrainedPolicy:
         manifest, model = self.manifest, without_paths(self.manifest["settings"]["model"])
         revision = f" at revision {model['revision']}" if model.get("revision") else ""
         yield "base model", f"{model['name_or_path']}{revision}" if self.base else "none: built from random weights"
-        yield "method", " + ".join(METHODS[each] for each in self.methods)
-        if self.paper:
+        yield "method", " + ".join(METHODS[each] for each in self.methods) or "supervised fine-tuning"
+        if self.paper and self.methods:
             yield "row of a paper", self.paper
         overrides = ", ".join(map(str, without_paths(manifest["overrides"])))
         yield (
@@ -150,7 +156,8 @@ class TrainedPolicy:
         yield "trained weights", f"adapters of rank {adapters['r']}, merged" if adapters else "all"
         size = sum(record["size"] for name, record in manifest["files"].items() if name.endswith(".safetensors"))
         yield "checkpoint", f"{size / 1e6:,.1f} MB of safetensors"
-        yield "steps", str(manifest.get("steps", "not recorded"))
+        if "steps" in manifest:
+            yield "steps", str(manifest["steps"])
         yield "hardware", hardware_words(manifest)
         yield "seconds", ", ".join(f"{stage} {each['seconds']:.0f}" for stage, each in self.stages.items())
         code = manifest["code"]

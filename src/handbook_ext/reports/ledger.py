@@ -13,12 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from handbook_ext.core.artifacts import finished_manifest, read_manifest
 from handbook_ext.core.errors import UserError
-from handbook_ext.reports.ledger_archive import Ledger, read_ledger
+from handbook_ext.evaluation.set_evaluation import read_set_evaluation, set_evaluations
+from handbook_ext.reports.card_facts import hardware_words
+from handbook_ext.reports.ledger_archive import SUFFIX, Ledger, read_ledger, write_ledger
 from handbook_ext.reports.ledger_checks import chain_faults, gaps, manifest_faults
 from handbook_ext.reports.ledger_numbers import evaluation_faults, summary_faults
 from handbook_ext.reports.ledger_pack import artifacts_of
 from handbook_ext.reports.ledger_recipe import recipe_findings
+from handbook_ext.reports.ledger_sets import not_recomputed, set_faults
+
+LEDGER = Path("ledger")
+"""The folder of submitted runs."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,7 @@ def verified_ledger(path: Path) -> tuple[Ledger, list[Group]]:
 def content_groups(ledger: Ledger) -> list[Group]:
     """Returns what the checks of a ledger's content found, one group each, whatever its archive is."""
     with unpacked(ledger) as run:
-        artifacts = artifacts_of(run)
-        taken_out = gaps(run)
-        words = f"{len(artifacts)}: hashes, keys, settings, counts"
-        if taken_out:
-            words += f"; paths were taken out of {len(taken_out)} files, so these are not held to a hash: {', '.join(taken_out)}"
-        found = [Group("manifests", words, list(manifest_faults(run)))]
-        found.append(Group("chain", "each stage was made from what is inside", list(chain_faults(run))))
+        found = [_manifests(run), Group("chain", "each stage was made from what is inside", _told(chain_faults(run), run))]
         if any(group.faults for group in found):
             return found  # What follows reads these files as a run's, and would say the same less clearly.
         recipe = recipe_findings(run, ledger.run)
@@ -65,11 +66,112 @@ def content_groups(ledger: Ledger) -> list[Group]:
             f"those of recipe {ledger.run} here" if recipe.unknown is None else f"not compared with a recipe: {recipe.unknown}"
         )
         found.append(Group("settings", words, recipe.faults))
-        loop = [path for path in artifacts if path.name == "eval.json" and len(path.relative_to(run).parts) == 2]
-        faults = [fault for path in loop for fault in evaluation_faults(path, str(path.relative_to(run)))]
+        loop = sorted(path for path in run.glob("*/eval.json"))
+        faults = _told((fault for path in loop for fault in evaluation_faults(path, str(path.relative_to(run)))), run)
         found.append(Group("evaluations", f"{len(loop)}: means, implicit rewards, and rewards where they are known", faults))
-        found.append(Group("summary", "every mean, win rate and interval of the report", list(summary_faults(run))))
+        words = "every mean, win rate and interval of the report"
+        found.append(Group("summary", words, _told(summary_faults(run), run)))
+        found.append(_sets(run))
     return found
+
+
+def _manifests(run: Path) -> Group:
+    """Returns what the checks of single manifests found, and which files no hash holds."""
+    faults = _told(manifest_faults(run), run)
+    words = f"{len(artifacts_of(run))}: hashes, keys, settings, counts"
+    taken_out = [] if faults else gaps(run)
+    if taken_out:
+        words += f"; paths were taken out of {', '.join(taken_out)}, so that no hash holds these"
+    return Group("manifests", words, faults)
+
+
+def _sets(run: Path) -> Group:
+    """Returns what the checks of evaluations on prompt sets found, and which measures follow from nothing that is inside."""
+    sets = set_evaluations(run)
+    faults = _told((fault for path in sets.values() for fault in set_faults(path, run)), run)
+    words = f"{len(sets)} evaluations on prompt sets: verdicts, means and standard errors"
+    if faults:
+        return Group("sets", words, faults)
+    taken = [f"{policy} {chosen} {name}" for (policy, chosen), path in sets.items() for name in not_recomputed(path)]
+    return Group("sets", words + (f"; not worked out again: {', '.join(taken)}" if taken else ""))
+
+
+def _told(faults: Iterator[str], run: Path) -> list[str]:
+    """Returns faults without the folder where a ledger lies unpacked; content that no check can read is one as well."""
+    found = []
+    try:
+        found += faults
+    except UserError as error:
+        found += map(str, error.args)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
+        found.append(f"what is inside is not what a run leaves ({error!r})")
+    return [fault.replace(f"{run}/", "") for fault in found]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A measure that a ledger submits: mean, standard error, number of prompts, who judged, on which machine, in which file."""
+
+    value: float
+    standard_error: float | None
+    n: int
+    unit: str
+    judge: str | None
+    hardware: str
+    file: str
+
+    @property
+    def words(self) -> str:
+        """Returns the measure on one line."""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
+        judged = "" if self.judge is None else f", judged by {self.judge}"
+        return f"{self.value:.2f}{error} {self.unit}, n {self.n}{judged}, on {self.hardware}"
+
+
+Key = tuple[str, str, str, str]
+"""Recipe with what overrides it, policy, set, measure."""
+
+
+def measurements_of(ledger: Ledger, file: str) -> dict[Key, Entry]:
+    """Returns what a ledger measured on prompt sets; raises UserError where an evaluation is not what lies beside it."""
+    found: dict[Key, Entry] = {}
+    with unpacked(ledger) as run:
+        for (policy, chosen), path in set_evaluations(run).items():
+            if faults := list(set_faults(path, run)):
+                raise UserError(*(f"{file}: {fault}" for fault in faults))
+            # Of a released checkpoint nobody here trained, the machine is the one that answered.
+            trained = finished_manifest(run / policy / "policy") or finished_manifest(path.with_name("answers.jsonl"))
+            hardware = hardware_words(trained or read_manifest(path))
+            recipe = str(read_manifest(path)["recipe"])
+            for name, one in read_set_evaluation(path).measures.items():
+                if one.value is not None:
+                    judge = None if one.judge is None else one.judge.model
+                    found[recipe, policy, chosen, name] = Entry(
+                        one.value, one.standard_error, one.n, one.unit, judge, hardware, file
+                    )
+    return found
+
+
+def ledger_measurements(folder: Path = LEDGER) -> dict[Key, Entry]:
+    """Returns what the ledgers of a folder measured on prompt sets; a recipe's first file by name speaks for it.
+
+    Each file is held to its index and each evaluation to the rows beside it; the rest was checked when the file was added. Raises
+    UserError for a file that is no ledger any more.
+    """
+    found: dict[Key, Entry] = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []:
+        for key, entry in measurements_of(read_ledger(path), path.name).items():
+            found.setdefault(key, entry)
+    return found
+
+
+def add_to_ledger(path: Path, folder: Path = LEDGER) -> Path:
+    """Returns where a file that was verified now lies in the folder of submitted ones; one of another content is not replaced."""
+    target, content = folder / path.name, path.read_bytes()
+    if target.exists() and target.read_bytes() != content:
+        raise UserError(f"{target}: is there already, with another content; remove it first, or give {path} another name")
+    write_ledger(target, content)
+    return target
 
 
 def refuse_faults(path: Path, groups: list[Group]) -> None:

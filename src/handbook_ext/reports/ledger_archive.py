@@ -65,6 +65,17 @@ def archive_bytes(ledger: Ledger) -> bytes:
     return out.getvalue()
 
 
+def write_ledger(path: Path, content: bytes) -> None:
+    """Puts the file of a ledger in its place, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def read_ledger(path: Path) -> Ledger:
     """Returns the content of a ledger whose files are those of its index, hash by hash.
 

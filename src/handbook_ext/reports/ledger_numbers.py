@@ -17,7 +17,6 @@ from handbook_ext.core.stage_settings import read_settings_as
 from handbook_ext.data.tiny_world import true_reward
 from handbook_ext.evaluation.implicit_summary import summarised
 from handbook_ext.graph.stages import ReportStage
-from handbook_ext.reports.answers import shown_answers
 from handbook_ext.reports.evaluations import read_json
 from handbook_ext.reports.pages import concluded, to_json
 from handbook_ext.reports.run_report import read_run, summarise
@@ -28,14 +27,14 @@ TOLERANCE = 1e-9
 """Relative: sums of floats differ in their last bits between processors."""
 MOST_RESAMPLES = 20_000  # Of a bootstrap that a stranger asks for.
 LISTED = 5  # Deviations that are told of one file.
-_ABSENT = object()
+ABSENT = object()
 
 
 def deviations(stated: Any, found: Any, where: str = "") -> Iterator[str]:
     """Yields a clause for each value of a nested one that is another than worked out; numbers may differ by TOLERANCE."""
     if isinstance(stated, dict) and isinstance(found, dict):
         for name in [*stated, *(name for name in found if name not in stated)]:
-            yield from deviations(stated.get(name, _ABSENT), found.get(name, _ABSENT), f"{where}.{name}" if where else str(name))
+            yield from deviations(stated.get(name, ABSENT), found.get(name, ABSENT), f"{where}.{name}" if where else str(name))
     elif isinstance(stated, list) and isinstance(found, list) and len(stated) == len(found):
         for place, (one, other) in enumerate(zip(stated, found, strict=True)):
             yield from deviations(one, other, f"{where}[{place}]")
@@ -53,7 +52,7 @@ def _equal(stated: Any, found: Any) -> bool:
 
 def _shown(value: Any) -> str:
     """Returns a value in at most 60 letters."""
-    text = "missing" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    text = "missing" if value is ABSENT else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -111,10 +110,8 @@ def summary_of(run: Path, folder: str) -> Json:
     finished = read_run(run, settings.policies[1:])
     title = settings.title
     summary = summarise([[finished]], title=title, resamples=report.bootstrap_resamples, confidence=report.confidence)
-    policies = [*finished.policies]
-    summary["answers"] = shown_answers(run, policies[:: max(1, len(policies) - 1)], summary["primary"])
     summary["recipes"][0]["folders"] = [folder]
-    return dict(json.loads(to_json(concluded(summary))))
+    return dict(json.loads(to_json(concluded([[finished]], summary))))
 
 
 def summary_faults(run: Path) -> Iterator[str]:
@@ -123,10 +120,13 @@ def summary_faults(run: Path) -> Iterator[str]:
     stated = read_json(run / name)
     try:
         (folder,) = stated["recipes"][0]["folders"]
+        if Path(folder).name != run.name:
+            yield f"{name}: is of the folder {folder}, and the ledger of {run.name}"
         found = summary_of(run, str(folder))
     except UserError as error:
         yield from map(str, error.args)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, ValidationError) as error:
         yield f"{name}: cannot be worked out again ({error!r})"
     else:
-        yield from first_of(deviations(stated, found, name))
+        # Texts that it shows are no numbers: those the manifest's hash holds.
+        yield from first_of(deviations({key: stated.get(key, ABSENT) for key in found}, found, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from handbook_ext.core.artifacts import finished_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage_settings import differences, identity
 from handbook_ext.graph.makefile import begun_with
+from handbook_ext.graph.rules_benchmarks import benchmark_rules
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import RECIPES
 from handbook_ext.recipes.overrides import parse_set
@@ -72,13 +73,22 @@ def _manifests(run: Path) -> Mapping[str, Json]:
 
 
 def _faults(manifests: Mapping[str, Json], run: Run) -> Iterator[str]:
-    """Yields the stages of the recipe that are missing, and the settings in which one differs."""
-    for rule in run_rules(run):
-        manifest = manifests.get(rule.artifact)
-        if manifest is None:
+    """Yields the stages of the recipe that are missing, those that it has not, and the settings in which one differs."""
+    loop = run_rules(run)
+    rules = {rule.artifact: rule for rule in loop}
+    # Whoever submits chooses which policies were evaluated on which of the recipe's sets.
+    for released in (False, True):
+        rules |= {
+            rule.artifact: rule for rule in benchmark_rules(replace(run, sets=run.settings.benchmarks.names, released=released))
+        }
+    for rule in loop:
+        if rule.artifact not in manifests:
             yield f"{rule.artifact}: the recipe has it, and the ledger has no manifest of it"
+    for artifact, manifest in manifests.items():
+        if artifact not in rules:
+            yield f"{artifact}: is inside, and no stage of recipe {run.recipe} makes it"
             continue
-        stated, wanted = identity(manifest["settings"]), identity(rule.settings.model_dump(mode="json"))
+        stated, wanted = (identity(each) for each in (manifest["settings"], rules[artifact].settings.model_dump(mode="json")))
         for key, packed, here in differences(stated, wanted):
             if not has_gaps(packed):
-                yield f"{rule.artifact}: {key} is {packed!r}, and the recipe {run.recipe} has {here!r}"
+                yield f"{artifact}: {key} is {packed!r}, and recipe {run.recipe} has {here!r}"

@@ -56,16 +56,19 @@ def evaluation_of(policy: TrainedPolicy) -> tuple[FinishedRun, Json] | None:
     """Returns the run as a report reads it, start and this policy alone, with its summary; None where one was not evaluated."""
     if not (policy.folder / "eval.json").is_file() or not (policy.run / "report.yaml").is_file():
         return None
-    run = read_run(policy.run, [policy.folder.name])
+    run = read_run(policy.run, [] if policy.folder.name == start_of(policy.run) else [policy.folder.name])
     report = read_settings_as(ReportStage, policy.run / ReportStage.file)[0].report
     return run, summarise([[run]], title=policy.name, resamples=report.bootstrap_resamples, confidence=report.confidence)
 
 
 def summary_line(policy: TrainedPolicy) -> str:
     """Returns what the policy is, in a sentence."""
-    methods, base = " and ".join(METHODS[each] for each in policy.methods), policy.base
+    base = policy.base
     of = f"of {policy.hub_base or 'a checkpoint of its author'}" if base else "of a policy built from random weights"
     made = f"(handbook_ext, recipe {policy.manifest['recipe']})"
+    if not policy.methods:
+        return f"{policy.folder.name} {of}, after supervised fine-tuning {made}."
+    methods = " and ".join(METHODS[each] for each in policy.methods)
     return f"{policy.folder.name} {of}, aligned by iterative preference optimisation with {methods} {made}."
 
 
@@ -98,15 +101,10 @@ def limits(policy: TrainedPolicy, evaluated: tuple[FinishedRun, Json] | None, me
     if (shared := policy.rows.get("held_out_prompts_in_train")) is not None:
         yield f"Held-out prompts that the training data hold as well: {shared}."
     for name in dict.fromkeys(each.set for each in measures):
-        overlap, of = next((each.overlap, each.of) for each in measures if each.set == name)
-        yield (
-            f"{name}: {overlap} of {of} prompts stand in the training data too."
-            if overlap is not None
-            else f"{name}: contamination not checked."
-        )
-    not_run = {
-        f"{each.set} {each.measure}": each.not_run for each in measures if each.policy == policy.folder.name and each.not_run
-    }
+        seen = next(each.evaluation.contaminated for each in measures if each.set == name)
+        yield f"{name}: {seen.overlap} of {seen.of} prompts stand in the training data too."
+    own = [each for each in measures if each.policy == policy.folder.name]
+    not_run = {f"{each.set} {each.name}": each.one.not_run for each in own if each.one.not_run}
     yield from (f"Not run: {name} ({why})." for name, why in not_run.items())
     if not measures:
         yield "None of the papers' benchmarks (AlpacaEval 2, MT-Bench, the LM harness) was run on it."
@@ -116,14 +114,16 @@ def limits(policy: TrainedPolicy, evaluated: tuple[FinishedRun, Json] | None, me
 def _numbers(evaluated: tuple[FinishedRun, Json]) -> Iterator[Json]:
     """Yields the rows of the table of the loop's evaluation: start and this policy, with intervals."""
     summary = evaluated[1]
-    start, policy = summary["recipes"][0]["policies"]
+    policies = summary["recipes"][0]["policies"]
     for decoding in summary["recipes"][0]["temperatures"]:
-        before, now = start[decoding], policy[decoding]
+        before, now = (each[decoding] for each in (policies[0], policies[-1]))
         row = partial(dict, decoding=decoding)
-        yield row(measure=summary["reward"], start=_interval(before["reward"]), policy=_interval(now["reward"]))
-        yield row(measure="tokens", start=_interval(before["tokens"], digits=1), policy=_interval(now["tokens"], digits=1))
-        won = _interval(now["vs_start"]["win_rate"], 100, 1)
-        yield row(measure="win rate against the start, %", start="-", policy=won)
+        for what, measure, digits in (("reward", summary["reward"], 3), ("tokens", "tokens", 1)):
+            first, last = (_interval(each[what], digits=digits) for each in (before, now))
+            yield row(measure=measure, start=first if len(policies) > 1 else "-", policy=last)
+        if now["vs_start"] is not None:
+            won = _interval(now["vs_start"]["win_rate"], 100, 1)
+            yield row(measure="win rate against the start, %", start="-", policy=won)
 
 
 def _judging(evaluated: tuple[FinishedRun, Json] | None) -> Json:
@@ -132,31 +132,32 @@ def _judging(evaluated: tuple[FinishedRun, Json] | None) -> Json:
         return {"judged_by": "", "prompts": 0, "confidence": "", "headline": ""}
     run, summary = evaluated
     recipe, primary = summary["recipes"][0], summary["primary"]
-    start, policy = recipe["policies"]
-    verdict = word_verdict(policy["policy"], start["policy"], policy[primary]["vs_start"]["win_rate"])
+    start, policy = recipe["policies"][0], recipe["policies"][-1]
+    against = policy[primary]["vs_start"]
+    verdict = "" if against is None else word_verdict(policy["policy"], start["policy"], against["win_rate"])
     return {
         "judged_by": judged_by(run), "prompts": recipe["prompts"][0], "confidence": f"{100 * summary['confidence']:g}",
-        "headline": f"By the {primary} answers {verdict}.",
+        "headline": verdict and f"By the {primary} answers {verdict}.",
     }  # fmt: skip
 
 
 def _measure_rows(measures: Sequence[SetMeasure], start: str, policy: str) -> Iterator[Json]:
     """Yields the rows of the table of prompt sets: each measure of either policy, side by side."""
-    by_key = {(each.set, each.measure, each.policy): each for each in measures}
-    for name, measure in dict.fromkeys((each.set, each.measure) for each in measures):
+    by_key = {(each.set, each.name, each.policy): each for each in measures}
+    for name, measure in dict.fromkeys((each.set, each.name) for each in measures):
         sides = {side: by_key.get((name, measure, of)) for side, of in (("start", start), ("policy", policy))}
         one = sides["policy"] or sides["start"]
         if one is not None:
             values = {side: "not run" if each is None else each.words for side, each in sides.items()}
-            yield {"set": name, "measure": f"{measure}, {one.unit}", "judge": one.judge or "-", "n": one.n, **values}
+            yield {"set": name, "measure": f"{measure}, {one.one.unit}", "judge": one.judge or "-", "n": one.one.n, **values}
 
 
 def _results(policy: TrainedPolicy, evaluated: tuple[FinishedRun, Json] | None, measures: Sequence[SetMeasure]) -> list[Result]:
     """Returns the numbers of the policy for the hub's index of results."""
     found = [
-        Result(each.data_id, each.set, each.measure, each.value)
+        Result(each.data_id, each.set, each.name, each.one.value)
         for each in measures
-        if each.policy == policy.folder.name and each.value is not None
+        if each.policy == policy.folder.name and each.one.value is not None
     ]
     if evaluated is not None:
         summary = evaluated[1]
@@ -164,7 +165,8 @@ def _results(policy: TrainedPolicy, evaluated: tuple[FinishedRun, Json] | None, 
         now = summary["recipes"][0]["policies"][-1][summary["primary"]]
         name = f"held-out prompts of {dataset}, {summary['primary']}"
         found.append(Result(dataset, name, summary["reward"], now["reward"].value))
-        found.append(Result(dataset, name, "win rate against the start", now["vs_start"]["win_rate"].value))
+        if now["vs_start"] is not None:
+            found.append(Result(dataset, name, "win rate against the start", now["vs_start"]["win_rate"].value))
     return found
 
 

@@ -43,8 +43,8 @@ def render_report(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> dic
     return files
 
 
-def concluded(summary: Json) -> Json:
-    """Returns a summary with its conclusions and warnings, as `render_report` has it, without a page or a picture."""
+def concluded(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> Json:
+    """Returns a summary with the words that `render_report` adds to it, without a page or a picture."""
     pages = environment()
     pages.globals |= {"verdict": word_verdict, "summary": summary, "captions": {}}
     return _with_sentences(summary, pages.get_template("report.md.j2").module)

@@ -43,20 +43,25 @@ def without_paths(value: Any, key: str = "") -> Any:
     Texts of prompts and answers stay as they are.
     """
     if isinstance(value, dict):
-        return {name: inner if name in TEXTS else without_paths(inner, name) for name, inner in value.items()}
+        return {_bare(name): inner if name in TEXTS else without_paths(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_paths(inner, key) for inner in value]
     if not isinstance(value, str):
         return value
     if key in ADDRESSES:
         value = _ADDRESS.sub(rf"\1{HOST}", value)
-    return _ABSOLUTE.sub(lambda match: f"{PATH}/{match[1] or match[2] or match[3]}", value)
+    return _bare(value)
+
+
+def _bare(text: str) -> str:
+    """Returns a text with the last name alone of each absolute path."""
+    return _ABSOLUTE.sub(lambda match: f"{PATH}/{match[1] or match[2] or match[3]}", text)
 
 
 def has_gaps(value: Any) -> bool:
     """Tells whether something was taken out of a nested value by `without_paths`."""
     if isinstance(value, dict):
-        return any(has_gaps(inner) for name, inner in value.items() if name not in TEXTS)
+        return any(has_gaps(name) or has_gaps(inner) for name, inner in value.items() if name not in TEXTS)
     if isinstance(value, list):
         return any(map(has_gaps, value))
     return isinstance(value, str) and (f"{PATH}/" in value or f"//{HOST}" in value)

@@ -1,4 +1,4 @@
-"""What policies of a run measured on prompt sets, by their eval.json of format 6."""
+"""What policies of a run measured on prompt sets, for a card: each measure with its set, its judge and its contamination."""
 
 from __future__ import annotations
 
@@ -6,31 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from handbook_ext.core.artifacts import json_object
+from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation, read_set_evaluation, set_evaluations
 
 # Where the prompts of a set are from, as the hub calls it.
-DATA_IDS = {
-    "alpaca": "tatsu-lab/alpaca_eval",
-    "mtbench": "HuggingFaceH4/mt_bench_prompts",
-    "ultrafeedback": "HuggingFaceH4/ultrafeedback_binarized",
-}
+DATA_IDS = {"alpaca": "tatsu-lab/alpaca_eval", "mtbench": "HuggingFaceH4/mt_bench_prompts"}
 
 
 @dataclass(frozen=True)
 class SetMeasure:
-    """A measure of a policy on a prompt set; `overlap` of its `of` prompts stand in the training data, None where not looked."""
+    """A measure of a policy, and the evaluation that it is from."""
 
     policy: str
     set: str
-    measure: str
-    value: float | None
-    standard_error: float | None
-    n: int
-    unit: str
-    judge: str | None
-    not_run: str | None
-    overlap: int | None
-    of: int
+    name: str
+    one: MeasuredValue
+    evaluation: SetEvaluation
 
     @property
     def data_id(self) -> str:
@@ -38,27 +28,29 @@ class SetMeasure:
         return DATA_IDS.get(self.set, self.set)
 
     @property
+    def judge(self) -> str | None:
+        """Returns who judged, None where nobody did."""
+        return None if self.one.judge is None else self.one.judge.model + (", locally" if self.one.judge.local else "")
+
+    @property
     def words(self) -> str:
         """Returns the value with its standard error."""
-        if self.value is None:
+        if self.one.value is None:
             return "not run"
-        return f"{self.value:.2f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2f}")
+        return f"{self.one.value:.2f}" + ("" if self.one.standard_error is None else f" ± {self.one.standard_error:.2f}")
 
 
 def set_measures(run: Path, policies: Sequence[str]) -> list[SetMeasure]:
     """Returns every measure of the policies on prompt sets, in the order of the policies, sets and measures."""
-    found = []
-    for policy in policies:
-        for path in sorted((run / policy).glob("*/eval.json")):
-            content = json_object(path) or {}
-            if content.get("format") != 6:
-                continue
-            overlap, of = (content.get("contaminated") or {}).get("overlap"), content["set"]["of"]
-            for name, one in content["measures"].items():
-                found.append(
-                    SetMeasure(
-                        policy, path.parent.name, name, one["value"], one["standard_error"], one["n"], one["unit"],
-                        (one.get("judge") or {}).get("model"), one.get("not_run"), overlap, of,
-                    )
-                )  # fmt: skip
-    return found
+    return [
+        SetMeasure(policy, chosen, name, one, found)
+        for (policy, chosen), path in sorted(set_evaluations(run).items(), key=lambda each: policies_first(each[0], policies))
+        if policy in policies
+        for found in [read_set_evaluation(path)]
+        for name, one in found.measures.items()
+    ]
+
+
+def policies_first(key: tuple[str, str], policies: Sequence[str]) -> tuple[int, str]:
+    """Returns the place of a policy and set in the order of the policies."""
+    return (policies.index(key[0]) if key[0] in policies else len(policies), key[1])

@@ -80,7 +80,7 @@ def policy_shipment(folder: Path, repo: str) -> Shipment:
 def data_shipment(folder: Path, repo: str) -> Shipment:
     """Returns what goes of the run up to runs/<run>/iter<N>: texts, rankings, pairs, manifests, evaluations; no weights."""
     policy = TrainedPolicy(folder)
-    run, number = policy.run, int(folder.name.removeprefix("iter"))
+    run, number = policy.run, int(folder.name.removeprefix("iter")) if folder.name.startswith("iter") else -1
     later = {path.name for path in run.glob("iter*") if path.name[4:].isdigit() and int(path.name[4:]) > number}
     artifacts = [each for each in artifacts_of(run) if each.relative_to(run).parts[0] not in {*later, "report"}]
     files: dict[str, Path | bytes] = dict(shared_files(run, artifacts))

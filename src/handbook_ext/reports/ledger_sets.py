@@ -1,0 +1,137 @@
+"""Evaluations on prompt sets in an unpacked ledger: held to answers, prompts and settings beside them, and worked out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from handbook_ext.core.artifacts import finished_manifest, sha256_of
+from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.set_records import SetAnswer, SetPrompt
+from handbook_ext.evaluation.set_evaluation import EvaluatedRow, MeasuredValue, SetEvaluation, read_set_evaluation
+from handbook_ext.graph.rules_benchmarks import PROMPTS
+from handbook_ext.reports.ledger_numbers import deviations, first_of
+
+Verdicts = list[list[list[float | None]]]
+"""Prompt by prompt a number, or None where no reply can be read, for each turn of each judge run."""
+
+LENGTH = "length"  # In characters, of the answers themselves.
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A measure worked out from rows: its value and what goes with it."""
+
+    value: float | None
+    standard_error: float | None
+    n: int
+    missing: int
+
+
+def from_verdicts(verdicts: Verdicts, scale: float) -> Recomputed:
+    """Returns the mean over prompts of each one's mean verdict, over turns and judge runs, with the standard error of that mean.
+
+    scale: what verdicts are multiplied by, 100 for percent. Verdicts that nobody could read are counted and left out.
+    """
+    chosen = [[value for run in prompt for value in run] for prompt in verdicts]
+    known = [[value for value in prompt if value is not None] for prompt in chosen]
+    means = [scale * fmean(prompt) for prompt in known if prompt]
+    error = stdev(means) / len(means) ** 0.5 if len(means) > 1 else None
+    missing = sum(map(len, chosen)) - sum(map(len, known))
+    return Recomputed(fmean(means) if means else None, error, len(means), missing)
+
+
+def recomputed(name: str, stated: MeasuredValue, rows: Sequence[EvaluatedRow]) -> Recomputed | None:
+    """Returns a measure from the rows of its evaluation; None where they do not hold what it is made of."""
+    if name == LENGTH:
+        texts = [row.answers[0].text for row in rows if row.answers]
+        return Recomputed(float(sum(map(len, texts)) // len(texts)), None, len(texts), 0) if texts else None
+    verdicts = [row.verdicts[name] for row in rows if name in row.verdicts]
+    return from_verdicts(verdicts, 100.0 if stated.unit == "%" else 1.0) if verdicts else None
+
+
+def set_faults(path: Path, run: Path) -> Iterator[str]:
+    """Yields in what an evaluation on a prompt set differs from what lies beside it, and its measures from its own rows."""
+    name = str(path.relative_to(run))
+    try:
+        found = read_set_evaluation(path)
+        yield from (f"{name}: {fault}" for fault in [*_beside(found, path, run), *_measure_faults(found)])
+    except UserError as error:
+        yield str(error.args[0])
+
+
+def not_recomputed(path: Path) -> list[str]:
+    """Returns the measures of an evaluation that have a value, but no rows from which it follows."""
+    found = read_set_evaluation(path)
+    return [name for name, one in found.measures.items() if one.value is not None and recomputed(name, one, found.rows) is None]
+
+
+def _measure_faults(found: SetEvaluation) -> Iterator[str]:
+    """Yields the measures that do not follow from the verdicts."""
+    for name, stated in found.measures.items():
+        if (stated.value is None) != (stated.not_run is not None):
+            yield f"{name} is {stated.value}, and it was not run because of {stated.not_run!r}"
+        again = recomputed(name, stated, found.rows)
+        if again is None:
+            continue
+        values = {"value": again.value, "standard_error": again.standard_error, "n": again.n, "missing": again.missing}
+        yield from first_of(deviations({key: getattr(stated, key) for key in values}, values, name))
+
+
+def _beside(found: SetEvaluation, path: Path, run: Path) -> Iterator[str]:
+    """Yields in what an evaluation differs from its folder, its settings, the answers and the prompts."""
+    policy, chosen = path.relative_to(run).parts[:2]
+    if (found.policy.name, found.set.name) != (policy, chosen):
+        yield f"is of {found.policy.name} on {found.set.name}, and lies with {policy} on {chosen}"
+    settings = (finished_manifest(path) or {}).get("settings", {})
+    yield from deviations({"seed": found.seed}, {"seed": settings.get("seed")})
+    if found.decoding is not None:
+        stated = found.decoding.model_dump()
+        yield from first_of(deviations(stated, {key: (settings.get("decoding") or {}).get(key) for key in stated}, "decoding"))
+    judge = (settings.get("judge") or {}).get("model")
+    for name, measure in found.measures.items():
+        if measure.judge is not None and measure.judge.model != judge:
+            yield f"{name} was judged by {measure.judge.model}, and the settings name {judge}"
+    answered = (finished_manifest(path.with_name("answers.jsonl")) or {}).get("policy")
+    if found.rows and answered != found.policy.sha256:
+        yield f"policy.sha256 is {found.policy.sha256[:12]}, and the answers are of {str(answered)[:12]}"
+    yield from _answers_beside(found, path.with_name("answers.jsonl"))
+    yield from _prompts_beside(found, run / PROMPTS / chosen / "prompts.jsonl")
+
+
+def _answers_beside(found: SetEvaluation, path: Path) -> Iterator[str]:
+    """Yields in what the answers that were graded differ from those of the policy."""
+    if not found.rows:
+        return
+    answers = read_rows(path, SetAnswer) if path.is_file() else []
+    if [row.prompt_id for row in found.rows] != [row.prompt_id for row in answers]:
+        yield f"has not the prompts of {path.name}"
+        return
+    for row, answer in zip(found.rows, answers, strict=True):
+        if row.answers != answer.answers:
+            yield f"prompt {row.prompt_id}: the graded answer is not the one in {path.name}"
+
+
+def _prompts_beside(found: SetEvaluation, path: Path) -> Iterator[str]:
+    """Yields in what an evaluation differs from the prompts of its set."""
+    if not found.rows and not path.is_file():
+        return
+    prompts: list[SetPrompt] = read_rows(path, SetPrompt) if path.is_file() else []
+    seen: dict[str, Any] = {"prompt_ids": [each.prompt_id for each in prompts if each.seen], "of": len(prompts)}
+    stated: dict[str, Any] = {"prompt_ids": found.contaminated.prompt_ids, "of": found.contaminated.of}
+    yield from first_of(deviations(stated, seen, "contaminated"))
+    if found.contaminated.overlap != len(found.contaminated.prompt_ids):
+        yield f"contaminated.overlap is {found.contaminated.overlap}, and {len(found.contaminated.prompt_ids)} prompts are named"
+    if found.set.sha256 != (sha256_of(path) if path.is_file() else None):
+        yield f"set.sha256 is {found.set.sha256[:12]}, which is not that of {PROMPTS}/{found.set.name}/prompts.jsonl"
+    if found.set.prompts != len(prompts) or found.set.of < found.set.prompts:
+        yield f"set.prompts is {found.set.prompts} of {found.set.of}, and {len(prompts)} prompts are inside"
+    if found.rows and [row.prompt_id for row in found.rows] != [each.prompt_id for each in prompts]:
+        yield f"has not the prompts of {PROMPTS}/{found.set.name}/prompts.jsonl"
+    for row, prompt in zip(found.rows, prompts, strict=False):
+        if row.category != prompt.category:
+            yield f"prompt {row.prompt_id}: category is {row.category!r}, in the set {prompt.category!r}"
