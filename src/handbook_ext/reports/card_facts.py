@@ -12,6 +12,7 @@ import yaml
 
 from handbook_ext.core.artifacts import finished_manifest, read_manifest
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.provenance import hardware_words
 from handbook_ext.recipes.names import paper_row, read_name
 from handbook_ext.recipes.overrides import inline
 from handbook_ext.recipes.settings import DATA_SUFFIXES
@@ -195,12 +196,3 @@ class TrainedPolicy:
         yield "files" if files else "splits", ", ".join(f"{name} {Path(str(stated[name])).name}" for name in ("train", "test"))
         demonstrations = stated["sft_dataset"] or (Path(stated["sft"]).name if stated["sft"] else None)
         yield "demonstrations", demonstrations or "the chosen answers, where the run has supervised fine-tuning"
-
-
-def hardware_words(manifest: Mapping[str, Any]) -> str:
-    """Returns the machine of a stage in words: its GPUs, or its processor, and how many processes it had."""
-    found, processes = manifest["hardware"], manifest.get("launch", {}).get("processes", 1)
-    gpus = list(found.get("gpus", []))
-    kinds = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
-    words = ", ".join(kinds) or f"{found.get('cpu', found.get('machine', 'unknown processor'))}, {found.get('cores', '?')} cores"
-    return words + (f", {processes} processes" if processes > 1 else "")

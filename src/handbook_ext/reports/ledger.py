@@ -15,8 +15,8 @@ from pathlib import Path
 
 from handbook_ext.core.artifacts import finished_manifest, read_manifest
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.provenance import hardware_words
 from handbook_ext.evaluation.set_evaluation import read_set_evaluation, set_evaluations
-from handbook_ext.reports.card_facts import hardware_words
 from handbook_ext.reports.ledger_archive import SUFFIX, Ledger, read_ledger, write_ledger
 from handbook_ext.reports.ledger_checks import chain_faults, gaps, manifest_faults
 from handbook_ext.reports.ledger_numbers import evaluation_faults, summary_faults
@@ -80,8 +80,9 @@ def _manifests(run: Path) -> Group:
     faults = _told(manifest_faults(run), run)
     words = f"{len(artifacts_of(run))}: hashes, keys, settings, counts"
     taken_out = [] if faults else gaps(run)
-    if taken_out:
-        words += f"; paths were taken out of {', '.join(taken_out)}, so that no hash holds these"
+    unheld = [name for name in taken_out if not name.endswith((".yaml", "manifest.json"))]
+    words += f"; paths or hosts were taken out of {len(taken_out)} files" if taken_out else ""
+    words += f", so that no hash holds {', '.join(unheld)}" if unheld else ""
     return Group("manifests", words, faults)
 
 

@@ -32,7 +32,7 @@ def manifest_faults(run: Path) -> Iterator[str]:
 
 
 def gaps(run: Path) -> list[str]:
-    """Returns the files from which paths or hosts were taken out: against their manifest's hash these cannot be checked."""
+    """Returns the files from which paths or hosts were taken out: neither a hash nor a key holds these."""
     found = []
     for path in sorted(run.rglob("*")):
         if (path.suffix == ".json" and has_gaps(json_object(path))) or (path.suffix == ".yaml" and has_gaps(read_settings(path))):

@@ -14,11 +14,11 @@ from handbook_ext.core.stage_settings import differences, identity
 from handbook_ext.graph.makefile import begun_with
 from handbook_ext.graph.rules_benchmarks import benchmark_rules
 from handbook_ext.graph.run_rules import run_rules
-from handbook_ext.recipes.names import RECIPES
+from handbook_ext.recipes.names import RECIPES, read_name
 from handbook_ext.recipes.overrides import parse_set
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.reports.ledger_pack import artifacts_of
-from handbook_ext.reports.privacy import has_gaps
+from handbook_ext.reports.privacy import has_gaps, without_paths
 
 Json = dict[str, Any]
 
@@ -43,12 +43,30 @@ def recipe_findings(run: Path, name: str, root: Path = RECIPES) -> RecipeFinding
     recipe, overrides = str(about["recipe"]), [str(each) for each in about["overrides"]]
     if name not in (recipe, f"{recipe}-seed{about['seed']}"):
         return RecipeFindings([f"the ledger is of run {name}, and its report of recipe {recipe} with seed {about['seed']}"])
-    if has_gaps(overrides):
-        return RecipeFindings(unknown="its data are files of the author's machine")
+    # Without this a run could pass for the recipe itself, and fill its cells in the papers' tables.
+    if ("+" in recipe) != bool(overrides):
+        return RecipeFindings([f"the run is of recipe {recipe}, and what overrides it is said to be {overrides}"])
+    reason = _unknown(name, overrides, root)
+    return RecipeFindings(unknown=reason) if reason else _compared(run, name, overrides, manifests, root)
+
+
+def _unknown(name: str, overrides: list[str], root: Path) -> str | None:
+    """Returns why a run cannot be compared with a recipe; None where it can."""
+    bare = name.partition("+")[0]
+    try:
+        read_name(bare, root)
+    except UserError:
+        return f"no recipe here is called {bare}"
+    return "its data are files of its author's machine" if has_gaps(overrides) else None
+
+
+def _compared(run: Path, name: str, overrides: list[str], manifests: Mapping[str, Json], root: Path) -> RecipeFindings:
+    """Returns what comparing the stages of a run with its recipe found."""
     try:
         resolved = _resolved(name, overrides, run, root)
     except UserError as error:
-        return RecipeFindings(unknown=str(error.args[0]))
+        # An override may name a file of its author's; the recipe alone names none that is not here.
+        return RecipeFindings(unknown=str(error.args[0])) if overrides else RecipeFindings([str(each) for each in error.args])
     if resolved.name != name:
         return RecipeFindings(
             [f"the run is called {name}, but with {' '.join(overrides) or 'no override'} it is {resolved.name}"]
@@ -89,6 +107,5 @@ def _faults(manifests: Mapping[str, Json], run: Run) -> Iterator[str]:
             yield f"{artifact}: is inside, and no stage of recipe {run.recipe} makes it"
             continue
         stated, wanted = (identity(each) for each in (manifest["settings"], rules[artifact].settings.model_dump(mode="json")))
-        for key, packed, here in differences(stated, wanted):
-            if not has_gaps(packed):
-                yield f"{artifact}: {key} is {packed!r}, and recipe {run.recipe} has {here!r}"
+        for key, packed, here in differences(stated, without_paths(wanted)):
+            yield f"{artifact}: {key} is {packed!r}, and recipe {run.recipe} has {here!r}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from handbook_ext.core.artifacts import finished_manifest, sha256_of
+from handbook_ext.core.artifacts import finished_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
@@ -121,15 +121,14 @@ def _prompts_beside(found: SetEvaluation, path: Path) -> Iterator[str]:
     if not found.rows and not path.is_file():
         return
     prompts: list[SetPrompt] = read_rows(path, SetPrompt) if path.is_file() else []
-    seen: dict[str, Any] = {"prompt_ids": [each.prompt_id for each in prompts if each.seen], "of": len(prompts)}
-    stated: dict[str, Any] = {"prompt_ids": found.contaminated.prompt_ids, "of": found.contaminated.of}
-    yield from first_of(deviations(stated, seen, "contaminated"))
-    if found.contaminated.overlap != len(found.contaminated.prompt_ids):
-        yield f"contaminated.overlap is {found.contaminated.overlap}, and {len(found.contaminated.prompt_ids)} prompts are named"
-    if found.set.sha256 != (sha256_of(path) if path.is_file() else None):
-        yield f"set.sha256 is {found.set.sha256[:12]}, which is not that of {PROMPTS}/{found.set.name}/prompts.jsonl"
-    if found.set.prompts != len(prompts) or found.set.of < found.set.prompts:
-        yield f"set.prompts is {found.set.prompts} of {found.set.of}, and {len(prompts)} prompts are inside"
+    about = (finished_manifest(path) if path.is_file() else None) or {}
+    names = [each.prompt_id for each in prompts if each.seen]
+    seen: dict[str, Any] = {"overlap": len(names), "prompt_ids": names, "of": len(prompts)}
+    yield from first_of(deviations(found.contaminated.model_dump(), seen, "contaminated"))
+    if about.get("seen", len(names)) != len(names):
+        yield f"the manifest of its prompts says that training has seen {about['seen']}, and {len(names)} are marked"
+    read = {"name": found.set.name, "prompts": len(prompts), "of": about.get("of"), "sha256": about.get("sha256")}
+    yield from first_of(deviations(found.set.model_dump(), read, "set"))
     if found.rows and [row.prompt_id for row in found.rows] != [each.prompt_id for each in prompts]:
         yield f"has not the prompts of {PROMPTS}/{found.set.name}/prompts.jsonl"
     for row, prompt in zip(found.rows, prompts, strict=False):
