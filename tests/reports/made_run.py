@@ -33,7 +33,12 @@ benchmarks:
   judge: {model: a-judge, base_url: "http://node17.cluster.example:8000/v1"}
   contaminated: mark
   sets:
-    quiz: {source: test, measures: [single, pairwise], outputs: {other: "https://example.org/other.json"}, max_new_tokens: 32}
+    quiz:
+      source: test
+      measures: [single, pairwise, alpaca_eval]
+      outputs: {other: "https://example.org/other.json"}
+      baseline: other
+      max_new_tokens: 32
 """
 HELD_OUT, ROWS = 8, 6
 
@@ -217,6 +222,7 @@ def make_grade(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str
     wins = [[[rng.choice([0.0, 0.5, 1.0])]] for _ in range(HELD_OUT)]
     means = [fmean(value for value in prompt[0] if value is not None) for prompt in points]
     shares = [100.0 * prompt[0][0] for prompt in wins]
+    chances = [[[rng.random()]] for _ in range(HELD_OUT)]
     about = {
         "missing": 0,
         "judge": {"model": "a-judge", "kind": "single", "local": False, "temperature": 0.0},
@@ -238,6 +244,7 @@ def make_grade(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str
         "contaminated": {"overlap": 1, "of": HELD_OUT, "prompt_ids": ["p0"]},
         "measures": {
             "single": measure(means, "1-10", missing=1), "vs_other": measure(shares, "%"),
+            "win_rate": measure([100.0 * prompt[0][0] for prompt in chances], "%"),
             "length": {**measure([1.0, 2.0], "characters"), "value": float(sum(lengths) // HELD_OUT), "standard_error": None,
                        "n": HELD_OUT, "judge": None},
             "lc_win_rate": {**measure([1.0, 2.0], "%"), "value": None, "standard_error": None, "n": 0, "judge": None,
@@ -245,7 +252,7 @@ def make_grade(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str
         },
         "rows": [
             {"prompt_id": answer["prompt_id"], "category": "writing", "answers": answer["answers"],
-             "verdicts": {"single": points[place], "vs_other": wins[place]}}
+             "verdicts": {"single": points[place], "vs_other": wins[place], "win_rate": chances[place]}}
             for place, answer in enumerate(answers)
         ],
     }  # fmt: skip

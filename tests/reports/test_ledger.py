@@ -133,6 +133,7 @@ DEEP = [
     ("iter1/quiz/eval.json", ("rows", 4, "verdicts", "single", 0, 1), "single"),
     ("iter1/quiz/eval.json", ("rows", 4, "verdicts", "vs_other", 0, 0), "vs_other"),
     ("iter1/quiz/eval.json", ("rows", 4, "answers", 1, "text"), "is not the one in answers.jsonl"),
+    ("iter1/quiz/eval.json", ("rows", 4, "verdicts", "win_rate", 0, 0), "win_rate"),
     ("iter1/quiz/eval.json", ("contaminated", "overlap"), "overlap is"),
     ("iter1/quiz/eval.json", ("decoding", "temperature"), "decoding.temperature"),
     ("iter1/quiz/eval.json", ("set", "of"), "set.of"),
@@ -177,6 +178,18 @@ def rehashed(ledger: Ledger, name: str) -> Ledger:
                 reader["key"] = hashlib.sha256(json.dumps({**determined, "settings": kept}, sort_keys=True).encode()).hexdigest()
                 files[other] = json.dumps(reader).encode()
     return Ledger(ledger.run, files)
+
+
+def test_verdicts_cannot_be_left_out(made: Path, ledger: Ledger) -> None:
+    name = "iter1/quiz/eval.json"
+    content = opened(name, ledger.files[name])
+    del content["rows"][0]["verdicts"]["single"]
+    forged = rehashed(Ledger(ledger.run, {**ledger.files, name: closed(name, content)}), name)
+    assert any("single has verdicts on 7 of 8 prompts" in fault for fault in faults(forged))
+    for row in content["rows"]:
+        row["verdicts"].pop("single", None)
+    forged = rehashed(Ledger(ledger.run, {**ledger.files, name: closed(name, content)}), name)
+    assert any("no verdicts that it follows from" in fault for fault in faults(forged))
 
 
 def test_an_altered_setting_is_refused_though_settings_file_key_and_manifest_were_made_anew(made: Path, ledger: Ledger) -> None:
@@ -244,9 +257,7 @@ def test_what_a_folder_of_ledgers_measured_names_judge_and_hardware(made: Path, 
     assert set(found) == set(measurements_of(ledger, "b"))
     one = found["mine-selm", "iter1", "quiz", "single"]
     stated = opened("x.json", ledger.files["iter1/quiz/eval.json"])["measures"]["single"]
-    assert (one.value, one.standard_error, one.n, one.judge, one.file) == (
-        stated["value"], stated["standard_error"], 8, "a-judge", "b.ledger.zip"
-    )  # fmt: skip
+    assert (*one[:3], one.judge.model, one.file) == (stated["value"], stated["standard_error"], 8, "a-judge", "b.ledger.zip")
     assert "cores" in one.hardware
     assert ("mine-selm", "iter1", "quiz", "lc_win_rate") not in found
     assert add_to_ledger(tmp_path / "b.ledger.zip", tmp_path / "ledger") == target

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from handbook_ext.core.artifacts import finished_manifest, read_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.provenance import hardware_words
-from handbook_ext.evaluation.set_evaluation import read_set_evaluation, set_evaluations
+from handbook_ext.evaluation.set_evaluation import Grader, MeasuredValue, SetEvaluation, read_set_evaluation, set_evaluations
 from handbook_ext.reports.ledger_archive import SUFFIX, Ledger, read_ledger, write_ledger
 from handbook_ext.reports.ledger_checks import chain_faults, gaps, manifest_faults
 from handbook_ext.reports.ledger_numbers import evaluation_faults, summary_faults
@@ -93,7 +94,7 @@ def _sets(run: Path) -> Group:
     words = f"{len(sets)} evaluations on prompt sets: verdicts, means and standard errors"
     if faults:
         return Group("sets", words, faults)
-    taken = [f"{policy} {chosen} {name}" for (policy, chosen), path in sets.items() for name in not_recomputed(path)]
+    taken = [f"{policy} {chosen} {name}" for (policy, chosen), path in sets.items() for name in not_recomputed(path, run)]
     return Group("sets", words + (f"; not worked out again: {', '.join(taken)}" if taken else ""))
 
 
@@ -109,24 +110,27 @@ def _told(faults: Iterator[str], run: Path) -> list[str]:
     return [fault.replace(f"{run}/", "") for fault in found]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A measure that a ledger submits: mean, standard error, number of prompts, who judged, on which machine, in which file."""
+class Entry(NamedTuple):
+    """A measure that a ledger submits: mean, standard error and number of prompts, who judged, on which machine, in which file.
+
+    `evaluation` is the whole of it, with decoding, contamination and what else a table says beside a value.
+    """
 
     value: float
     standard_error: float | None
     n: int
-    unit: str
-    judge: str | None
+    judge: Grader | None
     hardware: str
     file: str
+    measured: MeasuredValue
+    evaluation: SetEvaluation
 
     @property
     def words(self) -> str:
         """Returns the measure on one line."""
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
-        judged = "" if self.judge is None else f", judged by {self.judge}"
-        return f"{self.value:.2f}{error} {self.unit}, n {self.n}{judged}, on {self.hardware}"
+        judged = "" if self.judge is None else f", judged by {self.judge.model}"
+        return f"{self.value:.2f}{error} {self.measured.unit}, n {self.n}{judged}, on {self.hardware}"
 
 
 Key = tuple[str, str, str, str]
@@ -144,11 +148,11 @@ def measurements_of(ledger: Ledger, file: str) -> dict[Key, Entry]:
             trained = finished_manifest(run / policy / "policy") or finished_manifest(path.with_name("answers.jsonl"))
             hardware = hardware_words(trained or read_manifest(path))
             recipe = str(read_manifest(path)["recipe"])
-            for name, one in read_set_evaluation(path).measures.items():
+            evaluation = read_set_evaluation(path)
+            for name, one in evaluation.measures.items():
                 if one.value is not None:
-                    judge = None if one.judge is None else one.judge.model
                     found[recipe, policy, chosen, name] = Entry(
-                        one.value, one.standard_error, one.n, one.unit, judge, hardware, file
+                        one.value, one.standard_error, one.n, one.judge, hardware, file, one, evaluation
                     )
     return found
 

@@ -14,12 +14,20 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
 from handbook_ext.evaluation.set_evaluation import EvaluatedRow, MeasuredValue, SetEvaluation, read_set_evaluation
 from handbook_ext.graph.rules_benchmarks import PROMPTS
+from handbook_ext.reports.ledger_lengths import CONTROLLED, VERDICTS, controlled_again, controlled_fault
 from handbook_ext.reports.ledger_numbers import deviations, first_of
 
-Verdicts = list[list[list[float | None]]]
+PromptVerdicts = list[list[list[float | None]]]
 """Prompt by prompt a number, or None where no reply can be read, for each turn of each judge run."""
 
 LENGTH = "length"  # In characters, of the answers themselves.
+# What each measure of a recipe leaves; pairwise one for each model whose answers the set has, and for the start.
+MEASURES = {
+    "alpaca_eval": {CONTROLLED, VERDICTS, LENGTH},
+    "mt_bench": {"average", "turn1", "turn2"},
+    "single": {"single"},
+    "pairwise": {"vs_start"},
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Recomputed:
     missing: int
 
 
-def from_verdicts(verdicts: Verdicts, scale: float) -> Recomputed:
+def from_verdicts(verdicts: PromptVerdicts, scale: float) -> Recomputed:
     """Returns the mean over prompts of each one's mean verdict, over turns and judge runs, with the standard error of that mean.
 
     scale: what verdicts are multiplied by, 100 for percent. Verdicts that nobody could read are counted and left out.
@@ -60,14 +68,31 @@ def set_faults(path: Path, run: Path) -> Iterator[str]:
     try:
         found = read_set_evaluation(path)
         yield from (f"{name}: {fault}" for fault in [*_beside(found, path, run), *_measure_faults(found)])
+        if (stated := found.measures.get(CONTROLLED)) is not None and stated.value is not None:
+            again, _ = controlled_again(found, path, _prompts_of(found, run))
+            fault = None if again is None else controlled_fault(stated, again)
+            yield from [] if fault is None else [f"{name}: {fault}"]
     except UserError as error:
         yield str(error.args[0])
 
 
-def not_recomputed(path: Path) -> list[str]:
-    """Returns the measures of an evaluation that have a value, but no rows from which it follows."""
+def not_recomputed(path: Path, run: Path) -> list[str]:
+    """Returns the measures of an evaluation that have a value which was not worked out again, and why."""
     found = read_set_evaluation(path)
-    return [name for name, one in found.measures.items() if one.value is not None and recomputed(name, one, found.rows) is None]
+    taken = []
+    for name, one in found.measures.items():
+        if one.value is None or recomputed(name, one, found.rows) is not None:
+            continue
+        again, reason = None, "it has no verdicts"
+        if name == CONTROLLED:
+            again, reason = controlled_again(found, path, _prompts_of(found, run))
+        taken += [f"{name} ({reason})"] if again is None else []
+    return taken
+
+
+def _prompts_of(found: SetEvaluation, run: Path) -> Path:
+    """Returns the rows of an evaluation's prompt set."""
+    return run / PROMPTS / found.set.name / "prompts.jsonl"
 
 
 def _measure_faults(found: SetEvaluation) -> Iterator[str]:
@@ -75,8 +100,14 @@ def _measure_faults(found: SetEvaluation) -> Iterator[str]:
     for name, stated in found.measures.items():
         if (stated.value is None) != (stated.not_run is not None):
             yield f"{name} is {stated.value}, and it was not run because of {stated.not_run!r}"
+        given = sum(name in row.verdicts for row in found.rows)
+        if given not in (0, len(found.rows)):
+            yield f"{name} has verdicts on {given} of {len(found.rows)} prompts"
         again = recomputed(name, stated, found.rows)
         if again is None:
+            # A length-controlled win rate has those of the plain one, and lm-evaluation-harness leaves no rows at all.
+            if stated.value is not None and found.rows and name != CONTROLLED:
+                yield f"{name} is {stated.value}, and there are no verdicts that it follows from"
             continue
         values = {"value": again.value, "standard_error": again.standard_error, "n": again.n, "missing": again.missing}
         yield from first_of(deviations({key: getattr(stated, key) for key in values}, values, name))
@@ -92,6 +123,10 @@ def _beside(found: SetEvaluation, path: Path, run: Path) -> Iterator[str]:
     if found.decoding is not None:
         stated = found.decoding.model_dump()
         yield from first_of(deviations(stated, {key: (settings.get("decoding") or {}).get(key) for key in stated}, "decoding"))
+    if "measures" in settings:
+        asked = {name for each in settings["measures"] for name in MEASURES[each]}
+        asked |= {f"vs_{name}" for name in settings["outputs"] if "pairwise" in settings["measures"]}
+        yield from (f"{name} is no measure of its settings" for name in found.measures if name not in asked)
     judge = (settings.get("judge") or {}).get("model")
     for name, measure in found.measures.items():
         if measure.judge is not None and measure.judge.model != judge:
@@ -100,7 +135,7 @@ def _beside(found: SetEvaluation, path: Path, run: Path) -> Iterator[str]:
     if found.rows and answered != found.policy.sha256:
         yield f"policy.sha256 is {found.policy.sha256[:12]}, and the answers are of {str(answered)[:12]}"
     yield from _answers_beside(found, path.with_name("answers.jsonl"))
-    yield from _prompts_beside(found, run / PROMPTS / chosen / "prompts.jsonl")
+    yield from _prompts_beside(found, _prompts_of(found, run))
 
 
 def _answers_beside(found: SetEvaluation, path: Path) -> Iterator[str]:
