@@ -212,16 +212,17 @@ def test_what_a_model_does_not_take_is_left_out_and_its_annotations_bear_its_nam
     assert (body["model"], body["max_completion_tokens"], body["top_logprobs"]) == ("mine", 1, 5)
     assert {row["annotator"] for row in rows} == {"weighted_alpaca_eval:mine"}
     assert asker.facts()["judge"]["cost_usd"] == pytest.approx(22 * (2 * 300 + 8) / 1e6)
-    # Another judge's replies are not this one's.
+    # Another judge's replies are not this one's, nor are those to a request with other options.
     judge(server, tmp_path, "other").annotate(INSTRUCTIONS, OURS, BASELINE)
-    assert len(server.log.questions) == 44
+    judge(server, tmp_path, "mine").annotate(INSTRUCTIONS, OURS, BASELINE)
+    assert len(server.log.questions) == 66
 
 
 def test_the_package_leaves_the_process_as_it_was(server: Judge, tmp_path: Path) -> None:
-    level, disabled = logging.root.level, logging.root.manager.disable
+    logging.disable(logging.NOTSET)
     judge(server, tmp_path).annotate(INSTRUCTIONS, OURS, BASELINE)
-    assert (logging.root.level, logging.root.manager.disable) == (level, disabled)
+    assert (logging.root.level, logging.root.manager.disable) == (logging.WARNING, logging.NOTSET)
     server.manners = lambda question, attempt: status(500)
     with pytest.raises(UserError):
         judge(server, tmp_path, "other").annotate(INSTRUCTIONS, OURS, BASELINE)
-    assert logging.root.manager.disable == disabled
+    assert logging.root.manager.disable == logging.NOTSET

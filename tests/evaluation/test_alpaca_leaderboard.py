@@ -35,6 +35,7 @@ def test_published_replies_give_the_published_preferences() -> None:
 
 
 @needs_clone
+@pytest.mark.slow
 @pytest.mark.skipif(DIFFICULTY not in os.environ, reason=f"{DIFFICULTY} names no instruction_difficulty.csv of the hub")
 def test_published_weights_give_the_published_length_controlled_win_rates() -> None:
     values, errors = compare_length_controlled(Clone(Path(os.environ[CLONE])), Path(os.environ[DIFFICULTY]))

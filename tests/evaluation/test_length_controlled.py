@@ -80,13 +80,15 @@ def test_length_is_controlled_for(gamed: Path) -> None:
 
 
 def test_the_fit_is_the_packages_own(gamed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
     import pandas
-    from alpaca_eval.metrics import get_length_controlled_winrate
+    from alpaca_eval.metrics import get_length_controlled_winrate, glm_winrate
 
     rows = verdicts(0.4, 1.0, longer=30)
     rows[3]["preference"] = None
     found = length_controlled(rows, gamed, range(COUNT))
-    monkeypatch.setattr("alpaca_eval.metrics.glm_winrate.hf_hub_download", lambda **words: gamed)
+    assert glm_winrate.hf_hub_download is huggingface_hub.hf_hub_download
+    monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **words: gamed)
     theirs = get_length_controlled_winrate(pandas.DataFrame(rows), save_weights_dir=None)
     assert found.value == theirs["length_controlled_winrate"]
     assert found.standard_error == theirs["lc_standard_error"]

@@ -64,9 +64,8 @@ def annotated(pairs: Sequence[Row], model: str, complete: Complete) -> list[Row]
         annotator = package.annotators.PairwiseAnnotator(annotators_config=file, caching_path=None)
         for each in annotator.annotators.values():
             each.fn_completions = completions
-        rows = annotator.annotate_pairs([{**pair, "place": place} for place, pair in enumerate(pairs)], chunksize=None)
-    rows.sort(key=lambda row: row["place"])
-    return [{name: _known(value) for name, value in row.items() if name != "place"} for row in rows]
+        rows = annotator.annotate_pairs(list(pairs), chunksize=None)
+    return [{name: _known(value) for name, value in row.items()} for row in rows]
 
 
 def win_rate(rows: Sequence[Row]) -> dict[str, float]:

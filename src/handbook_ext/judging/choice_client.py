@@ -65,8 +65,8 @@ class ChoiceClient(JudgeClient):
         # A reply that was filtered has none; any other without them comes from an endpoint that does not compute them.
         if text and not choice.get("logprobs") and choice.get("finish_reason") != "content_filter":
             raise UserError(
-                f"{self.endpoint.name} answers without log-probabilities, by which this judge is read; take an endpoint and a "
-                "model that give logprobs and top_logprobs, as OpenAI's chat models and vLLM do"
+                f"{self.endpoint.setting}: {self.endpoint.name} answers without log-probabilities, by which this judge is read; "
+                "name an endpoint and a model that give logprobs and top_logprobs, as OpenAI's chat models and vLLM do"
             )
         whole = json.dumps({**choice, "text": text or " ", "total_tokens": total}, ensure_ascii=False)
         return Reply(whole, usage.prompt_tokens, usage.completion_tokens)
