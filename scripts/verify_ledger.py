@@ -14,8 +14,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("file", type=Path, help="what make <run>-submit has written")
     parser.add_argument("--add", action="store_true", help="copy a file that holds into the folder of submitted ones")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="FOLDER", help=f"that folder; by default {LEDGER}")
+    parser.add_argument("--gamed", type=Path, metavar="FILE", help="df_gamed.csv, by which length control is fitted again")
     arguments = parser.parse_args(argv)
-    ledger, groups = verified_ledger(arguments.file)
+    ledger, groups = verified_ledger(arguments.file, arguments.gamed)
     for group in groups:
         sys.stdout.write(f"{group.name:12} {'DIFFERS' if group.faults else 'holds':8} {group.words}\n")
     sys.stdout.flush()

@@ -50,18 +50,18 @@ def test_the_fit_is_the_one_that_graded_and_another_value_is_a_fault(
     gamed: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fit = partial(alpaca_eval.length_controlled, gamed=gamed, places=range(COUNT))
+    fit = partial(alpaca_eval.length_controlled, places=range(COUNT))  # The instructions are none of AlpacaEval's.
     monkeypatch.setattr(alpaca_eval, "length_controlled", fit)
     path, prompts = evaluated / "iter1/quiz/eval.json", evaluated / "prompts/quiz/prompts.jsonl"
     found = read_set_evaluation(path)
-    again, _ = controlled_again(found, path, prompts)
+    again, _ = controlled_again(found, path, prompts, gamed)
     texts = [json.loads(line)["outputs"]["other"] for line in prompts.read_text().splitlines()]
     rows = [
         {"instruction": "i", "output_1": other, "output_2": row.answers[0].text, "generator_1": "other", "generator_2": "ours",
          "preference": 1 + float(row.verdicts["win_rate"][0][0] or 0)}
         for other, row in zip(texts, found.rows, strict=True)
     ]  # fmt: skip
-    wanted = fit(rows)
+    wanted = fit(rows, gamed)
     assert again is not None and (again.value, again.standard_error, again.n) == (wanted.value, wanted.standard_error, COUNT)
     assert controlled_fault(again, again) is None
     assert "fitted again" in str(controlled_fault(again.model_copy(update={"value": again.value + 0.01}), again))
@@ -73,8 +73,8 @@ def test_the_fit_is_the_one_that_graded_and_another_value_is_a_fault(
         "not_run": None,
     }
     path.write_text(json.dumps(content))
-    assert any("lc_win_rate is" in fault and "fitted again" in fault for fault in set_faults(path, evaluated))
-    assert not_recomputed(path, evaluated) == []
+    assert any("lc_win_rate is" in fault and "fitted again" in fault for fault in set_faults(path, evaluated, gamed))
+    assert not_recomputed(path, evaluated, gamed) == []
 
 
 def test_without_the_packages_data_the_value_is_told_as_not_worked_out(evaluated: Path) -> None:

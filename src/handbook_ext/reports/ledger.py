@@ -49,14 +49,17 @@ def unpacked(ledger: Ledger) -> Iterator[Path]:
         yield run
 
 
-def verified_ledger(path: Path) -> tuple[Ledger, list[Group]]:
-    """Returns a ledger and what its checks found; raises UserError for what is no ledger, or not what its index says."""
+def verified_ledger(path: Path, gamed: Path | None = None) -> tuple[Ledger, list[Group]]:
+    """Returns a ledger and what its checks found; raises UserError for what is no ledger, or not what its index says.
+
+    gamed: the file by which AlpacaEval's length control is fitted again, None for the hub's.
+    """
     ledger = read_ledger(path)
     words = f"{len(ledger.files)} files, {ledger.size / 1e6:.1f} MB, with the hashes of the index"
-    return ledger, [Group("archive", words), *content_groups(ledger)]
+    return ledger, [Group("archive", words), *content_groups(ledger, gamed)]
 
 
-def content_groups(ledger: Ledger) -> list[Group]:
+def content_groups(ledger: Ledger, gamed: Path | None = None) -> list[Group]:
     """Returns what the checks of a ledger's content found, one group each, whatever its archive is."""
     with unpacked(ledger) as run:
         found = [_manifests(run), Group("chain", "each stage was made from what is inside", _told(chain_faults(run), run))]
@@ -72,7 +75,7 @@ def content_groups(ledger: Ledger) -> list[Group]:
         found.append(Group("evaluations", f"{len(loop)}: means, implicit rewards, and rewards where they are known", faults))
         words = "every mean, win rate and interval of the report"
         found.append(Group("summary", words, _told(summary_faults(run), run)))
-        found.append(_sets(run))
+        found.append(_sets(run, gamed))
     return found
 
 
@@ -87,14 +90,14 @@ def _manifests(run: Path) -> Group:
     return Group("manifests", words, faults)
 
 
-def _sets(run: Path) -> Group:
+def _sets(run: Path, gamed: Path | None) -> Group:
     """Returns what the checks of evaluations on prompt sets found, and which measures follow from nothing that is inside."""
     sets = set_evaluations(run)
-    faults = _told((fault for path in sets.values() for fault in set_faults(path, run)), run)
+    faults = _told((fault for path in sets.values() for fault in set_faults(path, run, gamed)), run)
     words = f"{len(sets)} evaluations on prompt sets: verdicts, means and standard errors"
     if faults:
         return Group("sets", words, faults)
-    taken = [f"{policy} {chosen} {name}" for (policy, chosen), path in sets.items() for name in not_recomputed(path, run)]
+    taken = [f"{policy} {chosen} {name}" for (policy, chosen), path in sets.items() for name in not_recomputed(path, run, gamed)]
     return Group("sets", words + (f"; not worked out again: {', '.join(taken)}" if taken else ""))
 
 

@@ -20,10 +20,12 @@ CLOSE = 1e-3
 """Percentage points: a fit by iteration ends a little apart on another processor."""
 
 
-def controlled_again(found: SetEvaluation, path: Path, prompts: Path) -> tuple[MeasuredValue | None, str]:
+def controlled_again(
+    found: SetEvaluation, path: Path, prompts: Path, gamed: Path | None = None
+) -> tuple[MeasuredValue | None, str]:
     """Returns the length-controlled win rate of an evaluation from its answers and preferences; None, and why, where it cannot.
 
-    path: of the evaluation; prompts: the rows of its set. Needs the extra `eval`, and df_gamed.csv of the hub or its cache.
+    path: of the evaluation; prompts: the rows of its set; gamed: df_gamed.csv, None for the hub's. Needs the extra `eval`.
     """
     settings = (finished_manifest(path) or {}).get("settings", {})
     baseline, verdicts = str(settings.get("baseline")), [row.verdicts.get(VERDICTS) for row in found.rows]
@@ -42,7 +44,7 @@ def controlled_again(found: SetEvaluation, path: Path, prompts: Path) -> tuple[M
     from handbook_ext.evaluation import alpaca_eval  # noqa: PLC0415
 
     try:
-        again = alpaca_eval.length_controlled(rows)
+        again = alpaca_eval.length_controlled(rows, gamed)
     except UserError as error:
         return None, str(error.args[0])
     if again.value is None:

@@ -21,8 +21,9 @@ from handbook_ext.reports.ledger_pack import artifacts_of
 from handbook_ext.reports.privacy import has_gaps, without_paths
 
 Json = dict[str, Any]
-# Who judges is chosen by whoever evaluates, and stands beside each value; so does what training has seen.
-FREE = {"grade": ("judge", "judge_runs"), "prompts": ("contaminated",)}
+# Who judges is chosen by whoever evaluates, and stands beside each value; so does what training has seen. Where the file for
+# length control lay is the author's business: the checks fit with the hub's.
+FREE = {"grade": ("judge", "judge_runs", "length_control"), "prompts": ("contaminated",)}
 
 
 @dataclass(frozen=True)

@@ -62,21 +62,24 @@ def recomputed(name: str, stated: MeasuredValue, rows: Sequence[EvaluatedRow]) -
     return from_verdicts(verdicts, 100.0 if stated.unit == "%" else 1.0) if verdicts else None
 
 
-def set_faults(path: Path, run: Path) -> Iterator[str]:
-    """Yields in what an evaluation on a prompt set differs from what lies beside it, and its measures from its own rows."""
+def set_faults(path: Path, run: Path, gamed: Path | None = None) -> Iterator[str]:
+    """Yields in what an evaluation on a prompt set differs from what lies beside it, and its measures from its own rows.
+
+    gamed: the file for length control, None for the hub's.
+    """
     name = str(path.relative_to(run))
     try:
         found = read_set_evaluation(path)
         yield from (f"{name}: {fault}" for fault in [*_beside(found, path, run), *_measure_faults(found)])
         if (stated := found.measures.get(CONTROLLED)) is not None and stated.value is not None:
-            again, _ = controlled_again(found, path, _prompts_of(found, run))
+            again, _ = controlled_again(found, path, _prompts_of(found, run), gamed)
             fault = None if again is None else controlled_fault(stated, again)
             yield from [] if fault is None else [f"{name}: {fault}"]
     except UserError as error:
         yield str(error.args[0])
 
 
-def not_recomputed(path: Path, run: Path) -> list[str]:
+def not_recomputed(path: Path, run: Path, gamed: Path | None = None) -> list[str]:
     """Returns the measures of an evaluation that have a value which was not worked out again, and why."""
     found = read_set_evaluation(path)
     taken = []
@@ -85,7 +88,7 @@ def not_recomputed(path: Path, run: Path) -> list[str]:
             continue
         again, reason = None, "it has no verdicts"
         if name == CONTROLLED:
-            again, reason = controlled_again(found, path, _prompts_of(found, run))
+            again, reason = controlled_again(found, path, _prompts_of(found, run), gamed)
         taken += [f"{name} ({reason})"] if again is None else []
     return taken
 
