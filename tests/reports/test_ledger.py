@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from handbook_ext.reports.ledger import (
 from handbook_ext.reports.ledger_archive import Ledger, archive_bytes
 from handbook_ext.reports.ledger_pack import packed
 from tests.recipe_folder import ROOT
+from tests.reports.forging import Way, altered, another, closed, leaves, opened, rehashed
 
-Path_ = tuple[str | int, ...]
 # What nothing else in a ledger holds, of a file in which it alone was altered: ledger/README.md says so.
 UNSEEN = [
     r".*manifest\.json (peak_memory|launch|files\.\S+\.mtime_ns)\b.*",
@@ -42,46 +41,6 @@ UNSEEN = [
     r"\w+/quiz/eval\.manifest\.json key",  # Of settings from which a host was taken out.
     r"sft/policy/trainer_state\.json .*",
 ]
-
-
-def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    """Every single value with the way to it."""
-    if isinstance(value, dict | list) and value:
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(inner, (*path, key))
-    else:
-        yield path, value
-
-
-def opened(name: str, content: bytes) -> Any:
-    if name.endswith(".jsonl"):
-        return [json.loads(line) for line in content.decode().splitlines()]
-    return yaml.safe_load(content) if name.endswith(".yaml") else json.loads(content)
-
-
-def closed(name: str, value: Any) -> bytes:
-    if name.endswith(".jsonl"):
-        return "".join(json.dumps(row) + "\n" for row in value).encode()
-    return yaml.safe_dump(value, sort_keys=False).encode() if name.endswith(".yaml") else json.dumps(value, indent=1).encode()
-
-
-def altered(ledger: Ledger, name: str, path: Path_, change: Any) -> Ledger:
-    """The ledger with one value of one file altered; archive_bytes makes its index anew, as an attacker would."""
-    value = opened(name, ledger.files[name])
-    at = value
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = change(at[path[-1]]) if callable(change) else change
-    return Ledger(ledger.run, {**ledger.files, name: closed(name, value)})
-
-
-def another(value: Any) -> Any:
-    """Another value of the same kind."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return value + 1
-    return f"{value}x" if isinstance(value, str) else "x" if value is None else [*value, "x"]
 
 
 def faults(ledger: Ledger) -> list[str]:
@@ -148,36 +107,12 @@ DEEP = [
 
 @pytest.mark.parametrize(("name", "path", "words"), DEEP)
 def test_a_number_that_does_not_follow_is_refused_though_the_manifest_was_made_anew(
-    made: Path, ledger: Ledger, name: str, path: Path_, words: str
+    made: Path, ledger: Ledger, name: str, path: Way, words: str
 ) -> None:
     forged = rehashed(altered(ledger, name, path, another), name)
     found = faults(forged)
     assert found and any(re.search(words, fault) for fault in found), found
     assert not any("its manifest says" in fault for fault in found)
-
-
-def rehashed(ledger: Ledger, name: str) -> Ledger:
-    """The ledger with the manifest of an artifact made for its content, and that of the report, which reads it."""
-    files = dict(ledger.files)
-    content = files[name]
-    record = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    whole = name.startswith("report/")
-    place = "report/manifest.json" if whole else name.replace(".json", ".manifest.json")
-    manifest = json.loads(files[place])
-    manifest["files"][Path(name).name] |= record
-    lines = [f"{each} {about['sha256']}" for each, about in manifest["files"].items()]
-    manifest["sha256"] = hashlib.sha256("\n".join(lines).encode()).hexdigest() if whole else record["sha256"]
-    files[place] = json.dumps(manifest).encode()
-    for other in [each for each in files if each.endswith("manifest.json")]:
-        reader = json.loads(files[other])
-        for each in reader["inputs"]:
-            if str(Path(other).parent.parent / each if other.endswith("/manifest.json") else Path(other).parent / each) == name:
-                reader["inputs"][each] = manifest["sha256"]
-                determined = {"inputs": reader["inputs"], "external": reader["external"]}
-                kept = {key: value for key, value in reader["settings"].items() if key not in ("recipe", "overrides")}
-                reader["key"] = hashlib.sha256(json.dumps({**determined, "settings": kept}, sort_keys=True).encode()).hexdigest()
-                files[other] = json.dumps(reader).encode()
-    return Ledger(ledger.run, files)
 
 
 def test_verdicts_cannot_be_left_out(made: Path, ledger: Ledger) -> None:

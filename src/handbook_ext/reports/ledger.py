@@ -65,11 +65,7 @@ def content_groups(ledger: Ledger, gamed: Path | None = None) -> list[Group]:
         found = [_manifests(run), Group("chain", "each stage was made from what is inside", _told(chain_faults(run), run))]
         if any(group.faults for group in found):
             return found  # What follows reads these files as a run's, and would say the same less clearly.
-        recipe = recipe_findings(run, ledger.run)
-        words = (
-            f"those of recipe {ledger.run} here" if recipe.unknown is None else f"not compared with a recipe: {recipe.unknown}"
-        )
-        found.append(Group("settings", words, recipe.faults))
+        found.append(_settings(run, ledger.run))
         loop = sorted(path for path in run.glob("*/eval.json"))
         faults = _told((fault for path in loop for fault in evaluation_faults(path, str(path.relative_to(run)))), run)
         found.append(Group("evaluations", f"{len(loop)}: means, implicit rewards, and rewards where they are known", faults))
@@ -88,6 +84,23 @@ def _manifests(run: Path) -> Group:
     words += f"; paths or hosts were taken out of {len(taken_out)} files" if taken_out else ""
     words += f", so that no hash holds {', '.join(unheld)}" if unheld else ""
     return Group("manifests", words, faults)
+
+
+def _settings(run: Path, name: str) -> Group:
+    """Returns what comparing with the recipe found, or why there was nothing to compare with."""
+    unknown = None
+
+    def compared() -> Iterator[str]:
+        """Yields the faults, and notes why there was no recipe."""
+        nonlocal unknown
+        findings = recipe_findings(run, name)
+        unknown = findings.unknown
+        yield from findings.faults
+
+    faults = _told(compared(), run)
+    return Group(
+        "settings", f"those of recipe {name} here" if unknown is None else f"not compared with a recipe: {unknown}", faults
+    )
 
 
 def _sets(run: Path, gamed: Path | None) -> Group:
