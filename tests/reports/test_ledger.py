@@ -74,6 +74,35 @@ def test_one_altered_value_anywhere_is_refused(made: Path, ledger: Ledger, data:
         assert faults(altered(ledger, name, path, another)), (name, path)
 
 
+SHALLOW = [
+    ("iter1/policy/manifest.json", ("key",), "the key of its manifest is not"),
+    ("iter1/policy/manifest.json", ("sha256",), "the sha256 of its manifest is not"),
+    ("iter1/policy/manifest.json", ("policy",), "the policy's hash is not that of its weights"),
+    ("iter1/policy/manifest.json", ("start",), "was trained from another policy than iter0"),
+    ("iter1/policy/manifest.json", ("inputs", "pairs.jsonl"), r"was made from another pairs\.jsonl"),
+    ("iter1/policy/manifest.json", ("settings", "train", "beta"), r"train\.beta is 1\.2 in its manifest and 0\.2 in train\.yaml"),
+    ("iter1/policy/manifest.json", ("seed",), "says seed 2, its settings 1"),
+    ("iter1/policy/manifest.json", ("counts", "in"), "rows in are not"),
+    ("iter1/policy/manifest.json", ("seconds",), r"seconds is"),
+    ("iter1/policy/manifest.json", ("hardware", "cpu"), r"hardware\.cpu is"),
+    ("iter1/pairs.manifest.json", ("counts", "out"), "rows in are not|has 3 rows"),
+    ("iter1/pairs.manifest.json", ("swapped",), "counts the pairs as"),
+    ("iter1/train.yaml", ("train", "beta"), r"train\.beta is"),
+    ("iter1/pairs.jsonl", (0, "chosen", 0, "content"), r"pairs\.jsonl is not what its manifest says"),
+    ("iter1/quiz/answers.jsonl", (0, "seed"), r"answers\.jsonl is not what its manifest says"),
+    ("prompts/quiz/prompts.jsonl", (0, "category"), r"prompts\.jsonl is not what its manifest says"),
+    ("iter1/policy/trainer_state.json", ("log_history", 0, "loss"), r"first\.loss is"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "path", "words"), SHALLOW)
+def test_a_value_that_was_altered_alone_is_told_by_what_it_breaks(
+    made: Path, ledger: Ledger, name: str, path: Way, words: str
+) -> None:
+    found = faults(altered(ledger, name, path, another))
+    assert any(re.search(words, fault) for fault in found), found
+
+
 # An attacker who also makes the manifest anew, so that the file has its hash: the numbers alone then speak.
 DEEP = [
     ("iter1/eval.json", ("decodings", "sampled", "mean_reward"), "mean_reward is"),
@@ -146,7 +175,8 @@ def test_a_missing_stage_a_stage_too_many_and_another_name_are_refused(made: Pat
     without = {name: content for name, content in ledger.files.items() if not name.startswith("check")}
     assert "check.json: the recipe has it, and the ledger has no manifest of it" in faults(Ledger(ledger.run, without))
     more = {name.replace("iter1/quiz", "iter1/exam"): content for name, content in ledger.files.items()}
-    assert any("iter1/exam" in fault for fault in faults(Ledger(ledger.run, more)))
+    found = faults(Ledger(ledger.run, more))
+    assert "iter1/exam/eval.json: is inside, and no stage of recipe mine-selm makes it" in found
     assert any("is of run tiny-selm" in fault for fault in faults(Ledger("tiny-selm", ledger.files)))
 
 

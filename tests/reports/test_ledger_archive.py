@@ -129,8 +129,11 @@ def test_a_member_that_unpacks_to_more_than_a_ledger_has_is_refused(
     assert path.stat().st_size < 1500
     assert read_ledger(path)
     monkeypatch.setattr(ledger_archive, limit, value)
+    asked, read = [], zipfile.ZipExtFile.read
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda self, n=-1: asked.append(n) or read(self, n))
     with pytest.raises(UserError, match=r"larger than|more than"):
         read_ledger(path)
+    assert all(0 < n <= ledger_archive.MOST_BYTES + 1 for n in asked)  # Never all of it, whatever size it claims.
 
 
 def test_another_format_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
