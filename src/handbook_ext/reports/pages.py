@@ -50,12 +50,25 @@ def render_report(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> dic
     pages.globals |= {"verdict": word_verdict, "summary": summary, "captions": captions, "pictures": encoded}
     # report.md.j2 defines the sentences as macros: both pages and the summary take them from there.
     markdown: Any = pages.get_template("report.md.j2").module
-    sentences = {"conclusions": markdown.conclusions(summary), "warnings": markdown.warnings(summary)}
-    summary = summary | {name: [line.strip() for line in text.splitlines() if line.strip()] for name, text in sentences.items()}
+    summary = _with_sentences(summary, markdown)
     files["report.md"] = f"{markdown}\n".encode()
     files["report.html"] = pages.get_template("report.html.j2").render().encode()
     files["summary.json"] = to_json(summary)
     return files
+
+
+def concluded(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> Json:
+    """Returns a summary with the words that `render_report` adds to it, without a page or a picture."""
+    summary = {"verdict": verdict(summary), "falls": falls(groups, summary), **summary}
+    pages = environment()
+    pages.globals |= {"verdict": word_verdict, "summary": summary, "captions": {}}
+    return _with_sentences(summary, pages.get_template("report.md.j2").module)
+
+
+def _with_sentences(summary: Json, markdown: Any) -> Json:
+    """Returns a summary with the sentences of the page, a list of lines each."""
+    sentences = {"conclusions": markdown.conclusions(summary), "warnings": markdown.warnings(summary)}
+    return summary | {name: [line.strip() for line in text.splitlines() if line.strip()] for name, text in sentences.items()}
 
 
 def render_comparison(compared: Sequence[Compared], summary: Json) -> dict[str, bytes]:
