@@ -28,12 +28,12 @@ def needed(policy: str) -> set[str]:
     return {word.removeprefix("runs/tiny-selm/") for word in text.split() if word.endswith("eval.json")}
 
 
-@pytest.mark.parametrize(("policy", "evaluated"), [("null", "iter3"), ("iter1", "iter1"), ("sft", "sft")])
+@pytest.mark.parametrize(("policy", "evaluated"), [("null", "iter3"), ("iter1", "iter1"), ("sft", "sft"), ("start", "sft")])
 def test_a_row_needs_the_evaluations_of_its_policy_and_of_its_start(policy: str, evaluated: str) -> None:
     assert needed(policy) == {"sft/eval.json", f"{evaluated}/eval.json"}
 
 
-@pytest.mark.parametrize("policy", ["iter9", "start", "policy"])
+@pytest.mark.parametrize("policy", ["iter9", "started", "policy"])
 def test_a_row_of_a_policy_that_its_recipe_has_not_is_one_line(policy: str) -> None:
     recipe = "recipes/tables/mine.yaml: row 'A': recipes/tiny/selm.yaml: recipe tiny-selm"
     words = f"{recipe} has no iteration '{policy}'.*; it has: iter0, iter1, iter2, iter3"

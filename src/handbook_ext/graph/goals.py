@@ -18,7 +18,7 @@ from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import PAPER_TABLE, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.overrides import Override, parse_data, parse_set
 from handbook_ext.recipes.run import Run, resolve
-from handbook_ext.recipes.table_files import read_table, run_of_row, table_names
+from handbook_ext.recipes.table_files import policy_of_row, read_table, run_of_row, table_names
 from handbook_ext.recipes.yaml_tree import nearest
 
 WHY = "why.txt"
@@ -182,10 +182,10 @@ class _Planner:
             return
         name = goal.removeprefix(TABLE)
         needed: dict[tuple[str, str], list[str]] = {}
-        for row in read_table(name, self.root).rows:
+        for row in read_table(name, root=self.root).rows:
             rows = [run_of_row(row, name, seed, self.root, engines=self._begun_with, **self.launch) for seed in self.seeds]
             runs = [self.plan.add(run) for run in distinct_seeds(rows)]
-            for policy in (runs[0].start, row.policy or runs[0].iterations[-1].name):
+            for policy in (runs[0].start, policy_of_row(row, runs[0])):
                 for run in runs:
                     self.plan.want(goal, run, f"{policy}/eval.json")
                 files = [f"{self._folder(run)}/{each}" for run in runs for each in targets_of(f"{policy}/eval.json")]
