@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import get_args
 
 from handbook_ext.core.records import user
+from handbook_ext.judging.endpoint import Endpoint
 from handbook_ext.judging.endpoint_judge import EndpointJudge
-from handbook_ext.judging.judge_client import Endpoint
 from handbook_ext.judging.judge_questions import Kind
 from handbook_ext.judging.ranker import CandidateSet
 from handbook_ext.judging.verdict_cache import VerdictCache

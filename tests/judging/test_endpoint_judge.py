@@ -22,8 +22,9 @@ from handbook_ext.judging.ranker import CandidateSet, Verdict
 from handbook_ext.judging.verdict_cache import Reply, VerdictCache
 
 pytest.importorskip("openai")
+from handbook_ext.judging.endpoint import Endpoint
 from handbook_ext.judging.endpoint_judge import EndpointJudge
-from handbook_ext.judging.judge_client import Endpoint, JudgeClient
+from handbook_ext.judging.judge_client import JudgeClient
 from tests.judging.misbehaving_server import Behaviour, MisbehavingServer, hangs_up, raw, says, status, waits
 
 KEY = "sk-very-secret-0123456789"
@@ -277,7 +278,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # Who starts the tests
 from pathlib import Path
 from handbook_ext.core.records import user
 from handbook_ext.judging.endpoint_judge import EndpointJudge
-from handbook_ext.judging.judge_client import Endpoint
+from handbook_ext.judging.endpoint import Endpoint
 from handbook_ext.judging.ranker import CandidateSet
 from handbook_ext.judging.verdict_cache import VerdictCache
 sets = [CandidateSet(user(f"What is {n}?"), [f"It is {n} and {m}." for m in range(3)]) for n in range(8)]

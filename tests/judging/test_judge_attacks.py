@@ -17,8 +17,8 @@ from handbook_ext.judging.ranker import CandidateSet, Verdict
 from handbook_ext.judging.verdict_cache import VerdictCache
 
 pytest.importorskip("openai")
+from handbook_ext.judging.endpoint import Endpoint
 from handbook_ext.judging.endpoint_judge import EndpointJudge
-from handbook_ext.judging.judge_client import Endpoint
 from tests.judging.misbehaving_server import Behaviour, MisbehavingServer, completion, raw, status
 
 KEY = "sk-very-secret-0123456789"

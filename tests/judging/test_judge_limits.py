@@ -22,8 +22,9 @@ import httpx2
 import openai
 from tenacity import RetryCallState, Retrying
 
+from handbook_ext.judging.endpoint import Endpoint
 from handbook_ext.judging.endpoint_judge import EndpointJudge
-from handbook_ext.judging.judge_client import LONGEST_TOLD, Endpoint
+from handbook_ext.judging.judge_client import LONGEST_TOLD
 from tests.judging.misbehaving_server import Behaviour, MisbehavingServer, body_of, drips, raw, refuses, says, status
 
 KEY = "sk-very-secret-0123456789"

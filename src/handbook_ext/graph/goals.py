@@ -7,47 +7,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.folders import distinct_seeds, hardware_request, request_file, runs_folder
-from handbook_ext.graph.makefile import PLAIN, begun_with, plain, targets_of
+from handbook_ext.graph.makefile import begun_with, plain, targets_of
 from handbook_ext.graph.plan import Plan
 from handbook_ext.graph.rule import CHECK
+from handbook_ext.graph.rules_benchmarks import RELEASED, asked_for, evaluated_policies
 from handbook_ext.graph.run_rules import run_rules
-from handbook_ext.recipes.names import PAPER_TABLE, PROJECT, RECIPES, TABLE
+from handbook_ext.graph.variables import VARIABLES, check_cluster, check_variables, kind_of
+from handbook_ext.recipes.names import RECIPES, TABLE
 from handbook_ext.recipes.overrides import Override, parse_data, parse_set
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.table_files import policy_of_row, read_table, run_of_row, table_names
 from handbook_ext.recipes.yaml_tree import nearest
 
+__all__ = ["VARIABLES", "WHY", "Plan", "check_variables", "plan_goals", "runs_folder"]
+
 WHY = "why.txt"
-CALIBRATE = "calibrate"
-_NUMBER = r"[1-9][0-9]{0,3}"
-_SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
-READERS = {
-    "run": "<run> and <run>-iter<N>", "seeds": "<run>-seeds", "table": f"{TABLE}<name>", "plan": "<run>-plan",
-    "calibrate": CALIBRATE, "paper": PAPER_TABLE, "project": "bench, mutants",
-}  # fmt: skip
-# Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
-VARIABLES = {
-    "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
-    "SET": (r"[\s\S]*", "", {"run", "seeds", "plan"}),
-    "DATA": (r"[\s\S]*", "", {"run", "seeds", "plan"}),
-    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "seeds", "table", "plan"}),
-    "GPUS": (_NUMBER, "a number from 1", {"run", "seeds", "table", "plan"}),
-    "CLUSTER": (r"slurm|", "slurm", {"run"}),
-    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
-    "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
-    "JOBS": (_NUMBER, "a number from 1", {"run", "seeds", "table"}),
-    "THREADS": (_NUMBER, "a number from 1", {"run", "seeds", "table", "plan", "calibrate"}),
-    "VRAM": (_SIZE, "the GB of one GPU, such as 24", {"plan"}),
-    "RAM": (_SIZE, "the GB of main memory, such as 128", {"plan"}),
-    "WRITE": (rf"{RECIPES}/\w[\w.-]*/\w[\w.-]*\.yaml", f"a recipe to be, such as {RECIPES}/mine/small.yaml", {"plan"}),
-    "T": (r"[\w-]+", f"a table of the papers, such as selm1; make {PAPER_TABLE} lists them", {"paper"}),
-    "FORMAT": (r"md|latex|csv|html", "md, latex, csv or html", {"paper"}),
-    "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
-}
 
 
 def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequence[str] = (), root: Path = RECIPES) -> Plan:
@@ -55,7 +34,7 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
 
     Raises UserError for a goal or variable that means nothing, or whose form could mean something else to make or a shell.
     """
-    kinds = {goal: _kind(goal) for goal in goals}
+    kinds = {goal: kind_of(goal) for goal in goals}
     check_variables(variables, given, kinds)
     if variables.get("CLUSTER"):
         check_cluster(kinds)
@@ -67,44 +46,6 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     # Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration runs beside the sampling of the next.
     plan.lines.append("MAKEFLAGS += -j$(JOBS)" if on_cpu else ".NOTPARALLEL:")
     return plan
-
-
-def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: Mapping[str, str]) -> None:
-    """Raises UserError for a variable that has another form than it should, or that no goal reads."""
-    for name, value in variables.items():
-        form, words, _ = VARIABLES[name]
-        if not re.fullmatch(form, value):
-            raise UserError(f"{name}: {value!r} is not {words}")
-    for name in given:
-        if name not in VARIABLES:
-            raise UserError(f"nothing reads the variable {name}{nearest(name, VARIABLES)}; make reads: {', '.join(VARIABLES)}")
-        readers = VARIABLES[name][2]
-        if kinds and not readers & set(kinds.values()):
-            raise UserError(
-                f"{name} is read by {' and '.join(READERS[kind] for kind in READERS if kind in readers)}, and no goal here is "
-                f"one of these: {' '.join(kinds)}; leave it out"
-            )
-
-
-def check_cluster(kinds: Mapping[str, str]) -> None:
-    """Raises UserError for a goal that is no run or iteration of one: what such goals do besides stages, no job would do."""
-    for goal, kind in kinds.items():
-        if kind not in ("run", "project") or "/" in goal:
-            raise UserError(
-                f"CLUSTER=slurm submits <run> and <run>-iter<N>, and {goal} is neither; submit its runs one by one, then make "
-                f"{goal} without CLUSTER"
-            )
-
-
-def _kind(goal: str) -> str:
-    """Returns what sort of goal a word is; a UserError where its form is none of a goal."""
-    if not re.fullmatch(PLAIN, goal):
-        raise UserError(f"{goal!r} is no goal: those have letters, digits and . / + @ , _ - alone; make help shows some")
-    if goal in (CALIBRATE, *PROJECT):
-        return {CALIBRATE: "calibrate", PAPER_TABLE: "paper"}.get(goal, "project")
-    if goal == "tables" or goal.startswith(TABLE):
-        return "table"
-    return "seeds" if goal.endswith("-seeds") else "plan" if goal.endswith("-plan") else "run"
 
 
 class _Planner:
@@ -119,12 +60,14 @@ class _Planner:
         self.launch = {"launch": variables.get("LAUNCH") or None, "gpus": int(variables["GPUS"]) if "GPUS" in variables else None}
         self.cluster = bool(variables.get("CLUSTER"))
         self.data = parse_data(variables["DATA"]) if variables.get("DATA") else []
+        self.sets = list(dict.fromkeys(variables.get("SETS", "").split()))
+        self.released = bool(variables.get("CHECKPOINTS"))
         self.overrides: list[Override] = [*parse_set(variables.get("SET", "")), *self.data]
 
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
 
-    plan_calibrate = plan_paper = plan_project
+    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_project
 
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""
@@ -151,7 +94,47 @@ class _Planner:
             self.plan.want(goal, run, "report")
             self.plan.goal(goal, [f"{folder}/{each}" for each in targets_of(CHECK)], f"@$(PYTHON) scripts/show_check.py {folder}")
         else:
-            self._make(goal, run, "report")
+            evaluations = [f"{each}/{chosen}/eval.json" for chosen in run.sets for each in evaluated_policies(run)]
+            # The report shows whatever sets policies were evaluated on, at whatever time: so it is asked to look again.
+            look = bool(evaluations or any(Path(folder).glob("*/*/eval.json")))
+            report = f"@$(PYTHON) scripts/write_report.py {folder}" if look else None
+            self._make(goal, run, "report", *evaluations, command=report)
+
+    def plan_eval(self, goal: str) -> None:
+        """Plans the evaluation of a run's policies, or of one, on prompt sets: by default on all of the recipe's."""
+        name, policy = re.fullmatch(r"(.+?)(?:-(iter[0-9]+|start|sft))?-eval", goal).groups()  # type: ignore[union-attr]
+        run = self._run(name, released=self.released, all_sets=not self.sets)
+        policies = evaluated_policies(run)
+        if policy is not None:
+            wanted = f"{RELEASED}{policy}" if self.released else policy
+            if wanted not in policies:
+                raise UserError(
+                    f"{goal}: {run.recipe} has no policy {wanted}{nearest(wanted, policies)}; it has: {', '.join(policies)}"
+                )
+            policies = [wanted]
+        self._make(goal, run, *(f"{each}/{chosen}/eval.json" for each in policies for chosen in run.sets))
+
+    def plan_explain(self, goal: str) -> None:
+        """Plans the walk of one pair through a run; nothing is made for it."""
+        folder = self._folder(self._run(goal.removesuffix("-explain")))
+        self.plan.goal(goal, [], f"@$(PYTHON) scripts/explain_pair.py {folder} --pair $(call quoted,$(value PAIR))")
+
+    def plan_push(self, goal: str) -> None:
+        """Plans the upload of a policy, which is made first; DRY=1 shows what would go."""
+        found = re.fullmatch(r"(.+)-(iter[0-9]+|sft)-push", goal)
+        if found is None:
+            raise UserError(f"{goal}: name the policy to be uploaded, such as {goal.removesuffix('-push')}-iter1-push")
+        run = self._run(found[1])
+        policy = found[2] if found[2] == run.start else run.iteration(found[2]).name
+        words = [f"{self._folder(run)}/{policy}"]
+        words += [f"--repo {plain(self.variables['REPO'])}"] if self.variables.get("REPO") else []
+        words += ["--dry"] if self.variables.get("DRY") == "1" else []
+        self._make(goal, run, f"{policy}/policy", command=f"@$(PYTHON) scripts/push_policy.py {' '.join(words)}")
+
+    def plan_submit(self, goal: str) -> None:
+        """Plans the file that holds a run without its weights, for others to check."""
+        run = self._run(goal.removesuffix("-submit"))
+        self._make(goal, run, "report", command=f"@$(PYTHON) scripts/pack_run.py {self._folder(run)}")
 
     def plan_seeds(self, goal: str) -> None:
         """Plans the seeds of a recipe, with those of other recipes beside, and one report of all."""
@@ -208,24 +191,29 @@ class _Planner:
                 f"'{goal}' is a file of another run than SET and DATA make here: theirs is {prefix}{run.name}/; "
                 "give the same words as for its run, or leave them out"
             )
+        run = self.plan.add(replace(run, sets=run.settings.benchmarks.names))
         targets = {target: rule.artifact for rule in run_rules(run) for target in targets_of(rule.artifact)}
         if rest not in targets:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")
         self.plan.want(goal, run, targets[rest])
 
-    def _make(self, goal: str, run: Run, artifact: str) -> None:
-        """Plans a goal that stands for a folder of a run: make makes it, or submits what it needs to the cluster."""
-        self.plan.want(goal, run, artifact)
+    def _make(self, goal: str, run: Run, *artifacts: str, command: str | None = None) -> None:
+        """Plans a goal that stands for artifacts of a run: make makes them, or submits what they need to the cluster."""
+        for artifact in artifacts:
+            self.plan.want(goal, run, artifact)
         if self.cluster:
             self.plan.goal(goal, [], f"+@$(SUBMIT) {goal}")  # With +, since -n is to print the scripts.
         else:
-            self.plan.goal(goal, [f"{self._folder(run)}/{artifact}/manifest.json"])
+            files = [f"{self._folder(run)}/{each}" for artifact in artifacts for each in targets_of(artifact)]
+            self.plan.goal(goal, files, *([command] if command else []))
 
-    def _run(self, name: str, overrides: Sequence[Override] | None = None) -> Run:
+    def _run(
+        self, name: str, overrides: Sequence[Override] | None = None, *, released: bool = False, all_sets: bool = False
+    ) -> Run:
         """Returns a run by name, planned, under what overrides it: the command line's SET and DATA, or what is given."""
         overrides = self.overrides if overrides is None else overrides
         run = resolve(name, self.root, overrides=overrides, cluster=self.cluster, engines=self._begun_with, **self.launch)  # type: ignore[arg-type]
-        return self.plan.add(run)
+        return self.plan.add(asked_for(run, self.sets, released=released, all_sets=all_sets))
 
     def _begun_with(self, name: str) -> str | None:
         """Returns the engine that a run has begun with."""

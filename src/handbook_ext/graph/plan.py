@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from handbook_ext.graph.makefile import plain
 from handbook_ext.recipes.run import Run
@@ -24,8 +24,11 @@ class Plan:
     planned: dict[str, dict[str, str | int]] = field(default_factory=dict)
 
     def add(self, run: Run) -> Run:
-        """Adds a run once; returns it."""
-        return self.runs.setdefault(run.name, run)
+        """Adds a run once, with the prompt sets of all goals that ask for it; returns it."""
+        before = self.runs.get(run.name, run)
+        sets = tuple(dict.fromkeys([*before.sets, *run.sets]))
+        self.runs[run.name] = replace(before, sets=sets, released=before.released or run.released)
+        return self.runs[run.name]
 
     def want(self, goal: str, run: Run, artifact: str) -> None:
         """Adds an artifact that a goal asks for."""

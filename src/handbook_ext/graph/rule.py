@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from handbook_ext.core.artifacts import START, checkpoint_files
 from handbook_ext.core.stage_settings import StageSettings
@@ -13,10 +13,12 @@ from handbook_ext.graph.stages import Limits, Portion
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.parts import ASKED, RANKERS
 from handbook_ext.recipes.run import Run
+from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.settings import EngineSettings, RankSettings, Recipe
 
 ROWS = "data/rows"
 CHECK = "check.json"
+S = TypeVar("S", bound=Section)
 Launcher = Literal["plain", "per_device", "accelerate"]
 PARTS = tuple(f"{ROWS}/{name}.jsonl" for name in ("sft", "train", "test"))
 
@@ -148,3 +150,8 @@ def file_of(name: str | None) -> tuple[Path, ...]:
 def portion_of(run: Run, each: Iteration) -> Portion:
     """Returns the part of the data that an iteration uses."""
     return Portion(index=each.index, of=run.settings.data.portions, most=run.settings.data.portion_rows)
+
+
+def part_of(kind: type[S], section: Section) -> S:
+    """Returns what a section has of the settings of its parent class, so that a stage is identified by these alone."""
+    return kind.model_validate(section.model_dump(include=set(kind.model_fields)))

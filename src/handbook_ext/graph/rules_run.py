@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from handbook_ext.core.artifacts import START, WEIGHTS
 from handbook_ext.graph import stages as files
@@ -15,6 +15,7 @@ from handbook_ext.graph.rule import (
     folder_files,
     health_of,
     limits_of,
+    part_of,
     policy_artifact,
     portion_of,
     ranker_artifact,
@@ -22,9 +23,7 @@ from handbook_ext.graph.rule import (
     seen_from,
 )
 from handbook_ext.recipes.run import Run
-from handbook_ext.recipes.settings import DataSettings, EngineSettings, OptimizerSettings, Recipe, Section
-
-S = TypeVar("S", bound=Section)
+from handbook_ext.recipes.settings import DataSettings, EngineSettings, OptimizerSettings, Recipe
 
 JUDGE = "judge"
 """The folder of the judge that labels no pair."""
@@ -35,7 +34,7 @@ def data_rule(run: Run) -> StageRule:
     data = run.settings.data
     needs = {name for each in run.iterations for name in ("data_scores", "rated_answers") if getattr(each.needs, name)}
     local = [Path(name) for name in (data.train, data.test, data.sft) if name and Path(name).is_file()]
-    settings = files.DataStage(stage="data", **about(run), needs=sorted(needs), data=_part(DataSettings, data))
+    settings = files.DataStage(stage="data", **about(run), needs=sorted(needs), data=part_of(DataSettings, data))
     return StageRule("", settings, "prepare_data.py", launcher="plain", external=tuple(local))
 
 
@@ -65,7 +64,7 @@ def check_rule(run: Run) -> StageRule:
     loops = {
         each.name: files.Loop(
             portion=portion_of(run, each), select=each.settings.select,
-            train=_part(OptimizerSettings, each.settings.train), limits=limits_of(each.settings),
+            train=part_of(OptimizerSettings, each.settings.train), limits=limits_of(each.settings),
         )
         for each in run.iterations
     }  # fmt: skip
@@ -130,7 +129,7 @@ def evaluate_rule(run: Run, policy: str, settings: Recipe) -> StageRule:
     stage = files.EvaluateStage(
         stage="evaluate", **about(run), inputs=inputs, iteration=policy, policy=policy, initial_policy=initial,
         model=settings.model, rank=rank, evaluate=settings.evaluate, limits=limits_of(settings),
-        engine=_part(EngineSettings, settings.generate),
+        engine=part_of(EngineSettings, settings.generate),
     )  # fmt: skip
     external = (*checkpoint_of(run, policy, initial or policy), *ranker_files(rank))
     return StageRule(policy, stage, "evaluate_policy.py", launcher="per_device", external=external)
@@ -149,8 +148,3 @@ def report_rule(run: Run) -> StageRule:
     title = (report.title or run.recipe) + (f" ({', '.join(changes)})" if changes and report.title else "")
     settings = files.ReportStage(stage="report", **about(run), inputs=inputs, policies=policies, title=title, report=report)
     return StageRule("", settings, "write_report.py", launcher="plain", after=health_of(run, policies[-1]))
-
-
-def _part(kind: type[S], section: S) -> S:
-    """Returns what a section has of the settings of its parent class, so that a stage is identified by these alone."""
-    return kind.model_validate(section.model_dump(include=set(kind.model_fields)))

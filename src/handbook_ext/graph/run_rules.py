@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.rule import CHECK, StageRule, whole_of
+from handbook_ext.graph.rules_benchmarks import benchmark_rules
 from handbook_ext.graph.rules_iteration import (
     generate_rule,
     health_rule,
@@ -61,6 +62,7 @@ def run_rules(run: Run) -> list[StageRule]:
         rules += [make(run, each) for wanted, make in stages if wanted]
         rules.append(evaluate_rule(run, each.name, each.settings))
         rules += [health_rule(run, each)] if each.health_limited else []
+    rules += benchmark_rules(run)
     rules.append(report_rule(run))
     # What the check finds is no input of a training: made anew, it would start none again.
     return checked([replace(rule, after=(CHECK, *rule.after)) if rule.on_device else rule for rule in rules])

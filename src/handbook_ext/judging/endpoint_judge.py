@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.judging.judge_client import Endpoint, JudgeClient
+from handbook_ext.judging.endpoint import Endpoint
+from handbook_ext.judging.judge_client import JudgeClient
 from handbook_ext.judging.judge_questions import PARSERS, Kind, ask_one, ask_two
 from handbook_ext.judging.ranker import CandidateSet, Verdict
 from handbook_ext.judging.verdict_cache import VerdictCache

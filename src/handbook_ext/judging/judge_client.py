@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from urllib.parse import unquote, urlsplit
+from dataclasses import replace
 
 import openai
 from aiolimiter import AsyncLimiter
@@ -16,89 +13,28 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.judging.endpoint import Endpoint
 from handbook_ext.judging.judge_reply import UnusableReplyError, refused_alone, reply_of, said_in
 from handbook_ext.judging.verdict_cache import Reply, VerdictCache, key_of
 
 MINUTE = 60.0
 SHOWN = 160  # Characters of a server's message that a UserError repeats.
-NO_KEY = "none"  # What a local server is given, which asks for no key.
 LONGEST_TOLD = 120.0  # Seconds that a server may tell us to wait before the next try.
 SHORTEST_SECRET = 8  # Characters: a local server's key may be `1`, which verdicts are full of.
 SEVERAL = 8  # Questions of which one at least should fit.
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where and how to ask: seconds, requests, tokens, and USD per million tokens. The key is read from the environment alone."""
-
-    base_url: str | None = None
-    key_variable: str = "OPENAI_API_KEY"
-    temperature: float | None = 0.0
-    max_new_tokens: int = 512
-    limit_name: str = "max_tokens"
-    concurrency: int = 8
-    requests_per_minute: int | None = None
-    timeout: float = 60.0
-    max_retries: int = 6
-    input_price: float | None = None
-    output_price: float | None = None
-
-    @property
-    def url(self) -> str:
-        """Returns the address that is asked; raises UserError for one that is none."""
-        found = (self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").strip()
-        try:
-            parts = urlsplit(found)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-            good = good and found.isprintable() and " " not in found
-        except ValueError:
-            good = False
-        if not good:
-            # What it holds is not repeated: it may have a password.
-            raise UserError(
-                "rank.judge: the address of the judge is no http(s) URL, such as http://127.0.0.1:8000/v1; "
-                "correct rank.judge.base_url, or OPENAI_BASE_URL in the environment"
-            )
-        return found
-
-    @property
-    def name(self) -> str:
-        """Returns the address without what a URL may hold of names and passwords."""
-        parts = urlsplit(self.url)
-        host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
-        return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}"
-
-    def key(self) -> str:
-        """Returns the key; raises UserError for one that cannot be sent, and where OpenAI's own endpoint wants one."""
-        found = os.environ.get(self.key_variable, "").strip()
-        if not (found.isascii() and found.isprintable()):
-            raise UserError(
-                f"rank.judge: {self.key_variable} holds characters that no key has; set it to the key alone, one line of ASCII"
-            )
-        if not found and urlsplit(self.url).hostname == "api.openai.com":
-            raise UserError(f"rank.judge: {self.name} wants a key; set the environment variable {self.key_variable}")
-        return found or NO_KEY
-
-    def secrets(self) -> list[str]:
-        """Returns what no text may show: the key, and a password in the address as it is written, meant and sent."""
-        parts = urlsplit(self.url)
-        name, password = unquote(parts.username or ""), unquote(parts.password or "")
-        sent = base64.b64encode(f"{name}:{password}".encode()).decode() if name or password else ""
-        return [each for each in (os.environ.get(self.key_variable, "").strip(), sent, parts.password, password) if each]
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """Returns USD for so many tokens, None where a price is not given."""
-        if self.input_price is None or self.output_price is None:
-            return None
-        return (self.input_price * prompt_tokens + self.output_price * completion_tokens) / 1e6
-
-
 class JudgeClient:
     """Asks questions concurrently, with repeats and within the limits of an endpoint; replies go to the cache as they come."""
 
-    def __init__(self, model: str, endpoint: Endpoint, cache: VerdictCache, *, longest_pause: float = MINUTE) -> None:
-        """Takes the model's name at the endpoint; longest_pause between two tries is in seconds."""
-        self.model, self.endpoint, self.cache = model, endpoint, cache
+    def __init__(
+        self, model: str, endpoint: Endpoint, cache: VerdictCache, *, longest_pause: float = MINUTE, run: int = 0
+    ) -> None:
+        """Takes the model's name at the endpoint; longest_pause between two tries is in seconds.
+
+        run: questions of another run are asked anew, so that a judge that samples can be asked several times.
+        """
+        self.model, self.endpoint, self.cache, self.run = model, endpoint, cache, run
         self.asked = self.from_cache = self.refused = 0
         self.unusable: list[int] = []  # Tokens of each try whose reply could not be used.
         self._pauses = wait_exponential_jitter(initial=min(1.0, longest_pause), max=longest_pause)
@@ -120,15 +56,16 @@ class JudgeClient:
             known |= asyncio.run(self._ask_all(wanted))
         if self.refused - before == len(wanted) >= SEVERAL:
             raise UserError(
-                f"rank.judge: {self.endpoint.name} refuses every question, as too long or by its filter; take a model "
-                "with a longer context, or a shorter rank.rubric"
+                f"{self.endpoint.setting}: {self.endpoint.name} refuses every question, as too long or by its filter; take a "
+                "model with a longer context, or a shorter question"
             )
         # What stands last in a reply that was cut need not be its verdict.
         return [known[key].text if key in known and not known[key].cut else "" for key in keys]
 
     def _key_of(self, question: str) -> str:
         """Returns the name of a question in the cache."""
-        return key_of(self.endpoint.name, self.model, self.endpoint.temperature, self.endpoint.max_new_tokens, question)
+        later = [self.run] if self.run else []
+        return key_of(self.endpoint.name, self.model, self.endpoint.temperature, self.endpoint.max_new_tokens, question, *later)
 
     async def _ask_all(self, wanted: dict[str, str]) -> dict[str, Reply]:
         """Asks the questions by name, and returns the replies that came; the first failure cancels those that wait."""
@@ -179,7 +116,7 @@ class JudgeClient:
             late = isinstance(error, (openai.APITimeoutError, TimeoutError))
             what = f"no whole reply within {self.endpoint.timeout:g} s" if late else _clean(str(error), self.endpoint.secrets())
             raise UserError(
-                f"rank.judge: {self.endpoint.name} does not answer after {self.endpoint.max_retries + 1} tries "
+                f"{self.endpoint.setting}: {self.endpoint.name} does not answer after {self.endpoint.max_retries + 1} tries "
                 f"({what}); start it or wait, and run make again: replies that came are kept"
             ) from None
         return None
@@ -219,15 +156,16 @@ class JudgeClient:
     def _refused(self, error: openai.APIStatusError) -> str:
         """Returns what a status means, and what to do."""
         status, name = error.status_code, self.endpoint.name
+        setting, model = self.endpoint.setting, self.endpoint.model_setting
         todo = {
             401: f"set the environment variable {self.endpoint.key_variable} to a valid key",
-            403: f"the key of {self.endpoint.key_variable} may not use this model; take another key or rank.model",
-            404: f"check rank.judge.base_url, and that the endpoint has a model '{self.model}' (rank.model)",
-            429: "wait, or lower rank.judge.requests_per_minute and concurrency, and run make again: replies that came are kept",
-        }.get(status, "run make again later: replies that came are kept" if status >= 500 else "check rank.judge and rank.model")
+            403: f"the key of {self.endpoint.key_variable} may not use this model; take another key or {model}",
+            404: f"check {setting}.base_url, and that the endpoint has a model '{self.model}' ({model})",
+            429: f"wait, or lower {setting}.requests_per_minute and concurrency, and run make again: replies that came are kept",
+        }.get(status, "run make again later: replies that came are kept" if status >= 500 else f"check {setting} and {model}")
         said = said_in(error.response.text) or str(error)
         text = " ".join(_clean(said, self.endpoint.secrets()).split())[:SHOWN]
-        return f"rank.judge: {name} answers {status} ({text}); {todo}"
+        return f"{setting}: {name} answers {status} ({text}); {todo}"
 
 
 def _clean(text: str, secrets: Sequence[str]) -> str:

@@ -94,8 +94,8 @@ def _pairrm(rank: RankSettings, bench: Bench) -> Ranker:
 
 def _judge(rank: RankSettings, bench: Bench) -> Ranker:
     """Returns the judge behind an endpoint; its replies are kept in the run's folder."""
+    from handbook_ext.judging.endpoint import Endpoint  # noqa: PLC0415
     from handbook_ext.judging.endpoint_judge import EndpointJudge  # noqa: PLC0415
-    from handbook_ext.judging.judge_client import Endpoint  # noqa: PLC0415
     from handbook_ext.judging.self_judge import rubric_text  # noqa: PLC0415
     from handbook_ext.judging.verdict_cache import VerdictCache  # noqa: PLC0415
 

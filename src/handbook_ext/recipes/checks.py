@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.parts import RANKERS
 from handbook_ext.recipes.settings import DATA_SUFFIXES, CheckedData, DataSettings, RankSettings, Recipe
+from handbook_ext.recipes.settings_benchmarks import HELD_OUT, REMOTE, BenchmarkSettings
 from handbook_ext.recipes.yaml_tree import Key, Tree, nearest, shown
 
 LONGEST = 60
@@ -155,7 +156,25 @@ def derived(settings: Recipe, tree: Tree, engine: str) -> Recipe:
         _check_checkpoint(("rank", "model"), rank.model, tree)
     _check_checkpoint(("rank", "fit", "model"), rank.fit.model, tree)
     generate = settings.generate.model_copy(update={"engine": engine})
-    return settings.model_copy(update={"model": model, "data": data, "rank": rank, "generate": generate})
+    sets = _found_sets(settings.benchmarks, tree)
+    return settings.model_copy(update={"model": model, "data": data, "rank": rank, "generate": generate, "benchmarks": sets})
+
+
+def _found_sets(benchmarks: BenchmarkSettings, tree: Tree) -> BenchmarkSettings:
+    """Returns the prompt sets with the paths of local files."""
+    found = {}
+    for name in benchmarks.names:
+        chosen, at = benchmarks.prompt_set(name), ("benchmarks", "sets", name)
+        source = chosen.source if chosen.source == HELD_OUT else _found_source((*at, "source"), chosen.source, tree)
+        references = chosen.references and _found_source((*at, "references"), chosen.references, tree)
+        outputs = {each: _found_source((*at, "outputs", each), value, tree) for each, value in chosen.outputs.items()}
+        found[name] = chosen.model_copy(update={"source": source, "references": references, "outputs": outputs})
+    return benchmarks.model_copy(update={"sets": found})
+
+
+def _found_source(key: Key, value: str, tree: Tree) -> str:
+    """Returns the address of a file of a prompt set, or its path."""
+    return value if value.startswith(REMOTE) else _found(key, value, tree)
 
 
 def _check_checkpoint(key: Key, value: str | None, tree: Tree) -> None:

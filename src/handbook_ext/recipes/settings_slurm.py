@@ -99,11 +99,14 @@ class SlurmStages(Section):
     check: Resources | None = None
     select: Resources | None = None
     health: Resources | None = None
+    prompts: Resources | None = None
+    grade: Resources | None = None
     report: Resources | None = None
     sft: DeviceResources | None = None
     ranker: DeviceResources | None = None
     judge: DeviceResources | None = None
     evaluate: DeviceResources | None = None
+    answer: DeviceResources | None = None
     generate: DeviceResources | None = None
     rank: DeviceResources | None = None
     score: DeviceResources | None = None

@@ -1,0 +1,53 @@
+"""The settings files of the stages that evaluate policies on public prompt sets."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from handbook_ext.core.stage_settings import StageSettings
+from handbook_ext.graph.stages import PolicyStage
+from handbook_ext.recipes.settings import EngineSettings
+from handbook_ext.recipes.settings_benchmarks import DecodingSettings, GraderSettings, Measure
+
+SET_FORMAT = 6  # Of a set's eval.json; an older one is refused by its reader, and made again by its stage.
+
+
+class PromptsStage(StageSettings):
+    """Reading a prompt set, and looking for its prompts among those of training."""
+
+    file: ClassVar[str] = "prompts.yaml"
+    artifact: ClassVar[str] = "prompts.jsonl"
+    set: str
+    source: str
+    rows: int | None
+    references: str | None
+    outputs: dict[str, str]
+    contaminated: Literal["refuse", "mark"]
+
+
+class AnswerStage(PolicyStage):
+    """Answering a prompt set; `checkpoint` names a released one where it is no policy of the run."""
+
+    file: ClassVar[str] = "answer.yaml"
+    artifact: ClassVar[str] = "answers.jsonl"
+    set: str
+    checkpoint: str | None
+    decoding: DecodingSettings
+    engine: EngineSettings
+
+
+class GradeStage(StageSettings):
+    """Grading the answers of a policy to a prompt set."""
+
+    file: ClassVar[str] = "grade.yaml"
+    artifact: ClassVar[str] = "eval.json"
+    format: int = SET_FORMAT
+    policy: str
+    set: str
+    checkpoint: str | None
+    decoding: DecodingSettings
+    measures: list[Measure]
+    outputs: list[str]
+    baseline: str | None
+    judge: GraderSettings | None
+    judge_runs: int

@@ -1,0 +1,105 @@
+"""Make's variables: the form of each, the goals that read it, and what sort of goal a word is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.graph.makefile import PLAIN
+from handbook_ext.recipes.names import COMPARE, LEDGER, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
+from handbook_ext.recipes.yaml_tree import nearest
+
+CALIBRATE = "calibrate"
+_NUMBER = r"[1-9][0-9]{0,3}"
+_SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
+READERS = {
+    "run": "<run> and <run>-iter<N>",
+    "seeds": "<run>-seeds",
+    "table": f"{TABLE}<name>",
+    "plan": "<run>-plan",
+    "calibrate": CALIBRATE,
+    "paper": PAPER_TABLE,
+    "project": "bench, mutants",
+    "eval": "<run>-eval and <run>-iter<N>-eval",
+    "explain": "<run>-explain",
+    "push": "<run>-iter<N>-push",
+    "submit": "<run>-submit",
+    "compare": COMPARE,
+    "figure": PAPER_FIGURE,
+    "ledger": LEDGER,
+}
+# Goals of the Makefile itself that read variables of their own.
+READING = {CALIBRATE: "calibrate", PAPER_TABLE: "paper", PAPER_FIGURE: "figure", COMPARE: "compare", LEDGER: "ledger"}
+SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
+"""What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
+RUN = {"run", "eval", "explain", "push", "submit"}
+# Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
+VARIABLES = {
+    "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
+    "SET": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
+    "DATA": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
+    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
+    "GPUS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
+    "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
+    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
+    "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
+    "JOBS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table"}),
+    "THREADS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table", "plan", "calibrate"}),
+    "VRAM": (_SIZE, "the GB of one GPU, such as 24", {"plan"}),
+    "RAM": (_SIZE, "the GB of main memory, such as 128", {"plan"}),
+    "WRITE": (rf"{RECIPES}/\w[\w.-]*/\w[\w.-]*\.yaml", f"a recipe to be, such as {RECIPES}/mine/small.yaml", {"plan"}),
+    "T": (
+        r"[\w-]+",
+        f"a table or figure of the papers, such as selm1; make {PAPER_TABLE} and make {PAPER_FIGURE} list them",
+        {"paper", "figure"},
+    ),
+    "FORMAT": (r"md|latex|csv|html", "md, latex, csv or html", {"paper"}),
+    "MODEL": (r"\w[\w.-]*", "a folder of recipes, such as zephyr", {"paper", "figure", "table"}),
+    "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval"}),
+    "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
+    "PAIR": (r"[\s\S]+", "a prompt_id of the run", {"explain"}),
+    "OF": (r"[\w.+@,\s-]*", "runs, parted by blanks", {"compare"}),
+    "REPO": (r"[\w.-]+/[\w.-]+", "a repository on the hub, such as me/my-model", {"push"}),
+    "DRY": (r"[01]?", "1, which uploads nothing", {"push"}),
+    "F": (r"[\s\S]+", "a file that make <run>-submit has written", {"ledger"}),
+    "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
+}
+
+
+def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: Mapping[str, str]) -> None:
+    """Raises UserError for a variable that has another form than it should, or that no goal reads."""
+    for name, value in variables.items():
+        form, words, _ = VARIABLES[name]
+        if not re.fullmatch(form, value):
+            raise UserError(f"{name}: {value!r} is not {words}")
+    for name in given:
+        if name not in VARIABLES:
+            raise UserError(f"nothing reads the variable {name}{nearest(name, VARIABLES)}; make reads: {', '.join(VARIABLES)}")
+        readers = VARIABLES[name][2]
+        if kinds and not readers & set(kinds.values()):
+            raise UserError(
+                f"{name} is read by {' and '.join(READERS[kind] for kind in READERS if kind in readers)}, and no goal here is "
+                f"one of these: {' '.join(kinds)}; leave it out"
+            )
+
+
+def check_cluster(kinds: Mapping[str, str]) -> None:
+    """Raises UserError for a goal that is no run or iteration of one: what such goals do besides stages, no job would do."""
+    for goal, kind in kinds.items():
+        if kind not in ("run", "eval", "project") or "/" in goal:
+            raise UserError(
+                f"CLUSTER=slurm submits <run>, <run>-iter<N> and <run>-eval, and {goal} is none; submit its runs one by one, "
+                f"then make {goal} without CLUSTER"
+            )
+
+
+def kind_of(goal: str) -> str:
+    """Returns what sort of goal a word is; a UserError where its form is none of a goal."""
+    if not re.fullmatch(PLAIN, goal):
+        raise UserError(f"{goal!r} is no goal: those have letters, digits and . / + @ , _ - alone; make help shows some")
+    if goal in PROJECT:
+        return READING.get(goal, "project")
+    if goal == "tables" or goal.startswith(TABLE):
+        return "table"
+    return next((suffix for suffix in SUFFIXES if goal.endswith(f"-{suffix}")), "run")
