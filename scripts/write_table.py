@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     name, seeds = arguments.table, arguments.seeds
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: a seed is named twice; name each once")
-    table = with_paper_numbers(read_table(name, arguments.model))
+    table = with_paper_numbers(read_table(name, model=arguments.model))
     runs = {}
     for row in table.rows:
         seeded = [run_of_row(row, name, seed) for seed in seeds]

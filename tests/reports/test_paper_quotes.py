@@ -87,7 +87,7 @@ def test_the_row_of_a_table_stands_where_the_printed_row_says(monkeypatch: pytes
     checked = 0
     for name in table_names():
         for model in {*written_table(name).models} & {*MODELS}:
-            for row in read_table(name, model).rows:
+            for row in read_table(name, model=model).rows:
                 if row.printed is None:
                     continue
                 place, run = row.printed, run_of_row(row, name, 1)

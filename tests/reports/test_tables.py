@@ -75,7 +75,7 @@ def test_each_row_of_a_table_is_a_run_of_the_model_that_has_its_policy(
     name: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    table = with_paper_numbers(read_table(name, model))
+    table = with_paper_numbers(read_table(name, model=model))
     for row in table.rows:
         run = run_of_row(row, name, seed=2)
         assert run.settings.seed == 2
@@ -98,7 +98,7 @@ def test_every_figure_and_table_at_paper_scale_is_served() -> None:
         assert {"tiny", "tinyllama"} <= served[name]
     # Figure 2: models by losses by data, as far as the paper's recipes go.
     assert served["sera-selectors"] == {"tiny", "tinyllama", "pythia", "mistral"}
-    assert served["sera-selectors-ipo"] == served["sera-selectors-slic"] == {"tiny", "tinyllama", "pythia"}
+    assert served["sera-selectors-objectives"] == {"tiny", "tinyllama", "pythia"}
     assert served["sera-selectors-hh"] == served["sera-selectors-tldr"] == served["sera3"] == {"tinyllama"}
     assert served["selm1"] >= {"llama3", "phi3"} and served["sera1"] >= {"pythia", "mistral"}
 
@@ -107,7 +107,7 @@ def test_the_sweeps_at_paper_scale_have_the_papers_values(monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
 
     def runs(name: str, model: str) -> dict[str, Run]:
-        return {row.name: run_of_row(row, name, seed=1) for row in read_table(name, model).rows}
+        return {row.name: run_of_row(row, name, seed=1) for row in read_table(name, model=model).rows}
 
     alphas = [[each.settings.train.alpha for each in run.iterations] for run in runs("selm-alpha", "zephyr").values()]
     assert alphas == [[0, x, x, x] for x in (0, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)]
@@ -132,11 +132,11 @@ def test_the_sweeps_at_paper_scale_have_the_papers_values(monkeypatch: pytest.Mo
 
 def test_a_claim_has_the_papers_two_numbers_behind_it_and_a_row_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    first = with_paper_numbers(read_table("selm1", "llama3")).claims[0]
+    first = with_paper_numbers(read_table("selm1", model="llama3")).claims[0]
     assert first.words == "SELM's third iteration beats iterative DPO's (34.67 over 33.17)."
     # DPO on the first portion is no row of Llama-3's, so neither is the claim about it.
-    assert len(read_table("selm1", "llama3").claims) == len(read_table("selm1", "tiny").claims) - 1
-    phi3 = with_paper_numbers(read_table("selm1", "phi3"))
+    assert len(read_table("selm1", model="llama3").claims) == len(read_table("selm1", model="tiny").claims) - 1
+    phi3 = with_paper_numbers(read_table("selm1", model="phi3"))
     assert (phi3.claims[0].words, phi3.rows[-1].paper) == ("SELM's third iteration beats iterative DPO's.", "27.98")
     tiny = {row.name: row.paper for row in with_paper_numbers(read_table("sera1")).rows}
     assert (tiny["SPIN"], tiny["OAIF"], tiny["SRLM"], tiny["SFT"]) == ("65.1 (M)", "64.6 (HH)", "-", "-")
@@ -148,9 +148,9 @@ def test_a_model_that_a_table_does_not_serve_is_told(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(ROOT)
     # tinyllama-dpo is another method than zephyr-dpo: a table of one row is none.
     with pytest.raises(UserError, match=r"selm-alpha\.yaml: it has no rows for tinyllama; it serves: tiny, zephyr"):
-        read_table("selm-alpha", "tinyllama")
+        read_table("selm-alpha", model="tinyllama")
     with pytest.raises(UserError, match="no recipe is called 'nothing-"):
-        run_of_row(read_table("selm1", "nothing").rows[0], "selm1", 1)
+        run_of_row(read_table("selm1", model="nothing").rows[0], "selm1", 1)
     assert table_names(model="smollm2") == ["selm1"]
 
 

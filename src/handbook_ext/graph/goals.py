@@ -165,7 +165,7 @@ class _Planner:
             return
         name = goal.removeprefix(TABLE)
         needed: dict[tuple[str, str], list[str]] = {}
-        for row in read_table(name, root=self.root).rows:
+        for row in read_table(name, self.root).rows:
             rows = [run_of_row(row, name, seed, self.root, engines=self._begun_with, **self.launch) for seed in self.seeds]
             runs = [self.plan.add(run) for run in distinct_seeds(rows)]
             for policy in (runs[0].start, policy_of_row(row, runs[0])):

@@ -122,8 +122,8 @@ def written_table(name: str, root: Path = RECIPES) -> WrittenTable:
         raise UserError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}; correct the table") from None
 
 
-def read_table(name: str, model: str | None = None, root: Path = RECIPES) -> Table:
-    """Returns a table of a model, without one of the smallest that it serves; a UserError tells what is wrong."""
+def read_table(name: str, root: Path = RECIPES, model: str | None = None) -> Table:
+    """Returns a table of a model, where none is asked for of the smallest that it serves; a UserError tells what is wrong."""
     table = written_table(name, root)
     chosen = model or (SMALLEST if SMALLEST in table.models or not table.models else table.models[0])
     try:
