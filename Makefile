@@ -12,6 +12,12 @@
 # make tiny-selm-seeds SEEDS=3 BESIDE=tiny-dpo   seeds of two recipes in one report with intervals
 # make table-sera1 SEEDS=3                    a table of a paper at tiny scale; make tables: all of them
 # make paper-table T=selm1 FORMAT=md          a table of a paper at its scale, our numbers beside it; latex, csv, html; without T: which there are
+# make paper-figure T=selm4 MODEL=tiny        a figure of a paper from the runs that are there; without T: which there are
+# make zephyr-selm-eval SETS="alpaca mtbench" answers and grades of every policy; -iter3-eval: of one; CHECKPOINTS=released: of those
+# make tiny-selm-explain PAIR=<prompt_id>     one training pair from prompt to policy: samples, scores, margins, why it was kept
+# make compare OF="tiny-selm tiny-dpo"        runs on one page, what differs in their settings first
+# make tiny-selm-iter3-push REPO=me/name DRY=1   a policy with its card and data to the hub; DRY=1 shows what would go
+# make tiny-selm-submit                       the run without weights in one file; make ledger-verify F=... recomputes its numbers
 # make list                                   every recipe, by model
 #
 # A run is <recipe>[-<variant>][-seed<K>]; its folder is $(RUNS)/<run>, and $(RUNS)/<run>/run.mk has its stages in plain text.
@@ -21,9 +27,9 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY T FORMAT
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F
 # Words so common are taken from the command line alone: a shell may have them for another program.
-$(foreach v,T FORMAT,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
+$(foreach v,T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -54,7 +60,7 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
-override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu calibrate mutants paper-table
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu calibrate mutants paper-table paper-figure compare ledger-verify
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -92,7 +98,7 @@ $(VENV)/extra-%: $(VENV)/ready
 .PHONY: $(PROJECT)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
-	@echo "make $(filter-out help list calibrate paper-table,$(PROJECT))" | fold -s -w 110
+	@echo "make $(filter-out help list calibrate paper-table paper-figure compare ledger-verify,$(PROJECT))" | fold -s -w 110
 list: $(VENV)/ready
 	@$(PYTHON) scripts/resolve_recipe.py --list
 setup: $(VENV)/ready
@@ -134,6 +140,13 @@ calibrate: $(VENV)/ready
 
 paper-table: $(VENV)/ready
 	@$(PYTHON) scripts/paper_table.py $(if $(value T),$(call quoted,$(value T))) $(if $(value FORMAT),--format $(call quoted,$(value FORMAT)))
+
+paper-figure: $(VENV)/ready
+	@$(PYTHON) scripts/paper_figure.py --runs $(RUNS) $(if $(value T),$(call quoted,$(value T))) $(if $(value MODEL),--model $(call quoted,$(value MODEL)))
+compare: $(VENV)/ready
+	@$(PYTHON) scripts/compare_runs.py --runs $(RUNS) --of $(call quoted,$(value OF))
+ledger-verify: $(VENV)/ready
+	@$(PYTHON) scripts/verify_ledger.py $(call quoted,$(value F))
 
 # The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
 mutants: $(VENV)/ready

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from shutil import which
+from urllib.parse import urlsplit
 
 from handbook_ext.core.artifacts import START
 from handbook_ext.core.machine import has_package, torch_without_cuda, visible_gpus
@@ -25,10 +26,13 @@ from handbook_ext.graph.stages import (
     SFTStage,
     TrainStage,
 )
+from handbook_ext.graph.stages_benchmarks import AnswerStage, GradeStage, PromptsStage
+from handbook_ext.planning.hub import unreachable
 from handbook_ext.planning.supply import checkpoint_lack, data_lack
 from handbook_ext.recipes.parts import EXTRAS, RANKERS
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import RankSettings
+from handbook_ext.recipes.settings_rank import EndpointSettings
 
 # Packages of the trackers of transformers, where they are not called like the tracker.
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "azure_ml": ("azureml",), "flyte": ("flytekit",)}
@@ -109,18 +113,24 @@ def _of_checkpoints(run: Run, rule: StageRule) -> Iterator[Lack]:
         lack = checkpoint_lack(model.name_or_path, model.revision)
         if lack is not None:
             yield Lack(f"model.name_or_path: {lack[0]}", lack[1])
-    if isinstance(settings, RankerStage) and settings.fit.model is not None and settings.fit.package is None:
-        lack = checkpoint_lack(settings.fit.model, None)
+    for setting, name, revision in _further_checkpoints(settings):
+        lack = checkpoint_lack(name, revision)
         if lack is not None:
-            yield Lack(f"rank.fit.model: {lack[0]}", lack[1])
+            yield Lack(f"{setting}: {lack[0]}", lack[1])
+
+
+def _further_checkpoints(settings: StageSettings) -> Iterator[tuple[str, str, str | None]]:
+    """Yields setting, name and revision of each checkpoint that a stage reads besides the recipe's policy."""
+    if isinstance(settings, AnswerStage) and settings.checkpoint is not None:
+        yield "benchmarks.checkpoints", settings.checkpoint, settings.model.revision
+    if isinstance(settings, RankerStage) and settings.fit.model is not None and settings.fit.package is None:
+        yield "rank.fit.model", settings.fit.model, None
     ranks: list[RankSettings] = settings.rankers if isinstance(settings, CheckStage) else []
     if isinstance(settings, RankStage | EvaluateStage):
         ranks = [settings.rank]
     for rank in ranks:
-        asked = rank.model is not None and RANKERS[rank.ranker].reads == "checkpoint"
-        lack = checkpoint_lack(str(rank.model), rank.revision) if asked else None
-        if lack is not None:
-            yield Lack(f"rank.model: {lack[0]}", lack[1])
+        if rank.model is not None and RANKERS[rank.ranker].reads == "checkpoint":
+            yield "rank.model", rank.model, rank.revision
 
 
 def _reads_start(run: Run, rule: StageRule) -> bool:
@@ -140,18 +150,35 @@ def _reads_start(run: Run, rule: StageRule) -> bool:
 def _of_endpoints(run: Run, rule: StageRule) -> Iterator[Lack]:
     """Yields the key that OpenAI's own endpoint wants and the environment does not have."""
     settings = rule.settings
-    rank = settings.rank if isinstance(settings, RankStage | EvaluateStage) else None
-    if rank is None or rank.ranker != "judge" or os.environ.get(rank.judge.key_variable):
+    judge: EndpointSettings | None = None
+    name, other = "rank.judge", "name another endpoint in rank.judge.base_url"
+    if isinstance(settings, RankStage | EvaluateStage) and settings.rank.ranker == "judge":
+        judge = settings.rank.judge
+    elif isinstance(settings, GradeStage):
+        name, judge = "benchmarks.judge", settings.judge
+        other = (
+            'name another endpoint in its base_url, or SET="benchmarks.judge=null", which leaves what needs a judge as not run'
+        )
+    if judge is None or os.environ.get(judge.key_variable):
         return
-    if not (rank.judge.base_url or os.environ.get("OPENAI_BASE_URL")):
+    if not (judge.base_url or os.environ.get("OPENAI_BASE_URL")):
         yield Lack(
-            f"rank.judge asks OpenAI's endpoint, which wants a key, and {rank.judge.key_variable} is not set",
-            f"set {rank.judge.key_variable} in the environment, or name another endpoint in rank.judge.base_url",
+            f"{name} asks OpenAI's endpoint, which wants a key, and {judge.key_variable} is not set",
+            f"set {judge.key_variable} in the environment, or {other}",
+        )
+    elif urlsplit(judge.base_url or "").hostname == "api.anthropic.com":
+        yield Lack(
+            f"{name} asks Anthropic's endpoint, which wants a key, and {judge.key_variable} is not set", f"set it, or {other}"
         )
 
 
 def _of_data(run: Run, rule: StageRule) -> Iterator[Lack]:
     """Yields the data sets of the hub that are neither here nor to be had; local files were looked for with the recipe."""
+    if isinstance(rule.settings, PromptsStage):
+        stated = rule.settings
+        for place in (stated.source, stated.references or "", *stated.outputs.values()):
+            if place.startswith("hf://") and unreachable():
+                yield Lack(f"benchmarks.sets.{stated.set}: {place} is on the hub, which cannot be reached", "name a local copy")
     if not isinstance(rule.settings, DataStage):
         return
     data = rule.settings.data

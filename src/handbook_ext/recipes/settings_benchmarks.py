@@ -93,7 +93,9 @@ class PromptSetSettings(DecodingSettings):
 class BenchmarkSettings(Section):
     """Public evaluations of the run's policies: `make <run>-eval`."""
 
-    judge: GraderSettings | None = Field(None, description="language model that grades; null leaves what needs one as not run")
+    judge: GraderSettings | None = Field(
+        None, description="language model that grades; null leaves what needs one as not run, whatever single sets say"
+    )
     contaminated: Literal["refuse", "mark"] = Field(
         "refuse", description="what to do where training prompts are among a set's: stop, or mark every value of the set"
     )
@@ -142,5 +144,5 @@ class BenchmarkSettings(Section):
         return {name: chosen for name, chosen in self.checkpoints.items() if chosen is not None}
 
     def grader(self, name: str) -> GraderSettings | None:
-        """Returns who grades a set."""
-        return self.prompt_set(name).judge or self.judge
+        """Returns who grades a set; nobody where `judge` is null, whatever the set says."""
+        return None if self.judge is None else self.prompt_set(name).judge or self.judge
