@@ -34,11 +34,9 @@ def main(argv: list[str]) -> None:
     table, form = read_paper_table(arguments.table), arguments.format or "md"
     filling = read_filling(table, arguments.runs, model=arguments.model, released=arguments.checkpoints == "released")
     found = deviations_of(table, filling, arguments.runs)
-    command = " ".join(["scripts/paper_table.py", *argv, "--deviations"])
-    remarks = [] if arguments.deviations else counted(found, command)
-    sys.stdout.write(render_paper_table(table, form, filling, remarks))
-    if arguments.deviations:
-        sys.stdout.write(render_deviations(found, form))
+    command = " ".join([".venv/bin/python scripts/paper_table.py", *argv, "--deviations"])
+    below = ([], render_deviations(found, form)) if arguments.deviations else (counted(found, command), "")
+    sys.stdout.write(render_paper_table(table, form, filling, *below))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from handbook_ext.reports.verdicts import NOT_RUN, Verdict
 
 @dataclass(frozen=True)
 class Page:
-    """What a page is made of: a table, what is known of ours, the verdicts, and lines that are put below it."""
+    """What a page is made of: a table, what is known of ours, the verdicts, lines that are put below it, and the page's end."""
 
     table: PaperTable
     filling: Filling
     verdicts: Verdicts
     remarks: Sequence[str] = ()
+    appendix: str = ""
 
     def ours(self, key: Key) -> str | None:
         """Returns our value of a cell in words; None for one that is quoted alone."""

@@ -33,7 +33,7 @@ def as_csv(page: Page) -> str:
             line["difference"] = _number(verdict.difference if verdict is not None else None)
         line |= _csv_of_released(page, key)
         writer.writerow(line)
-    return text.getvalue()
+    return text.getvalue() + (f"\n{page.appendix}" if page.appendix else "")
 
 
 def _csv_of(measured: Measurement) -> dict[str, object]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
-from handbook_ext.core.artifacts import START, finished_manifest
+from handbook_ext.core.artifacts import START, finished_manifest, json_object
 from handbook_ext.core.errors import UserError
 from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation, read_set_evaluation
 from handbook_ext.objectives.metrics import CONFIDENCE, hierarchical_interval
@@ -53,19 +53,12 @@ class Runs:
         name = policy or stand.policy or run.iterations[-1].name
         return run.start if name in ("start", "sft") else name
 
-    def seeds(self, recipe: str) -> list[Path]:
-        """Returns the folders of a recipe's runs that there are: its own, then those of other seeds by their number."""
-        pattern = re.compile(re.escape(recipe) + r"-seed(\d+)")
-        found = {int(match[1]): path for path in self.folder.glob(f"{recipe}-seed*") if (match := pattern.fullmatch(path.name))}
-        own = self.folder / recipe
-        return [*([own] if own.is_dir() else []), *(found[number] for number in sorted(found))]
-
     def measured(self, recipe: str, policy: str, column: Column) -> Measurement:
         """Returns the value of a policy in a column over all its seeds; raises NotRunError where there is none."""
         name, measure = str(column.set), str(column.measure)
         if measure == MATRIX:
             raise NotRunError("win rates of all pairs of policies are a figure: make paper-figure T=selm2")
-        folders = self.seeds(recipe) or [self.folder / recipe]
+        folders = seed_folders(self.folder, recipe) or [self.folder / recipe]
         found: list[tuple[Path, SetEvaluation]] = []
         for folder in folders:
             path = folder / policy / name / "eval.json"
@@ -74,6 +67,11 @@ class Runs:
         if not found:
             goal = f"{recipe}-{policy.removeprefix(RELEASED)}-eval"
             checkpoints = " CHECKPOINTS=released" if policy.startswith(RELEASED) else ""
+            stopped = json_object(folders[0] / policy / name / ".eval.json.partial/stopped.json")
+            if stopped is not None:
+                raise NotRunError(
+                    f"the judge stopped after {stopped['replies']} replies to {folders[0] / policy / name}: make {goal}"
+                )
             there = f"{folders[0] / policy / name / 'eval.json'} is not there"
             raise NotRunError(f"{there}: make {goal} SETS={name}{checkpoints}", recipe, policy, name)
         self._refuse_stale(found)
@@ -104,6 +102,14 @@ class Runs:
             manifest = finished_manifest(path.parents[1] / "policy") or {}
             if manifest.get("policy") not in (None, evaluation.policy.sha256):
                 raise NotRunError(f"{path} is of another policy than {path.parents[1] / 'policy'} now is; evaluate it again")
+
+
+def seed_folders(runs: Path, recipe: str) -> list[Path]:
+    """Returns the folders of a recipe's runs that there are: its own, then those of other seeds by their number."""
+    pattern = re.compile(re.escape(recipe) + r"-seed(\d+)")
+    found = {int(match[1]): path for path in runs.glob(f"{recipe}-seed*") if (match := pattern.fullmatch(path.name))}
+    own = runs / recipe
+    return [*([own] if own.is_dir() else []), *(found[number] for number in sorted(found))]
 
 
 def read_filling(
@@ -147,7 +153,8 @@ def _cell(runs: Runs, stand: Stand, column: Column) -> Measurement:
             against = None if column.against is None else runs.folder / column.against
             return MEASURED_ON_RUNS[str(column.measure)](folder / policy, against and against / policy)
         except FileNotFoundError as missing:
-            raise NotRunError(f"{missing.filename} is not there: make {stand.recipe}-{policy}") from None
+            recipe, iteration, *_ = Path(missing.filename).relative_to(runs.folder).parts
+            raise NotRunError(f"{missing.filename} is not there: make {recipe}-{iteration}") from None
         except UserError as error:
             raise NotRunError(str(error)) from None
     value = runs.measured(stand.recipe, policy, column)
@@ -155,7 +162,7 @@ def _cell(runs: Runs, stand: Stand, column: Column) -> Measurement:
 
 
 def _released_cell(runs: Runs, stand: Stand, column: Column) -> Measurement | None:
-    """Returns the released checkpoint's value, None where the recipe names no checkpoint; raises NotRunError where it has none."""
+    """Returns the released checkpoint's value, None where the recipe names none; raises NotRunError where it has no value."""
     run, policy = runs.resolved(stand.recipe), runs.policy_of(stand)
     if policy == START:  # It is a released checkpoint itself.
         return _cell(runs, stand, column)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import jinja2
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.yaml_tree import nearest
 from handbook_ext.reports.measurements import Filling, Lack
 from handbook_ext.reports.page_cells import Page
 from handbook_ext.reports.page_csv import as_csv
+from handbook_ext.reports.page_environment import page_environment
 from handbook_ext.reports.paper_footers import footers_of, lead_of
 from handbook_ext.reports.paper_tables import PaperTable, unknown_measurements
 from handbook_ext.reports.paper_verdicts import judged
 
 QUOTED = "quoted"
 _ARROWS = {"higher": "↑", "lower": "↓", None: ""}
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "[": "{[}", "]": "{]}", "\u2021": r"\ddag{}", "\u2020": r"\dag{}", "\u2191": r"$\uparrow$",
-    "\u2193": r"$\downarrow$", "\n": " ",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,9 +29,12 @@ class Line:
     cells: list[tuple[str, str | None, str | None]]
 
 
-def render_paper_table(table: PaperTable, form: str = "md", filling: Filling | None = None, remarks: Sequence[str] = ()) -> str:
-    """Returns a table as text in one of FORMATS; without a filling every cell of ours is `not run`. `remarks` stand below it.
+def render_paper_table(
+    table: PaperTable, form: str = "md", filling: Filling | None = None, remarks: Sequence[str] = (), appendix: str = ""
+) -> str:
+    """Returns a table as text in one of FORMATS; without a filling every cell of ours is `not run`.
 
+    `remarks` are lines below it, `appendix` is what ends the page, in its format.
     Raises UserError for a format that there is not, or a value that belongs to no cell of ours.
     """
     if form not in FORMATS:
@@ -47,7 +42,7 @@ def render_paper_table(table: PaperTable, form: str = "md", filling: Filling | N
     filling = completed(table, filling or Filling())
     for line in unknown_measurements(table, filling.ours):
         raise UserError(f"{line}; papers/{table.name}.yaml says which cells have a recipe")
-    return FORMATS[form](Page(table, filling, judged(table, filling), remarks))
+    return FORMATS[form](Page(table, filling, judged(table, filling), remarks, appendix))
 
 
 def completed(table: PaperTable, filling: Filling) -> Filling:
@@ -56,16 +51,6 @@ def completed(table: PaperTable, filling: Filling) -> Filling:
         return filling
     stands = {key: stand for key in table.grid if (stand := table.stand(*key)) is not None}
     return replace(filling, stands=stands, lacks={key: Lack() for key in stands if key not in filling.ours} | {**filling.lacks})
-
-
-def latex_escaped(text: object) -> str:
-    """Returns text that LaTeX prints as it stands."""
-    return "".join(_LATEX.get(letter, letter) for letter in str(text))
-
-
-def markdown_escaped(text: object) -> str:
-    """Returns text that Markdown prints as it stands, in the cell of a table too."""
-    return re.sub(r"([\\`*_<|])", r"\\\1", str(text)).replace("\n", " ")
 
 
 def _lines(page: Page) -> dict[str, list[Line]]:
@@ -106,19 +91,14 @@ def _from_template(name: str) -> Callable[[Page], str]:
 
     def rendered(page: Page) -> str:
         """Returns the page of a table."""
-        pages = jinja2.Environment(
-            loader=jinja2.PackageLoader("handbook_ext.reports"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-            autoescape=jinja2.select_autoescape(["html.j2"], default=False), undefined=jinja2.StrictUndefined,
-        )  # fmt: skip
-        pages.filters |= {"latex": latex_escaped, "md": markdown_escaped}
         table = page.table
         context: Mapping[str, Any] = {
             "heading": table.heading, "heads": _heads(page), "groups": _lines(page), "notes": _notes(page), "name": table.name,
             "with_recipes": any(stand.column is None for stand in page.filling.stands.values()),
             "lead": lead_of(table, page.filling, page.verdicts),
-            "footers": [*footers_of(table, page.filling), *page.remarks],
+            "footers": [*footers_of(table, page.filling), *page.remarks], "appendix": page.appendix,
         }  # fmt: skip
-        return pages.get_template(name).render(context)
+        return page_environment().get_template(name).render(context)
 
     return rendered
 
