@@ -57,9 +57,7 @@ def deviations(folder: Path, paper: Run, setup: Setup, judges: Mapping[str, Judg
     Settings of each finished stage, SET and DATA, seed, processes and GPUs, versions of libraries, rows of data, judges and the
     share of prompts that was judged; and what the recipe at paper scale itself says that it does otherwise, where that was run.
     """
-    manifests = {
-        artifact: found for artifact in _artifacts(folder) if (found := finished_manifest(folder / artifact)) is not None
-    }
+    manifests = {artifact: each for artifact in _artifacts(folder) if (each := finished_manifest(folder / artifact)) is not None}
     if not manifests:
         return []
     found = [*_settings(manifests, paper, setup), *_launches(manifests, paper, setup), *_versions(manifests, setup)]
@@ -73,12 +71,13 @@ def deviations_of(table: PaperTable, filling: Filling, runs: Path, root: Path = 
     papers = {
         stand.recipe: of_paper.recipe for key, stand in filling.stands.items() if (of_paper := table.stand(*key)) is not None
     }
-    found = {}
+    found: dict[str, list[Deviation]] = {}
     for recipe, theirs in papers.items():
         paper = resolve(theirs, root)
-        for folder in seed_folders(runs, recipe):
-            if each := deviations(folder, paper, setup_of(paper), table.heading.judges):
-                found[folder.name] = each
+        by_folder = {
+            folder.name: deviations(folder, paper, setup_of(paper), table.heading.judges) for folder in seed_folders(runs, recipe)
+        }
+        found |= {name: each for name, each in by_folder.items() if each}
     return found
 
 
@@ -164,8 +163,12 @@ def _versions(manifests: Mapping[str, Any], setup: Setup) -> Iterable[Deviation]
             if name in wanted and ours is not None and ours.partition("+")[0] != pinned:
                 yield Deviation(f"version of {name}", pinned, ours, artifact, setup.versions_source)
     if not setup.versions:
-        ours = next((manifest["packages"] for manifest in manifests.values() if manifest["stage"] in ("sft", "train")), {})
-        told = ", ".join(f"{name} {ours[name]}" for name in ("torch", "transformers", "vllm", "deepspeed") if name in ours)
+        trained: list[dict[str, str]] = [each["packages"] for each in manifests.values() if each["stage"] in ("sft", "train")]
+        told = ", ".join(
+            f"{name} {trained[0][name]}"
+            for name in ("torch", "transformers", "vllm", "deepspeed")
+            if trained and name in trained[0]
+        )
         if told:
             yield Deviation("versions of libraries", NOT_STATED, told, "training")
 
