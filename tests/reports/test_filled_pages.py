@@ -1,4 +1,4 @@
-"""What a page says of a filled table besides its cells: judges, scale, sizes, what is missing; and that tiny reproduces nothing."""
+"""What a page says of a filled table besides its cells: judges, scale, sizes, what is missing; tiny reproduces nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def test_footers_name_judge_scale_and_sample_sizes(tmp_path: Path) -> None:
         page = render_paper_table(SELM1, form, read_filling(SELM1, tmp_path)).replace("\\_", "_")
         for words in (
             "Scale: zephyr-selm (1 seed).",
-            "alpaca: judge gpt-4-1106-preview at temperature 0, 1 run; 805 of 805 prompts, 800 verdicts a cell, 5 without a reading"
+            "alpaca: judge gpt-4-1106-preview at temperature 0, 1 run; 805 of 805 prompts, 800 verdicts a cell, "
+            "5 without a reading"
             "; answers at temperature 0.7, 2048 tokens at most.",
             "mtbench: judge gpt-4-0613 at temperature 0, 3 runs; 20 of 80 prompts, 80 verdicts a cell",
             "normal intervals from the standard error over prompts (2)",

@@ -4,6 +4,7 @@ import csv
 import html.parser
 import io
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def test_every_cell_is_on_every_page_and_none_of_ours_is_made_up(name: str, form
 def test_a_value_of_ours_stands_beside_the_papers_with_interval_and_difference() -> None:
     table = read_paper_table("selm1")
     assert f"| 24.25 ({SHOWN}) |" in render_paper_table(table, "md", OURS)
-    assert f"& 24.25 ({SHOWN.replace('[', '{[}').replace(']', '{]}')}) &" in render_paper_table(table, "latex", OURS)
+    stacked = r"& \shortstack[r]{24.25 \\ (23.90 {[}22.50, 25.31{]}, \\ -0.35, reproduced)} &"
+    assert stacked in render_paper_table(table, "latex", OURS)
     assert f'<td>24.25 <span class="ours">({SHOWN})</span></td>' in render_paper_table(table, "html", OURS)
     lines = {
         (line["group"], line["row"], line["column"]): line
@@ -150,6 +152,20 @@ def test_what_formats_take_for_their_own_is_escaped() -> None:
     assert bare.count("%") == 1
     assert latex_escaped("\u2021 [1]") == "\\ddag{} {[}1{]}"
     assert markdown_escaped("a|b\nc") == "a\\|b c"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_latex_takes_every_table(tmp_path: Path) -> None:
+    pages = [
+        render_paper_table(table, "latex", OURS if table.name == "selm1" else None)
+        for table in (*map(read_paper_table, paper_table_names()), hostile())
+    ]
+    head = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+    (tmp_path / "all.tex").write_text(head + "\\clearpage\n".join(pages) + "\\end{document}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-1000:]
+    assert "Float too large" not in done.stdout
 
 
 def test_an_unknown_table_or_format_names_the_close_one() -> None:

@@ -19,6 +19,7 @@ Key = tuple[str, str, str]
 WAYS = {
     "normal": "normal intervals from the standard error over prompts",
     "bootstrap": "bootstrap intervals over prompts",
+    "wilson": "Wilson intervals of a share of prompts",
     "seeds": "Student's t over seeds, never narrower than over the prompts of one",
     "none": "no interval",
 }

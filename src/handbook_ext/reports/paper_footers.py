@@ -67,7 +67,7 @@ def lacking(lacks: Sequence[Lack], *, released: bool) -> list[str]:
     groups: dict[tuple[str, ...], list[str]] = {}
     for recipe, sets in wanted.items():
         policies = dict.fromkeys(policy for each in sets.values() for policy in each)
-        groups.setdefault(tuple(sets), []).append(f"{recipe} ({', '.join(policies)})")
+        groups.setdefault(tuple(sorted(sets)), []).append(f"{recipe} ({', '.join(policies)})")
     checkpoints = " CHECKPOINTS=released" if released else ""
     lines = []
     for sets_of, recipes in groups.items():

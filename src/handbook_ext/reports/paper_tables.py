@@ -10,7 +10,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import TypeVar
@@ -99,8 +99,21 @@ def paper_table_names(folder: Traversable | None = None) -> list[str]:
 
 
 def read_paper_table(name: str, folder: Traversable | None = None) -> PaperTable:
-    """Returns a printed table by name; a UserError names those there are, or what is wrong in its files."""
-    folder = folder or _folder()
+    """Returns a printed table by name; a UserError names those there are, or what is wrong in its files.
+
+    The package's own tables are read once by a process.
+    """
+    return _delivered(name) if folder is None else _read(name, folder)
+
+
+@lru_cache(maxsize=64)
+def _delivered(name: str) -> PaperTable:
+    """Returns a table of the package; nobody changes one."""
+    return _read(name, _folder())
+
+
+def _read(name: str, folder: Traversable) -> PaperTable:
+    """Returns a table of a folder."""
     known = paper_table_names(folder)
     if name not in known:
         raise UserError(f"no table of the papers is called '{name}'{nearest(name, known)}; there are: {', '.join(known)}")

@@ -151,7 +151,7 @@ def rule_in_words(table: PaperTable, filling: Filling) -> list[str]:
     judged_columns = [column for column in table.heading.columns if column.set is not None and pipeline_error(column)]
     root, least, greatest, count = pipeline_spread(LC)
     lines = [
-        f"Verdicts: reproduced, where the interval of the difference lies within {MARGIN:.0%} of the scale (5 points of a "
+        f"Verdicts: reproduced, where the interval of the difference lies within {100 * MARGIN:g} % of the scale (5 points of a "
         "percentage, 0.45 of 1 to 10) or, where the scale has no end, of the paper's value; not reproduced, where it does not "
         "and holds no 0; within noise otherwise. The interval adds our error, the paper's, and that of judge and pipeline, all "
         "as if independent."

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 
 from handbook_ext.core.artifacts import json_object, manifest_path
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Completion, PreferencePair, Ranking
-from handbook_ext.objectives.metrics import hierarchical_interval
+from handbook_ext.objectives.metrics import CONFIDENCE, hierarchical_interval
 from handbook_ext.reports.measurements import Measurement
 from handbook_ext.selection.judged import best_and_worst
 
@@ -55,7 +56,7 @@ def jaccard_of_pairs(ours: Choices, theirs: Choices) -> tuple[float, list[bool]]
 def agreement(folder: Path, against: Path | None) -> Measurement:
     """Returns the Jaccard similarity, in %, of an iteration's pairs with those of another judge on the same samples.
 
-    Its interval is a bootstrap over prompts. Raises UserError where the two did not judge the same samples.
+    Its interval is Wilson's, of the share of equal pairs. Raises UserError where the two did not judge the same samples.
     """
     if against is None:
         raise UserError("an agreement needs the recipe of another judge: name it as `against` of the column")
@@ -75,14 +76,17 @@ def agreement(folder: Path, against: Path | None) -> Measurement:
         value, same = jaccard_of_pairs(ours, theirs)
     except ValueError as error:
         raise UserError(f"{folder} and {against}: {error}") from None
-    share = hierarchical_interval([np.array(same, dtype=float)])
+    share = binomtest(sum(same), len(same)).proportion_ci(CONFIDENCE, method="wilson")
     # s / (2 n - s) rises with s / n, so the ends of the one are those of the other.
-    low, high = (100 * end / (2 - end) for end in (share.low, share.high))
-    return Measurement(100 * value, low, high, way="bootstrap", n=len(same), prompts=len(same), of=len(same))
+    low, high = (float(100 * end / (2 - end)) for end in (share.low, share.high))
+    return Measurement(100 * value, low, high, way="wilson", n=len(same), prompts=len(same), of=len(same))
 
 
 def annotation_hours(folder: Path, against: Path | None = None) -> Measurement:
-    """Returns the hours that marking an iteration's samples took: those of the ranker's stage, or of the scores of margins."""
+    """Returns the hours that marking an iteration's samples took: those of the ranker's stage, or of the scores of margins.
+
+    Seconds of the stage's last start: what a killed one had done before does not count. Scores are of offline answers as well.
+    """
     stages = [folder / "rankings.jsonl", folder / "logprobs"]
     manifest = next((found for each in stages if (found := json_object(manifest_path(each))) is not None), None)
     if manifest is None:
