@@ -16,6 +16,7 @@
 # make zephyr-selm-eval SETS="alpaca mtbench" answers and grades of every policy; -iter3-eval: of one; CHECKPOINTS=released: of those
 # make tiny-selm-explain PAIR=<prompt_id>     one training pair from prompt to policy: samples, scores, margins, why it was kept
 # make compare OF="tiny-selm tiny-dpo"        runs on one page, what differs in their settings first
+# make matrix OF="zephyr-selm zephyr-dpo" SETS=alpaca   what each policy wins over each other (SELM, figure 2)
 # make tiny-selm-iter3-push REPO=me/name DRY=1   a policy with its card and data to the hub; DRY=1 shows what would go
 # make tiny-selm-submit                       the run without weights in one file; make ledger-verify F=... recomputes its numbers
 # make list                                   every recipe, by model
@@ -60,7 +61,7 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
-override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu calibrate mutants paper-table paper-figure compare ledger-verify
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-gpu calibrate mutants paper-table paper-figure compare matrix ledger-verify
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -98,7 +99,7 @@ $(VENV)/extra-%: $(VENV)/ready
 .PHONY: $(PROJECT)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
-	@echo "make $(filter-out help list calibrate paper-table paper-figure compare ledger-verify,$(PROJECT))" | fold -s -w 110
+	@echo "make $(filter-out help list calibrate paper-table paper-figure compare matrix ledger-verify,$(PROJECT))" | fold -s -w 110
 list: $(VENV)/ready
 	@$(PYTHON) scripts/resolve_recipe.py --list
 setup: $(VENV)/ready
@@ -145,6 +146,9 @@ paper-figure: $(VENV)/ready
 	@$(PYTHON) scripts/paper_figure.py --runs $(RUNS) $(if $(value T),$(call quoted,$(value T))) $(if $(value MODEL),--model $(call quoted,$(value MODEL)))
 compare: $(VENV)/ready
 	@$(PYTHON) scripts/compare_runs.py --runs $(RUNS) --of $(call quoted,$(value OF))
+# Every two policies of runs that have answered a set, compared by its judge (SELM, figure 2).
+matrix: $(VENV)/extra-eval $(VENV)/extra-judge
+	@$(PYTHON) scripts/compare_answers.py $(addprefix $(RUNS)/,$(value OF)) --set $(call quoted,$(value SETS))
 ledger-verify: $(VENV)/ready
 	@$(PYTHON) scripts/verify_ledger.py $(call quoted,$(value F))
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import write_rows
 from handbook_ext.core.records import Candidate, Completion, PreferencePair, Ranking, assistant, user
+from handbook_ext.reports.measurements import wilson_interval
 from handbook_ext.reports.paper_measurements import read_filling
 from handbook_ext.reports.paper_pages import render_paper_table
 from handbook_ext.reports.paper_tables import read_paper_table
@@ -92,6 +94,12 @@ def test_the_jaccard_similarity_of_two_judges(
     common = ours.keys() & theirs.keys()
     sets = [{(name, *each[name]) for name in common} for each in (ours, theirs)]
     assert value == pytest.approx(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 3), (3, 3), (1, 7), (40, 80), (1, 1)])
+def test_an_interval_of_a_share_is_scipys_by_wilson(hits: int, count: int) -> None:
+    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(hits, count) == pytest.approx((expected.low, expected.high))
 
 
 def test_judges_without_a_common_prompt_have_none() -> None:

@@ -94,7 +94,7 @@ class SetGrader:
             return
         stored = {START_ANSWERS: [row.answers[0].text for row in self.start]} if self.start else {}
         theirs = stored.get(baseline) or [prompt.outputs[baseline] for prompt in self.prompts]
-        grader = alpaca.AlpacaJudge(judge.model, _endpoint(judge), cache=self.cache("alpaca_eval"))
+        grader = alpaca.AlpacaJudge(judge.model, endpoint_of(judge), cache=self.cache("alpaca_eval"))
         instructions = [prompt.prompt[-1]["content"] for prompt in self.prompts]
         rows = grader.annotate(instructions, ours, alpaca.Outputs(baseline, theirs))
         named = _named(judge, "alpaca_eval")
@@ -123,7 +123,7 @@ class SetGrader:
         if judge is None:
             return []
         cache = self.cache(kind)
-        clients = [JudgeClient(judge.model, _endpoint(judge), cache, run=run) for run in range(self.settings.judge_runs)]
+        clients = [JudgeClient(judge.model, endpoint_of(judge), cache, run=run) for run in range(self.settings.judge_runs)]
         self.clients += clients
         return clients
 
@@ -147,7 +147,7 @@ def replies_file(run: Path) -> Path:
     return run / ".grades.sqlite"
 
 
-def _endpoint(judge: GraderSettings) -> Endpoint:
+def endpoint_of(judge: GraderSettings) -> Endpoint:
     """Returns where a grader is asked."""
     return Endpoint(**judge.model_dump(exclude={"model"}), setting="benchmarks.judge")
 

@@ -67,7 +67,7 @@ class _Planner:
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
 
-    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_project
+    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_matrix = plan_ledger = plan_project
 
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""

@@ -51,3 +51,13 @@ class GradeStage(StageSettings):
     baseline: str | None
     judge: GraderSettings | None
     judge_runs: int
+
+
+class MatrixStage(StageSettings):
+    """Comparing every two policies, of one run or of several, on their answers to a set (SELM, figure 2)."""
+
+    file: ClassVar[str] = "matrix.yaml"
+    artifact: ClassVar[str] = "matrix.json"
+    set: str
+    policies: list[str]
+    judge: GraderSettings

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.makefile import PLAIN
-from handbook_ext.recipes.names import COMPARE, LEDGER, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
+from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.yaml_tree import nearest
 
 CALIBRATE = "calibrate"
@@ -26,11 +26,19 @@ READERS = {
     "push": "<run>-iter<N>-push",
     "submit": "<run>-submit",
     "compare": COMPARE,
+    "matrix": MATRIX,
     "figure": PAPER_FIGURE,
     "ledger": LEDGER,
 }
 # Goals of the Makefile itself that read variables of their own.
-READING = {CALIBRATE: "calibrate", PAPER_TABLE: "paper", PAPER_FIGURE: "figure", COMPARE: "compare", LEDGER: "ledger"}
+READING = {
+    CALIBRATE: "calibrate",
+    PAPER_TABLE: "paper",
+    PAPER_FIGURE: "figure",
+    COMPARE: "compare",
+    MATRIX: "matrix",
+    LEDGER: "ledger",
+}
 SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
 """What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
 RUN = {"run", "eval", "explain", "push", "submit"}
@@ -56,10 +64,10 @@ VARIABLES = {
     ),
     "FORMAT": (r"md|latex|csv|html", "md, latex, csv or html", {"paper"}),
     "MODEL": (r"\w[\w.-]*", "a folder of recipes, such as zephyr", {"paper", "figure", "table"}),
-    "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval"}),
+    "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval", "matrix"}),
     "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
     "PAIR": (r"[\s\S]+", "a prompt_id of the run", {"explain"}),
-    "OF": (r"[\w.+@,\s-]*", "runs, parted by blanks", {"compare"}),
+    "OF": (r"[\w.+@,\s-]*", "runs, parted by blanks", {"compare", "matrix"}),
     "REPO": (r"[\w.-]+/[\w.-]+", "a repository on the hub, such as me/my-model", {"push"}),
     "DRY": (r"[01]?", "1, which uploads nothing", {"push"}),
     "F": (r"[\s\S]+", "a file that make <run>-submit has written", {"ledger"}),

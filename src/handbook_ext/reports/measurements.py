@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from handbook_ext.evaluation.set_evaluation import Decoding, Grader
 from handbook_ext.objectives.metrics import CONFIDENCE
@@ -86,13 +86,22 @@ class Filling:
 
 def normal_quantile(confidence: float) -> float:
     """Returns how many standard errors a two-sided normal interval of this coverage reaches: 1.96 for 0.95."""
-    return float(norm.ppf((1 + confidence) / 2))
+    return float(ndtri((1 + confidence) / 2))
 
 
 def normal_interval(value: float, error: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Returns the two ends of the normal interval of a value with this standard error."""
     half = normal_quantile(confidence) * error
     return value - half, value + half
+
+
+def wilson_interval(hits: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Returns the two ends of Wilson's interval of a share (1927): it has a width where all or none are hits, too."""
+    z = normal_quantile(confidence)
+    share, spread = hits / count, z * math.sqrt(hits * (count - hits) / count + z * z / 4)
+    middle = hits + z * z / 2
+    ends = (middle - spread) / (count + z * z), (middle + spread) / (count + z * z)
+    return min(ends[0], share), max(ends[1], share)
 
 
 def pooled(seeds: Sequence[Measurement], confidence: float = CONFIDENCE) -> Measurement:
@@ -108,7 +117,7 @@ def pooled(seeds: Sequence[Measurement], confidence: float = CONFIDENCE) -> Meas
         return first
     values = [each.value for each in seeds]
     value, count = fmean(values), len(values)
-    half = float(t.ppf((1 + confidence) / 2, count - 1)) * stdev(values) / count**0.5
+    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * stdev(values) / count**0.5
     known = [each.over_prompts for each in seeds if each.over_prompts is not None]
     over_prompts = math.sqrt(fmean(error**2 for error in known)) if known else None
     if over_prompts is not None:

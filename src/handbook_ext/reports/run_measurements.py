@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
 
 from handbook_ext.core.artifacts import json_object, manifest_path
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Completion, PreferencePair, Ranking
-from handbook_ext.objectives.metrics import CONFIDENCE, hierarchical_interval
-from handbook_ext.reports.measurements import Measurement
+from handbook_ext.objectives.metrics import hierarchical_interval
+from handbook_ext.reports.measurements import Measurement, wilson_interval
 from handbook_ext.selection.judged import best_and_worst
 
 Choices = Mapping[str, tuple[str, str]]
@@ -76,9 +75,8 @@ def agreement(folder: Path, against: Path | None) -> Measurement:
         value, same = jaccard_of_pairs(ours, theirs)
     except ValueError as error:
         raise UserError(f"{folder} and {against}: {error}") from None
-    share = binomtest(sum(same), len(same)).proportion_ci(CONFIDENCE, method="wilson")
     # s / (2 n - s) rises with s / n, so the ends of the one are those of the other.
-    low, high = (float(100 * end / (2 - end)) for end in (share.low, share.high))
+    low, high = (100 * end / (2 - end) for end in wilson_interval(sum(same), len(same)))
     return Measurement(100 * value, low, high, way="wilson", n=len(same), prompts=len(same), of=len(same))
 
 
