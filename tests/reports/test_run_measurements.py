@@ -172,3 +172,31 @@ def test_what_a_run_lacks_for_table_6_says_which_run_to_make(tmp_path: Path, mon
         each.reason for key, each in lacks.items() if key[1:] == ("RM (implicit reward)", "Jaccard similarity with Claude 3")
     ]
     assert agree.endswith("is not there: make mistral-judged-by-claude-iter2")
+
+
+def test_a_heat_map_is_filled_from_a_matrix_of_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    table = read_paper_table("selm-figure2-zephyr")
+    keys = [("Zephyr-7B", *pair) for pair in (("SELM3", "DPO3"), ("DPO3", "SELM3"), ("SELM3", "SELM3"), ("SELM3", "SELM2"))]
+    told = read_filling(table, tmp_path)
+    assert told.lacks[keys[0]].reason.endswith('make matrix OF="zephyr-selm zephyr-dpo" SETS=alpaca')
+    # What a policy wins over itself is no finding.
+    assert keys[2] not in told.stands and len(told.stands) == 42
+    matrix = {
+        "names": ["zephyr-dpo iter3", "zephyr-selm iter3"], "measure": "lc_win_rate", "values": [[50.0, 46.0], [54.0, 50.0]],
+        "standard_errors": [[0.0, 0.5], [0.5, 0.0]], "missing": [[0, 5], [5, 0]], "not_run": None, "set": "alpaca",
+        "judge": "gpt-4-1106-preview", "n": 805,
+    }  # fmt: skip
+    path = tmp_path / "matrix/alpaca/zephyr-selm+zephyr-dpo/matrix.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(matrix))
+    found = read_filling(table, tmp_path)
+    assert [found.ours[key].value for key in keys[:2]] == [54.0, 46.0]
+    assert (found.ours[keys[0]].n, found.ours[keys[0]].missing, found.ours[keys[0]].error) == (800, 5, pytest.approx(0.5))
+    assert set(found.ours) == set(keys[:2])
+    # The paper's heat map is length-controlled; a plain win rate is another thing.
+    path.write_text(json.dumps(matrix | {"measure": "win_rate"}))
+    assert not read_filling(table, tmp_path).ours
+    path.write_text(json.dumps(matrix | {"values": []}))
+    with pytest.raises(UserError, match="is no usable matrix"):
+        read_filling(table, tmp_path)

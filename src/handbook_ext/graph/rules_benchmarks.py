@@ -62,7 +62,8 @@ def benchmark_rules(run: Run) -> list[StageRule]:
     rules = []
     for name in run.sets:
         rules.append(prompts_rule(run, name))
-        policies = evaluated_policies(run)
+        own = [run.start, *(each.name for each in run.iterations)]
+        policies = [*own, *(evaluated_policies(run) if run.released else [])]
         compared = "pairwise" in run.settings.benchmarks.prompt_set(name).measures
         compared |= run.settings.benchmarks.prompt_set(name).baseline == START_ANSWERS
         # Against the start's answers others are compared, so they come first, for released checkpoints as well.

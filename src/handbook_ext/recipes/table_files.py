@@ -38,6 +38,7 @@ class Table(Section):
     similarity: list[str] = Field(default=[])
     axis: str | None = None
     differences: list[str] = Field(default=[])
+    sets: list[str] = Field(default=[])
 
     @property
     def world(self) -> str:
@@ -61,6 +62,7 @@ class WrittenTable(Section):
     )  # fmt: skip
     axis: str | None = Field(None, description="name of the rows' x")
     differences: list[str] = Field(default=[], description="two rows whose implicit rewards are compared, or none")
+    sets: dict[str, list[str]] = Field(default={}, description="prompt sets that the rows are evaluated on, by model")
 
     @model_validator(mode="after")
     def _named(self) -> WrittenTable:
@@ -72,7 +74,7 @@ class WrittenTable(Section):
             if mentioned not in names:
                 raise ValueError(f"no row is called '{mentioned}'; rows: {', '.join(dict.fromkeys(names))}")
         of_rows = {model for row in self.rows for model in (*(row.models or []), *row.at)}
-        for model in sorted({*self.remarks, *(self.paper.groups if self.paper else {}), *of_rows} - {*self.models}):
+        for model in sorted({*self.remarks, *self.sets, *(self.paper.groups if self.paper else {}), *of_rows} - {*self.models}):
             raise ValueError(f"'{model}' is none of the table's models{nearest(model, self.models)}: {', '.join(self.models)}")
         return self
 
@@ -97,6 +99,7 @@ class WrittenTable(Section):
             model=model if self.models else None, paper_column=self.paper.name if self.paper else "paper", rows=rows,
             claims=[claim for claim in self.claims if {claim.better, claim.worse} <= {*names}], similarity=self.similarity,
             axis=self.axis, differences=self.differences if {*self.differences} <= {*names} else [],
+            sets=self.sets.get(model, []),
         )  # fmt: skip
 
 

@@ -12,11 +12,13 @@ from handbook_ext.recipes.section import Section
 HARNESS = "harness"
 RUN = "run"
 """As a column's set: the run's own files, no prompt set."""
+MATRIX = "matrix"
+"""As a column's measure: what the row's policy wins over that of the row which is called like the column."""
 BENCHMARKS = ("alpaca", "mtbench", "vicuna", "evol", "ultrafeedback")
 # The measures of each set; vs_<name> is a win rate over stored answers of <name>, or of the policy that starts the loop.
 _PAIRED = r"single|vs_[a-z][a-z0-9_]*"
 _MEASURES = {
-    "alpaca": rf"lc_win_rate|win_rate|length|matrix|{_PAIRED}",
+    "alpaca": rf"lc_win_rate|win_rate|length|{MATRIX}|{_PAIRED}",
     "mtbench": "average|turn1|turn2",
     HARNESS: "gsm8k_cot|hellaswag|arc_challenge|truthfulqa_mc2|eq_bench|openbookqa|average",
     RUN: "agreement|annotation_hours|unreadable",

@@ -18,14 +18,14 @@ from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation,
 from handbook_ext.objectives.metrics import CONFIDENCE, hierarchical_interval
 from handbook_ext.recipes.names import RECIPES
 from handbook_ext.recipes.run import Run, resolve
+from handbook_ext.reports.matrix_measurements import win_of
 from handbook_ext.reports.measurements import Filling, Key, Lack, Measurement, gain, normal_interval, normal_quantile, pooled
-from handbook_ext.reports.paper_headings import RUN, Column, Stand
+from handbook_ext.reports.paper_headings import MATRIX, RUN, Column, Stand
 from handbook_ext.reports.paper_tables import PaperTable
 from handbook_ext.reports.run_measurements import MEASURED_ON_RUNS
-from handbook_ext.reports.scales import stands_of
+from handbook_ext.reports.scales import model_of, stands_of
 
 RELEASED = "released-"
-MATRIX = "matrix"
 
 
 class NotRunError(Exception):
@@ -56,8 +56,6 @@ class Runs:
     def measured(self, recipe: str, policy: str, column: Column) -> Measurement:
         """Returns the value of a policy in a column over all its seeds; raises NotRunError where there is none."""
         name, measure = str(column.set), str(column.measure)
-        if measure == MATRIX:
-            raise NotRunError("win rates of all pairs of policies are a figure: make paper-figure T=selm2")
         folders = seed_folders(self.folder, recipe) or [self.folder / recipe]
         found: list[tuple[Path, SetEvaluation]] = []
         for folder in folders:
@@ -129,12 +127,12 @@ def read_filling(
     for key, stand in stands.cells.items():
         column = next(each for each in table.heading.columns if each.name == key[2])
         try:
-            ours[key] = _cell(runs, stand, column)
+            ours[key] = _cell(runs, table, stand, column)
         except NotRunError as reason:
             lacks[key] = reason.lack
-        if released and column.set != RUN:
+        if released and column.set != RUN and column.measure != MATRIX:
             try:
-                found = _released_cell(runs, stand, column)
+                found = _released_cell(runs, table, stand, column)
                 checkpoints |= {} if found is None else {key: found}
             except NotRunError as reason:
                 checkpoint_lacks[key] = reason.lack
@@ -144,9 +142,11 @@ def read_filling(
     )  # fmt: skip
 
 
-def _cell(runs: Runs, stand: Stand, column: Column) -> Measurement:
+def _cell(runs: Runs, table: PaperTable, stand: Stand, column: Column) -> Measurement:
     """Returns the value of a cell; raises NotRunError where there is none."""
     policy = runs.policy_of(stand)
+    if column.measure == MATRIX:
+        return _matrix_cell(runs, table, stand, column)
     if column.set == RUN:
         folder = runs.folder / stand.recipe
         try:
@@ -161,17 +161,29 @@ def _cell(runs: Runs, stand: Stand, column: Column) -> Measurement:
     return value if column.over is None else gain(value, runs.measured(stand.recipe, runs.policy_of(stand, column.over), column))
 
 
-def _released_cell(runs: Runs, stand: Stand, column: Column) -> Measurement | None:
+def _released_cell(runs: Runs, table: PaperTable, stand: Stand, column: Column) -> Measurement | None:
     """Returns the released checkpoint's value, None where the recipe names none; raises NotRunError where it has no value."""
     run, policy = runs.resolved(stand.recipe), runs.policy_of(stand)
     if policy == START:  # It is a released checkpoint itself.
-        return _cell(runs, stand, column)
+        return _cell(runs, table, stand, column)
     if policy not in run.settings.benchmarks.released:
         return None
     value = runs.measured(stand.recipe, f"{RELEASED}{policy}", column)
     if column.over is None:
         return value
     return gain(value, runs.measured(stand.recipe, runs.policy_of(stand, column.over), column))
+
+
+def _matrix_cell(runs: Runs, table: PaperTable, stand: Stand, column: Column) -> Measurement:
+    """Returns what the policy of a row wins over that of the row called like the column; raises NotRunError where it has not."""
+    others = [each for each in table.heading.stands if (each.group, each.row) == (stand.group, column.name)]
+    other = others[0].model_copy(update={"recipe": f"{model_of(stand.recipe)}-{others[0].recipe.partition('-')[2]}"})
+    names = [f"{each.recipe} {runs.policy_of(each)}" for each in (stand, other)]
+    try:
+        return win_of(runs.folder, str(column.set), *names)
+    except LookupError:
+        of = f'"{" ".join(dict.fromkeys(each.recipe for each in table.heading.stands))}"'
+        raise NotRunError(f"no length-controlled matrix has both policies: make matrix OF={of} SETS={column.set}") from None
 
 
 def _alike(evaluation: SetEvaluation, first: SetEvaluation, measure: str) -> bool:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.yaml_tree import nearest
-from handbook_ext.reports.paper_headings import Heading, Stand
+from handbook_ext.reports.paper_headings import MATRIX, Heading, Stand
 
 HEAD = ["row", "group", "column", "value", "unit", "source", "note"]
 NONE = "-"  # What stands where a paper prints no number.
@@ -76,17 +76,15 @@ class PaperTable:
             raise UserError(f"table {self.name} prints no number at '{group}', '{row}', '{column}'; see papers/{self.name}.csv")
         return cell.number
 
-    def _quoted(self, column: str) -> bool:
-        """Tells whether a column is no measure of ours."""
-        return next(each.quoted is not None for each in self.heading.columns if each.name == column)
-
     def unit(self, column: str) -> str:
         """Returns the one unit of a column, or nothing."""
         return next(cell.unit for cell in self.cells if cell.column == column)
 
     def stand(self, group: str, row: str, column: str) -> Stand | None:
         """Returns what a cell is to be measured with; None for one that is quoted alone, or in which nothing is printed."""
-        if self.grid[group, row, column].value == NONE or self._quoted(column):
+        measured = next(each for each in self.heading.columns if each.name == column)
+        # In a matrix a policy stands against itself on the diagonal, which is 50 by definition.
+        if self.grid[group, row, column].value == NONE or measured.set is None or (measured.measure, column) == (MATRIX, row):
             return None
         of_row = [each for each in self.heading.stands if (each.group, each.row) == (group, row)]
         return next((each for each in of_row if each.column in (None, column)), None)
