@@ -10,16 +10,17 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.names import RECIPES, TABLE
 from handbook_ext.recipes.overrides import from_mapping
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.section import Section
-from handbook_ext.recipes.table_rows import START_OF_RUN, Claim, Printed, TableRow, WrittenRow
+from handbook_ext.recipes.table_rows import Claim, Printed, TableRow, WrittenRow
 from handbook_ext.recipes.yaml_tree import nearest, read_yaml
 
 __all__ = [
-    "SMALLEST", "START_OF_RUN", "Claim", "Table", "TableRow", "WrittenTable", "policy_of_row", "read_table", "run_of_row",
+    "SMALLEST", "Claim", "Table", "TableRow", "WrittenTable", "policy_of_row", "read_table", "run_of_row",
     "table_names", "table_run", "written_table",
 ]  # fmt: skip
 SMALLEST = "tiny"
@@ -148,7 +149,7 @@ def run_of_row(row: TableRow, table: str, seed: int, root: Path = RECIPES, **lau
     name = row.recipe if seed == 1 else f"{row.recipe}-seed{seed}"
     source = f"{root / 'tables' / table}.yaml: row '{row.name}':"
     run = resolve(name, root, overrides=from_mapping(row.set, source), **launch)
-    if row.policy not in (None, START_OF_RUN, run.start):
+    if row.policy not in (None, run.start):
         try:
             run.iteration(str(row.policy))
         except UserError as error:

@@ -6,10 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.recipes.section import Section
-
-START_OF_RUN = "start"
-"""As a row's policy: that from which the loop of its recipe starts, whatever its folder is called."""
 
 
 class PaperCell(Section):
@@ -98,8 +96,11 @@ class TableRow(Section):
     paper: str = "-"
 
     def shown(self, start: str, last: str) -> str:
-        """Returns the policy that the row shows, of a run that goes from `start` to `last`."""
-        return start if self.policy == START_OF_RUN else self.policy or last
+        """Returns the policy that the row shows, of a run that goes from `start` to `last`.
+
+        As a row's policy START is where the loop of its recipe starts, whatever that folder is called.
+        """
+        return start if self.policy == START else self.policy or last
 
 
 class Claim(Section):

@@ -51,7 +51,7 @@ class Runs:
         """Returns the folder of the policy that stands for a cell, or of the one named: `start` is where its loop starts."""
         run = self.resolved(stand.recipe)
         name = policy or stand.policy or run.iterations[-1].name
-        return run.start if name in ("start", "sft") else name
+        return run.start if name in (START, "sft") else name
 
     def measured(self, recipe: str, policy: str, column: Column) -> Measurement:
         """Returns the value of a policy in a column over all its seeds; raises NotRunError where there is none."""
