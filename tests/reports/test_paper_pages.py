@@ -178,10 +178,10 @@ def test_an_unknown_table_or_format_names_the_close_one() -> None:
 
 
 @pytest.mark.parametrize(("goals", "variables", "words"), [
-    (["tiny-selm"], {"T": "selm1"}, "T is read by paper-table .*no goal here is one of these: tiny-selm; leave it out"),
+    (["tiny-selm"], {"T": "selm1"}, "T is read by paper-table and paper-figure, and no goal here is one of these: tiny-selm"),
     (["bench"], {"FORMAT": "md"}, "FORMAT is read by paper-table"),
     (["paper-table"], {"FORMAT": "pdf"}, "FORMAT: 'pdf' is not md, latex, csv or html"),
-    (["paper-table"], {"T": "../x"}, r"T: '\.\./x' is not a table .*of the papers, such as selm1"),
+    (["paper-table"], {"T": "../x"}, r"T: '\.\./x' is not a table or figure of the papers, such as selm1; make"),
     (["paper-table"], {"SEEDS": "2"}, "SEEDS is read by"),
     (["paper-table"], {"CLUSTER": "slurm"}, "CLUSTER is read by|submits"),
 ])  # fmt: skip

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,7 @@ def _foreign(rows: Sequence[Row]) -> str:
     )
 
 
+@cache  # A matrix asks for each couple, and a hub that is away takes its time to say so.
 def _from_hub(name: str) -> tuple[Path | None, str]:
     """Returns a file of the hub's data set, from the cache where the hub is switched off, or None; and why there is none."""
     try:

@@ -125,9 +125,10 @@ def grade_rule(run: Run, policy: str, name: str) -> StageRule:
     stage = files.GradeStage(
         stage="grade", **about(run), inputs=inputs, policy=policy, set=name, checkpoint=_released(run, policy),
         decoding=part_of(DecodingSettings, chosen), measures=chosen.measures, outputs=[*chosen.outputs],
-        baseline=chosen.baseline, judge=benchmarks.grader(name), judge_runs=chosen.judge_runs,
+        baseline=chosen.baseline, length_control=chosen.length_control, judge=benchmarks.grader(name),
+        judge_runs=chosen.judge_runs,
     )  # fmt: skip
-    return StageRule(folder, stage, "grade_answers.py", launcher="plain")
+    return StageRule(folder, stage, "grade_answers.py", launcher="plain", external=file_of(chosen.length_control))
 
 
 def _released(run: Run, policy: str) -> str | None:

@@ -49,6 +49,7 @@ class GradeStage(StageSettings):
     measures: list[Measure]
     outputs: list[str]
     baseline: str | None
+    length_control: str | None
     judge: GraderSettings | None
     judge_runs: int
 

@@ -168,7 +168,9 @@ def _found_sets(benchmarks: BenchmarkSettings, tree: Tree) -> BenchmarkSettings:
         source = chosen.source if chosen.source == HELD_OUT else _found_source((*at, "source"), chosen.source, tree)
         references = chosen.references and _found_source((*at, "references"), chosen.references, tree)
         outputs = {each: _found_source((*at, "outputs", each), value, tree) for each, value in chosen.outputs.items()}
-        found[name] = chosen.model_copy(update={"source": source, "references": references, "outputs": outputs})
+        control = chosen.length_control and _found_source((*at, "length_control"), chosen.length_control, tree)
+        places = {"source": source, "references": references, "outputs": outputs, "length_control": control}
+        found[name] = chosen.model_copy(update=places)
     return benchmarks.model_copy(update={"sets": found})
 
 

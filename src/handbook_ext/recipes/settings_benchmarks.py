@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.recipes.section import Positive, Section, Temperature
 from handbook_ext.recipes.settings_rank import EndpointSettings
 
 HELD_OUT = "test"
 """As the source of a prompt set: the held-out prompts of the recipe's own data."""
-START_ANSWERS = "start"
+START_ANSWERS = START
 """As the baseline of AlpacaEval: the answers of the policy that the loop starts from."""
 REMOTE = ("https://", "hf://")
 HARNESS = "harness"
@@ -69,6 +70,9 @@ class PromptSetSettings(DecodingSettings):
     outputs: dict[str, str] = Field(default={}, description="stored outputs of other models on the same prompts: name and source")
     baseline: str | None = Field(
         None, description="alpaca_eval: the name in `outputs` that answers are compared with, or `start`"
+    )
+    length_control: str | None = Field(
+        None, description="alpaca_eval: a file or an address of df_gamed.csv, which its fit reads; null is the hub's own"
     )
     measures: list[Measure] = Field(
         min_length=1,

@@ -149,7 +149,7 @@ def run_of_row(row: TableRow, table: str, seed: int, root: Path = RECIPES, **lau
     name = row.recipe if seed == 1 else f"{row.recipe}-seed{seed}"
     source = f"{root / 'tables' / table}.yaml: row '{row.name}':"
     run = resolve(name, root, overrides=from_mapping(row.set, source), **launch)
-    if row.policy not in (None, run.start):
+    if row.policy not in (None, START, run.start):
         try:
             run.iteration(str(row.policy))
         except UserError as error:
