@@ -84,6 +84,7 @@ def test_a_model_of_the_paper_fills_its_own_rows(tmp_path: Path) -> None:
     page = render_paper_table(SELM1, "md", filling)
     [line] = [cells for cells in markdown_rows(page) if cells[0] == "SELM Iter 3 (Zephyr)"]
     assert (line[1], line[2]) == ("quoted", "24.25")
+    assert "iteration 3 (Llama-3)" in page and "iteration 3 (Zephyr)" not in page
     with pytest.raises(UserError, match=r"MODEL=tinyllama: no recipe of it stands for a row of table selm1 .*zephyr"):
         read_filling(SELM1, tmp_path, model="tinyllama")
 

@@ -124,6 +124,17 @@ def test_without_a_standard_error_the_interval_is_a_bootstrap_over_prompts(tmp_p
     assert (alone.way, alone.error, alone.low) == ("none", None, 8.0)
 
 
+def test_the_length_of_answers_has_its_interval_from_the_answers(tmp_path: Path) -> None:
+    rows = [
+        {**row(str(size), "x"), "answers": [{"text": "a" * size, "tokens": 1, "finish_reason": "stop"}]}
+        for size in (100, 200, 600)
+    ]
+    length = measure(300.0, None, unit="characters", judge=None)
+    write_set(tmp_path / "zephyr-selm/iter3", {"length": length}, rows=rows)
+    found = read_filling(SELM1, tmp_path).ours[(*SELM3[:2], "AlpacaEval 2 length")]
+    assert (found.way, found.value, found.low, found.high) == ("bootstrap", 300.0, 100.0, 600.0)
+
+
 def test_seeds_are_pooled_with_an_interval_over_seeds(tmp_path: Path) -> None:
     for name, value in (
         ("zephyr-selm", 23.0),

@@ -19,7 +19,7 @@ SHAPES = {
     "selm1": (23, 6), "selm2": (18, 7), "sera1": (20, 10), "sera2": (14, 10), "sera3": (2, 5), "sera4": (16, 3), "sera5": (2, 2),
     "sera6": (2, 3), "sera7": (7, 8), "sera8": (7, 8), "sera9": (4, 10), "alpaca-eval": (5, 4), "prompt-sets": (6, 1),
     "selm-cards": (12, 2), "selm-deltas": (4, 2), "selm-figure2-llama3": (7, 7), "selm-figure2-zephyr": (7, 7),
-    "selm-settings": (18, 3), "selm-versions": (8, 1), "sera-deltas": (1, 2), "sera-settings": (8, 1),
+    "selm-settings": (19, 3), "selm-versions": (8, 1), "sera-deltas": (1, 2), "sera-settings": (8, 1),
 }  # fmt: skip
 # What a family's gains are counted from.
 FIRST = {"Zephyr-7B": "Zephyr-7B-SFT", "Llama-3-8B-Instruct": "Llama-3-8B-Instruct"}

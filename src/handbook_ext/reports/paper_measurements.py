@@ -26,6 +26,7 @@ from handbook_ext.reports.run_measurements import MEASURED_ON_RUNS
 from handbook_ext.reports.scales import model_of, stands_of
 
 RELEASED = "released-"
+LENGTH = "length"
 
 
 class NotRunError(Exception):
@@ -200,7 +201,10 @@ def _interval(value: MeasuredValue, evaluation: SetEvaluation, measure: str) -> 
     mean = float(value.value or 0.0)
     if value.standard_error is not None:
         return *normal_interval(mean, value.standard_error), "normal", value.standard_error
-    per_prompt = [_mean(row.verdicts.get(measure, [])) for row in evaluation.rows]
+    if measure == LENGTH:  # Which no judge gives: the characters of the first answer.
+        per_prompt = [float(len(row.answers[0].text)) if row.answers else None for row in evaluation.rows]
+    else:
+        per_prompt = [_mean(row.verdicts.get(measure, [])) for row in evaluation.rows]
     known = [each for each in per_prompt if each is not None]
     if len(known) < 2:
         return mean, mean, "none", None

@@ -123,7 +123,11 @@ def summary_of(table: PaperTable, filling: Filling, verdicts: Verdicts) -> str:
         return "No cell of ours: the rows are quoted alone."
     told = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != NOT_RUN)
     parts = [f"{run} of {total} cells were run{f': {told}' if told else ''}"]
-    parts += [claim_in_ours(table, claim, filling) for claim in table.heading.claims]
+    # Of another model's rows nothing of ours is said.
+    stated = [
+        each for each in table.heading.claims if not filling.stands or (each.group, each.better, each.column) in filling.stands
+    ]
+    parts += [claim_in_ours(table, claim, filling) for claim in stated]
     return "; ".join(parts) + "."
 
 
