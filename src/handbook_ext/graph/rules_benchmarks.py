@@ -59,19 +59,17 @@ def evaluated_policies(run: Run) -> list[str]:
 
 
 def benchmark_rules(run: Run) -> list[StageRule]:
-    """Returns the rules for the sets that a run is asked for."""
+    """Returns the rules for the sets that a run is asked for; with released checkpoints, these behind the run's own policies."""
     rules = []
-    policies = evaluated_policies(run)
+    # The start first: others are compared with its answers.
+    policies = [run.start, *(each.name for each in run.iterations), *(evaluated_policies(run) if run.released else [])]
     for name in run.sets:
         if name == HARNESS:
             rules += [harness_rule(run, policy) for policy in policies]
-            continue
-        rules.append(prompts_rule(run, name))
-        compared = "pairwise" in run.settings.benchmarks.prompt_set(name).measures
-        compared |= run.settings.benchmarks.prompt_set(name).baseline == START_ANSWERS
-        # Against the start's answers others are compared, so they come first, for released checkpoints as well.
-        rules += [answer_rule(run, policy, name) for policy in dict.fromkeys([*([run.start] if compared else []), *policies])]
-        rules += [grade_rule(run, policy, name) for policy in policies]
+        else:
+            rules.append(prompts_rule(run, name))
+            rules += [answer_rule(run, policy, name) for policy in policies]
+            rules += [grade_rule(run, policy, name) for policy in policies]
     return rules
 
 
