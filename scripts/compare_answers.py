@@ -9,14 +9,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from handbook_ext.evaluation.alpaca_eval import AlpacaJudge, Outputs, pairwise_matrix
-
 from handbook_ext.core.artifacts import read_manifest
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.jsonl import read_rows, write_json
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
 from handbook_ext.core.stage import Stage
 from handbook_ext.core.stage_settings import read_settings_as
+from handbook_ext.data.prompt_sets import fetched
+from handbook_ext.evaluation.alpaca_eval import AlpacaJudge, Outputs, pairwise_matrix
 from handbook_ext.evaluation.set_measures import endpoint_of, replies_file
 from handbook_ext.graph.stages_benchmarks import GradeStage, MatrixStage
 from handbook_ext.judging.verdict_cache import VerdictCache
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
             Outputs(name, [row.answers[0].text for row in read_rows(path, SetAnswer)])
             for name, path in zip(names, answers, strict=True)
         ]
-        matrix = pairwise_matrix(judge, instructions, policies)
+        control = None if graded.length_control is None else fetched(graded.length_control)
+        matrix = pairwise_matrix(judge, instructions, policies, gamed=control)
         write_json(
             stage.out, {**asdict(matrix), "set": arguments.set, "judge": graded.judge.model, "n": len(instructions)}, indent=1
         )

@@ -18,7 +18,8 @@ from handbook_ext.evaluation.decoding import (
     judged_decoding,
     sample_held_out,
 )
-from handbook_ext.evaluation.implicit_reward import held_out_sums, implicit_rewards, summarised
+from handbook_ext.evaluation.implicit_reward import held_out_sums, implicit_rewards
+from handbook_ext.evaluation.implicit_summary import summarised
 from handbook_ext.graph.stages import EvaluateStage
 from handbook_ext.judging.rankers import Bench, external_ranker_hashes, open_ranker, ranker_id
 from handbook_ext.policies.chat import ChatEncoder

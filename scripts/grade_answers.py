@@ -1,6 +1,7 @@
 """A policy's answers to a prompt set -> eval.json: `grade_answers.py runs/<run>/iter<N>/<set>`; nothing is asked twice."""
 
 import sys
+from pathlib import Path
 
 from handbook_ext.core.artifacts import read_manifest
 from handbook_ext.core.errors import UserError, run_main, stage_folder
@@ -24,6 +25,8 @@ def main(argv: list[str]) -> None:
     """Has the judge grade what it has not graded yet, and writes every measure of the set."""
     stage = Stage.open(stage_folder(argv), GradeStage)
     settings = stage.settings
+    if settings.length_control is not None and Path(settings.length_control).is_file():
+        stage.external = {settings.length_control: stage.hash_of(Path(settings.length_control))}
     if stage.finished():
         return
     prompts, answers = read_rows(stage.input("prompts"), SetPrompt), read_rows(stage.input("answers"), SetAnswer)

@@ -11,13 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A text, where it is spelt, and files in which the same word means something else.
 ONCE = [
-    # Values of select.margin_reference, and a key of the report's numbers.
+    # Values of select.margin_reference, a key of the report's numbers, and one of training's manifest.
     ("start", "core/artifacts.py", {"recipes/settings.py", "recipes/settings_stages.py", "selection/ensemble.py",
-                                    "reports/run_report.py"}),
+                                    "reports/run_report.py", "reports/trained_steps.py"}),
     ("table-", "recipes/names.py", set()),
     ("data/rows", "graph/rule.py", set()),
     # One of the formats is read in a way of its own.
-    (".parquet", "recipes/settings_run.py", {"data/offline.py"}),
+    (".parquet", "recipes/settings_run.py", {"data/offline.py", "data/prompt_sets.py"}),
     # A stage's workspace and a merged policy are no files, and Arrow's files are no text.
     (".partial", "core/jsonl.py", {"core/stage.py", "policies/token_store.py", "sampling/vllm_engine.py"}),
     # How YAML ends a value on one line.

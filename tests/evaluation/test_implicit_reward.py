@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handbook_ext.evaluation.implicit_reward import summarised
+from handbook_ext.evaluation.implicit_summary import summarised
 
 Row = dict[str, Any]
 

@@ -11,6 +11,7 @@ import pytest
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.goals import plan_goals
 from handbook_ext.graph.makefile import settings_text
+from handbook_ext.graph.rules_benchmarks import asked_for
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.graph.slurm import Job, jobs_of
 from handbook_ext.planning import lacks, preflight
@@ -166,7 +167,11 @@ def test_a_value_of_another_form_is_a_mistake_of_one_line(folder: Path, setting:
 
 
 def test_every_stage_of_a_run_can_have_resources_of_its_own(folder: Path) -> None:
-    run = mine("rank: {ranker: reward_model}\nevaluate: {judge: apart}\nhealth: {max_kl: 9}\ndata: {dataset: a/b}\n")
+    sets = "benchmarks: {sets: {x: {source: test, measures: [single]}}}\n"
+    run = mine(
+        f"rank: {{ranker: reward_model}}\nevaluate: {{judge: apart}}\nhealth: {{max_kl: 9}}\ndata: {{dataset: a/b}}\n{sets}"
+    )
+    run = asked_for(run, ["x"])
     stages = {rule.settings.stage for rule in run_rules(run)} | {"checkpoint"}
     assert stages == set(SlurmStages.model_fields)
     for rule in run_rules(run):
@@ -212,7 +217,7 @@ def test_what_the_login_node_lacks_and_nodes_have_is_no_lack(folder: Path, monke
 
 def test_a_goal_that_no_job_would_make_is_refused(folder: Path) -> None:
     for goal in ("tiny-selm-seeds", "runs/tiny-selm/iter1/pairs.jsonl"):
-        with pytest.raises(UserError, match="CLUSTER=slurm submits <run> and <run>-iter<N>"):
+        with pytest.raises(UserError, match="CLUSTER=slurm submits <run>, <run>-iter<N> and <run>-eval"):
             plan_goals([goal], {"CLUSTER": "slurm"})
     with pytest.raises(UserError, match="'sge' is not slurm"):
         plan_goals(["tiny-selm"], {"CLUSTER": "sge"})

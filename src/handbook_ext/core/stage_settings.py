@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -61,6 +64,16 @@ def read_settings_as(kind: type[S], path: Path) -> tuple[S, dict[str, Any]]:
 def identity(values: dict[str, Any]) -> dict[str, Any]:
     """Returns what of a stage's settings determines its artifact: all but the names of the recipe and of its overrides."""
     return {name: value for name, value in values.items() if name not in NOT_IDENTITY}
+
+
+def determinants(settings: dict[str, Any], inputs: Mapping[str, str], external: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what identifies an artifact: its stage's settings, and the hashes of what it was made from."""
+    return {"settings": identity(settings), "inputs": dict(inputs), "external": dict(external)}
+
+
+def key_of(determined_by: dict[str, Any]) -> str:
+    """Returns the hash of everything that determines an artifact, the `key` of its manifest."""
+    return hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

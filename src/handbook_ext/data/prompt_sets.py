@@ -129,15 +129,20 @@ def _first(row: RawRow, names: Sequence[str]) -> Any:
     return next((lower[name] for name in names if lower.get(name) is not None), None)
 
 
+def fetched(source: str) -> Path:
+    """Returns a local file, or where one was put that is fetched; raises UserError where it cannot be had."""
+    if not source.startswith(REMOTE):
+        return Path(source)
+    try:
+        return Path(datasets.DownloadManager().download(source))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{source}: cannot be fetched ({reason}); check the network, or name a local copy") from None
+
+
 def _rows(source: str) -> list[RawRow]:
     """Returns the rows of a local file, or of one that is fetched; raises UserError where it cannot be had."""
-    path = Path(source)
-    if source.startswith(REMOTE):
-        try:
-            path = Path(datasets.DownloadManager().download(source))
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{source}: cannot be fetched ({reason}); check the network, or name a local copy") from None
+    path = fetched(source)
     try:
         if source.endswith(".parquet"):
             with path.open("rb") as stream:

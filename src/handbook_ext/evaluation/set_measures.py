@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
+from handbook_ext.data.prompt_sets import fetched
 from handbook_ext.evaluation.grading import Judged, compared, graded, measured, not_run
 from handbook_ext.evaluation.set_evaluation import Grader, MeasuredValue
 from handbook_ext.graph.stages_benchmarks import GradeStage
@@ -97,9 +98,12 @@ class SetGrader:
         grader = alpaca.AlpacaJudge(judge.model, endpoint_of(judge), cache=self.cache("alpaca_eval"))
         instructions = [prompt.prompt[-1]["content"] for prompt in self.prompts]
         rows = grader.annotate(instructions, ours, alpaca.Outputs(baseline, theirs))
-        named = _named(judge, "alpaca_eval")
+        # The package's own temperature is sent, none where the endpoint takes none.
+        sent = None if judge.temperature is None else 1.0
+        named = Grader(model=judge.model, kind="alpaca_eval", local=judge.local, temperature=sent)
+        control = None if self.settings.length_control is None else fetched(self.settings.length_control)
         found.measures["win_rate"] = _of_package(alpaca.win_rate(rows), named)
-        found.measures["lc_win_rate"] = _of_package(alpaca.length_controlled(rows), named)
+        found.measures["lc_win_rate"] = _of_package(alpaca.length_controlled(rows, control), named)
         # The package's preference is 1 for the baseline and 2 for ours.
         found.verdicts["win_rate"] = [[[None if row["preference"] is None else row["preference"] - 1]] for row in rows]
         found.facts.update(alpaca_eval=grader.facts()["judge"])

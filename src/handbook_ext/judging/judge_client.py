@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import openai
 from aiolimiter import AsyncLimiter
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.judging.endpoint import Endpoint
-from handbook_ext.judging.judge_reply import UnusableReplyError, refused_alone, reply_of, said_in
+from handbook_ext.judging.judge_reply import UnusableReplyError, refused_alone, reply_of, said_in, without
 from handbook_ext.judging.verdict_cache import Reply, VerdictCache, key_of
 
 MINUTE = 60.0
@@ -67,6 +68,17 @@ class JudgeClient:
         later = [self.run] if self.run else []
         return key_of(self.endpoint.name, self.model, self.endpoint.temperature, self.endpoint.max_new_tokens, question, *later)
 
+    def _asked(self, question: str) -> tuple[Any, dict[str, Any]]:
+        """Returns the messages that ask a question, and the options beside them."""
+        options: dict[str, Any] = {self.endpoint.limit_name: self.endpoint.max_new_tokens}
+        if self.endpoint.temperature is not None:
+            options["temperature"] = self.endpoint.temperature
+        return [{"role": "user", "content": question}], options
+
+    def _read(self, body: bytes) -> Reply:
+        """Returns what is kept of a reply; raises UnusableReplyError where it has none."""
+        return reply_of(body)
+
     async def _ask_all(self, wanted: dict[str, str]) -> dict[str, Reply]:
         """Asks the questions by name, and returns the replies that came; the first failure cancels those that wait."""
         endpoint = self.endpoint
@@ -114,7 +126,7 @@ class JudgeClient:
             raise UserError(self._refused(error)) from None
         except (openai.APIConnectionError, TimeoutError) as error:
             late = isinstance(error, (openai.APITimeoutError, TimeoutError))
-            what = f"no whole reply within {self.endpoint.timeout:g} s" if late else _clean(str(error), self.endpoint.secrets())
+            what = f"no whole reply within {self.endpoint.timeout:g} s" if late else without(str(error), self.endpoint.secrets())
             raise UserError(
                 f"{self.endpoint.setting}: {self.endpoint.name} does not answer after {self.endpoint.max_retries + 1} tries "
                 f"({what}); start it or wait, and run make again: replies that came are kept"
@@ -126,22 +138,19 @@ class JudgeClient:
         if rate is not None:
             await rate.acquire()
             self._next = time.monotonic() + self._apart
-        endpoint = self.endpoint
-        options = {endpoint.limit_name: endpoint.max_new_tokens}
-        if endpoint.temperature is not None:
-            options["temperature"] = endpoint.temperature
+        endpoint, (messages, options) = self.endpoint, self._asked(question)
         # The client's own limit is between two reads, so that a reply may drip for ever.
         async with asyncio.timeout(endpoint.timeout):
             answer = await client.chat.completions.with_raw_response.create(
-                model=self.model, messages=[{"role": "user", "content": question}], extra_body=options
+                model=self.model, messages=messages, extra_body=options
             )
         try:
-            reply = reply_of(answer.content)
+            reply = self._read(answer.content)
         except UnusableReplyError as error:
             self.unusable.append(error.tokens)
             raise
         secrets = [secret for secret in endpoint.secrets() if len(secret) >= SHORTEST_SECRET]
-        return replace(reply, text=_clean(reply.text, secrets))
+        return replace(reply, text=without(reply.text, secrets))
 
     def _pause(self, state: RetryCallState) -> float:
         """Returns the seconds until the next try: longer each time, and at least what the server says."""
@@ -164,15 +173,8 @@ class JudgeClient:
             429: f"wait, or lower {setting}.requests_per_minute and concurrency, and run make again: replies that came are kept",
         }.get(status, "run make again later: replies that came are kept" if status >= 500 else f"check {setting} and {model}")
         said = said_in(error.response.text) or str(error)
-        text = " ".join(_clean(said, self.endpoint.secrets()).split())[:SHOWN]
+        text = " ".join(without(said, self.endpoint.secrets()).split())[:SHOWN]
         return f"{setting}: {name} answers {status} ({text}); {todo}"
-
-
-def _clean(text: str, secrets: Sequence[str]) -> str:
-    """Returns a text without the key and passwords, which a server may repeat."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -33,7 +33,7 @@ class UnusableReplyError(Exception):
         self.tokens = tokens
 
 
-class _Usage(BaseModel):
+class Usage(BaseModel):
     """What a reply took, in tokens."""
 
     prompt_tokens: Tokens = 0
@@ -53,20 +53,20 @@ class _Choice(BaseModel):
     finish_reason: str | None = None
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     """What is read of a reply. The client takes any JSON for a reply, and fails on what is none."""
 
     choices: Annotated[list[_Choice], Field(min_length=1)]
-    usage: _Usage = _Usage()
+    usage: Usage = Usage()
 
     @field_validator("usage", mode="wrap")
     @classmethod
-    def _none_where_unreadable(cls, value: Any, read: Callable[[Any], _Usage]) -> _Usage:
+    def _none_where_unreadable(cls, value: Any, read: Callable[[Any], Usage]) -> Usage:
         """Returns no tokens for an account that cannot be read: the verdict beside it is good."""
         try:
             return read(value)
         except ValidationError:
-            return _Usage()
+            return Usage()
 
 
 def reply_of(body: bytes) -> Reply:
@@ -75,7 +75,7 @@ def reply_of(body: bytes) -> Reply:
     A judge that uses up its tokens before it says anything would do so again: its empty reply is one, and is paid for.
     """
     try:
-        found = _Body.model_validate_json(body)
+        found = Body.model_validate_json(body)
     except ValidationError:
         raise UnusableReplyError from None
     choice = found.choices[0]
@@ -111,3 +111,10 @@ def refused_alone(status: int, said: str) -> bool:
     # A limit that no model has is refused whatever the question is.
     setting = _LIMIT.search(said) and not re.search("context|input|prompt", said, re.IGNORECASE)
     return status == 413 or bool(_FILTERED.search(said) or (_TOO_LONG.search(said) and not setting))
+
+
+def without(text: str, secrets: Sequence[str]) -> str:
+    """Returns a text without the key and passwords, which a server may repeat."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text

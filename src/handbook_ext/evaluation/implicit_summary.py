@@ -1,0 +1,30 @@
+"""The numbers of implicit rewards: correlations, accuracy and KL from rows, without the models that made them."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from handbook_ext.objectives.metrics import correlation, rank_correlation
+
+
+def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the rows, the correlation of implicit reward with the ranker's reward and with length, and an estimate of the KL.
+
+    Correlations are over the held-out chosen and rejected completions (SeRA, figure 3); `kl` is the mean log-ratio of the
+    policy's own samples, in nats per completion: an estimate of the KL divergence from the initial policy, unbiased for
+    samples at temperature 1 and top-p 1.
+    """
+    offline, own = ([row for row in rows if (row["side"] == "sample") == sample] for sample in (False, True))
+    found: dict[str, Any] = {}
+    for other in ("reward", "tokens"):
+        # Rewards are without beta: a positive constant changes no correlation.
+        known = [row for row in offline if row[other] is not None]
+        columns = [row["log_ratio"] for row in known], [float(row[other]) for row in known]
+        found[f"correlation_{other}"] = correlation(*columns) if known else None
+        found[f"rank_correlation_{other}"] = rank_correlation(*columns) if known else None
+    sides = {side: [row["log_ratio"] for row in offline if row["side"] == side] for side in ("chosen", "rejected")}
+    # Both sides of a prompt are scored or left out together, so the two lists are aligned.
+    right = [float(a > b) + 0.5 * (a == b) for a, b in zip(*sides.values(), strict=True)]
+    accuracy = fmean(right) if right else None
+    return {**found, "accuracy": accuracy, "kl": fmean(row["log_ratio"] for row in own) if own else None, "rows": rows}
