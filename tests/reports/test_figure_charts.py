@@ -121,8 +121,9 @@ def test_panels_of_one_kind_share_their_limits_and_an_empty_one_says_so() -> Non
     assert (empty.empty, one.empty) == (True, False)
 
 
-def test_a_point_has_the_wider_of_its_two_intervals() -> None:
-    assert Point.of(1, Interval(0.5, 0.4, 0.7, seeds=0.15), 100) == Point(1, 50.0, 35.0, pytest.approx(70.0))
+def test_a_point_has_the_interval_that_tables_show() -> None:
+    """Not Student's over the seeds, which of two seeds is wider than any picture."""
+    assert Point.of(1, Interval(0.5, 0.4, 0.7, seeds=6.0), 100) == Point(1, 50.0, 40.0, pytest.approx(70.0))
     assert Point.of("a", None) == Point("a", None)
 
 

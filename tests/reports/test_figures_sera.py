@@ -50,7 +50,13 @@ def test_figure_2_takes_the_judges_win_rate_where_it_is(tmp_path: Path) -> None:
     picture = FIGURES["sera2"].build(sources(tmp_path))
     point = next(point for point in picture.panels[0].series[0].points if point.y is not None)
     assert (point.y, picture.panels[0].y, picture.panels[0].level) == (61.0, "AlpacaEval, win rate against SFT (%)", 50.0)
-    assert point.high == pytest.approx(61 + 1.96 * 1.5, abs=1e-3)
+    assert point.high == pytest.approx(61 + 1.96 * 1.5)
+    # Of two seeds that differ by more than their errors the spread decides: 4 / sqrt(2), by the root of 2 seeds.
+    trained(tmp_path / "tiny-select-margin-seed2", [3, 3, 3, 1])
+    set_evaluation(tmp_path / "tiny-select-margin-seed2/iter3/alpaca", {"vs_start": (65.0, 1.5)})
+    picture = FIGURES["sera2"].build(sources(tmp_path, seeds=(1, 2)))
+    point = next(point for point in picture.panels[0].series[0].points if point.y is not None)
+    assert (point.y, point.high) == (63.0, pytest.approx(63 + 1.96 * 4 / 2**0.5 / 2**0.5))
 
 
 def test_figure_3_correlates_implicit_rewards_with_rewards_and_lengths(tmp_path: Path) -> None:

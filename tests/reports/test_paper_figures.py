@@ -121,6 +121,12 @@ def test_the_script_writes_all_forms_and_says_what_it_could_not_draw(tmp_path: P
     assert said.err == f"selm5: not drawn for want of {tmp_path}/tiny-dpo-seed2/iter2/eval.json (make tiny-dpo-seed2)\n"
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
+    evaluation(tmp_path / "tiny-selm-seed2" / "iter2", [1] * 2, held_out=held_out)
+    found = sources(tmp_path, seeds=(1, 2))
+    render_paper_figure("selm5", found)
+    assert found.seeds_told().startswith("Seeds: 1, 2 of tiny-selm; 1 of tiny-dpo. Intervals have 95 %")
+    assert sources(tmp_path).seeds_told() == ""
+
 
 def test_the_script_lists_figures_and_refuses_what_it_cannot_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(ROOT / "scripts" / "paper_figure.py"))["main"]

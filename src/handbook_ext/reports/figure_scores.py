@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 
-from scipy.special import stdtrit
-
-from handbook_ext.objectives.metrics import CONFIDENCE, Interval
+from handbook_ext.objectives.metrics import Interval
 from handbook_ext.reports.figure_rows import FigureRow
 from handbook_ext.reports.figure_sources import Sources
 
 LOOP = "win rate against the start (%)"
+NORMAL = 1.96  # Standard errors of a 95 % interval.
 Points = Sequence[tuple[FigureRow, str]]
 
 
@@ -64,7 +63,7 @@ def scored(sources: Sources, points: Points, wanted: SetScore) -> Scored:
 def of_set(sources: Sources, row: FigureRow, policy: str, wanted: SetScore) -> Interval | None:
     """Returns a measure of a prompt set, a mean over the seeds that have it, with its 95 % interval; None where none has it.
 
-    The interval is the normal one of the measure's standard errors; `seeds` is half of Student's over the seeds.
+    The interval is the normal one, of the measure's standard errors or of the spread of the seeds, whichever is wider.
     """
     found = []
     for path in (folder / policy / wanted.file for folder in row.folders.values()):
@@ -73,13 +72,10 @@ def of_set(sources: Sources, row: FigureRow, policy: str, wanted: SetScore) -> I
             found.append((measure.value, measure.standard_error or 0.0))
     if not found:
         return None
-    count, tail = len(found), (1 - CONFIDENCE) / 2
-    value = fmean(each for each, _ in found)
-    half = float(stdtrit(1e9, 1 - tail)) * sum(error**2 for _, error in found) ** 0.5 / count
-    spread = (sum((each - value) ** 2 for each, _ in found) / (count - 1)) ** 0.5 if count > 1 else 0.0
-    return Interval(
-        value, value - half, value + half, float(stdtrit(count - 1, 1 - tail)) * spread / count**0.5 if spread else 0.0
-    )
+    count, value = len(found), fmean(each for each, _ in found)
+    spread = stdev(each for each, _ in found) if count > 1 else 0.0
+    half = NORMAL * max(sum(error**2 for _, error in found) ** 0.5 / count, spread / count**0.5)
+    return Interval(value, value - half, value + half)
 
 
 def percent(interval: Interval | None) -> Interval | None:

@@ -26,7 +26,7 @@ SHOWN = 3  # Missing files of a group of goals that are named.
 class Sources:
     """Finds what a figure needs, and remembers what was not there.
 
-    seeds: those that are looked for; a row is drawn with those of its runs that have been begun. used: those of the files read.
+    seeds: those that are looked for; a row is drawn with those of its runs that have been begun. used: those of the files read, by run.
     """
 
     runs: Path
@@ -34,7 +34,7 @@ class Sources:
     seeds: Sequence[int] = (1, 2, 3)
     root: Path = RECIPES
     missing: dict[str, list[str]] = field(default_factory=dict)
-    used: set[int] = field(default_factory=set)
+    used: dict[str, set[int]] = field(default_factory=dict)
     _read: dict[Path, Json] = field(default_factory=dict)
     _sets: dict[Path, SetEvaluation] = field(default_factory=dict)
 
@@ -73,6 +73,17 @@ class Sources:
             )
         return "; ".join(parts)
 
+    def seeds_told(self) -> str:
+        """Returns which seeds were drawn, in a sentence; of which runs, where these differ; "" where nothing of ours was."""
+        runs: dict[tuple[int, ...], list[str]] = {}
+        for name, seeds in self.used.items():
+            if seeds:
+                runs.setdefault(tuple(sorted(seeds)), []).append(name)
+        words = [
+            ", ".join(map(str, seeds)) + (f" of {', '.join(names)}" if len(runs) > 1 else "") for seeds, names in runs.items()
+        ]
+        return f"Seeds: {'; '.join(words)}. Intervals have 95 %; over few seeds they are too narrow." if runs else ""
+
     def files(self, row: FigureRow, policy: str, name: str = "eval.json") -> dict[int, Path]:
         """Returns a policy's file by seed, for the seeds that have it; the others are missing."""
         found = {}
@@ -82,7 +93,7 @@ class Sources:
                 found[seed] = path
             else:
                 self.lack(row.goal(seed), str(path))
-        self.used |= found.keys()
+        self.used.setdefault(row.run.name, set()).update(found)
         return found
 
     def json(self, path: Path) -> Json:

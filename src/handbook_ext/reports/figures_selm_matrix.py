@@ -11,11 +11,11 @@ from handbook_ext.objectives.metrics import outcomes, share_prompts
 from handbook_ext.reports.figure_numbers import bootstrap, length_controlled
 from handbook_ext.reports.figure_parts import Panel, Picture, Point, Series
 from handbook_ext.reports.figure_rows import FigureRow
+from handbook_ext.reports.figure_scores import NORMAL
 from handbook_ext.reports.figure_sources import Sources
 from handbook_ext.reports.paper_tables import read_paper_table
 
 OF_MODEL = {"llama3": "selm-figure2-llama3"}  # The printed matrix of a model; Zephyr's stands beside all others.
-NORMAL = 1.96  # Standard errors of a 95 % interval.
 BY_RANKER = (
     "Ours: the run's ranker decides between the sampled answers to each held-out prompt; length is controlled by AlpacaEval 2's "
     "regression on the gap of lengths (tokens), without its term for an instruction's difficulty (make matrix OF='<run> <run>' "

@@ -73,7 +73,7 @@ def render_paper_figure(name: str, sources: Sources) -> dict[str, bytes]:
 
 def page(stem: str, picture: Picture, sources: Sources) -> str:
     """Returns the Markdown of a figure: its picture for light and dark pages, its caption, its seeds, what is missing."""
-    seeds = f"Seeds: {', '.join(map(str, sorted(sources.used)))}." if sources.used else "Ours: not run."
+    seeds = sources.seeds_told() or "Ours: not run."
     printed = any(one.whose == PAPER for panel in picture.panels for one in panel.series)
     lines = [
         f"# {picture.title}", "",
