@@ -60,6 +60,21 @@ def test_the_last_policies_are_tested_on_the_prompts_of_both(tmp_path: Path) -> 
     assert test["words"].startswith("a iter2 beats b iter2: wins 100.0 % [100.0, 100.0] of prompts, p = ")
 
 
+def test_seeds_are_tested_together_and_count_as_little_as_they_are(tmp_path: Path) -> None:
+    """Two seeds of each: every prompt is won, and two seeds alone would not carry it but that they agree."""
+    names = [(f"{run}{suffix}", run, seed) for run in ("a", "b") for suffix, seed in (("", 1), ("-seed2", 2))]
+    folders = [make_run(tmp_path / name, recipe=run, seed=seed, gain=0.3 * (run == "a")) for name, run, seed in names]
+    compared = read_compared(folders)
+    summary = summarise_compared(compared, **FEW)
+    test = summary["tests"][-1]
+    assert (test["seeds"], test["prompts"], test["side"]) == (2, [40, 40], 1)
+    assert compared_verdict(summary).startswith("a iter2 beats b iter2: wins 100.0 % [100.0, 100.0] of prompts, p = ")
+    apart = [compared[0], Compared("b", [compared[1].runs[0], replace(compared[0].runs[1], recipe="b")])]
+    found, _ = pairwise_tests(apart, **FEW)
+    # The second seed is a draw: over the prompts a clear win, over the seeds nothing.
+    assert found[-1]["win_rate"].value == pytest.approx(0.75, abs=0.01) and found[-1]["p"] > 0.1 and found[-1]["side"] == 0
+
+
 def test_three_runs_are_corrected_for_three_tests(tmp_path: Path) -> None:
     compared = runs_of(tmp_path, a=0.1, b=0.1, c=0.0)
     found, _ = pairwise_tests(compared, **FEW)
