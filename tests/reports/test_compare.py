@@ -183,6 +183,10 @@ def test_the_page_begins_with_what_the_tests_say() -> None:
     assert said(("a", "b", 0), ("a", "c", -1), ("b", "c", 0)) == (
         "c beats a (70.0 % [60.0, 80.0]); a and b, b and c cannot be told apart; sampled at temperature 0.7."
     )
+    twice = said(("a", "b", 1), ("a", "c", 1), ("b", "c", -1))
+    assert twice.startswith(
+        "a beats b (70.0 % [60.0, 80.0]) and c (70.0 % [60.0, 80.0]); c beats b (70.0 % [60.0, 80.0]); sampled"
+    )
     many = said(("a", "b", 1), *[("a", each, 0) for each in "cdef"])
     assert many == "a beats b (70.0 % [60.0, 80.0]); the other 4 pairs cannot be told apart; sampled at temperature 0.7."
     assert said(("a", "b", 0), ("a", "c", 0), ("b", "c", 0)) == (
