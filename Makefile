@@ -143,7 +143,7 @@ paper-table: $(VENV)/ready
 	@$(PYTHON) scripts/paper_table.py $(if $(value T),$(call quoted,$(value T))) $(if $(value FORMAT),--format $(call quoted,$(value FORMAT)))
 
 paper-figure: $(VENV)/ready
-	@$(PYTHON) scripts/paper_figure.py --runs $(RUNS) $(if $(value T),$(call quoted,$(value T))) $(if $(value MODEL),--model $(call quoted,$(value MODEL)))
+	@$(PYTHON) scripts/paper_figure.py --runs $(RUNS) $(if $(value T),$(call quoted,$(value T))) $(if $(value MODEL),--model $(value MODEL))
 compare: $(VENV)/ready
 	@$(PYTHON) scripts/compare_runs.py --runs $(RUNS) --of $(call quoted,$(value OF))
 # Every two policies of runs that have answered a set, compared by its judge (SELM, figure 2).

