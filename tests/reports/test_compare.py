@@ -206,7 +206,14 @@ def test_the_script_writes_a_page_whose_settings_come_first(tmp_path: Path, caps
     main([str(tmp_path / "tiny-selm"), str(tmp_path / "tiny-dpo")])
     out = tmp_path / "compare" / "tiny-selm-tiny-dpo"
     first = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert first.keys() == {"compare.md", "compare.html", "summary.json", "manifest.json", "reward_and_length.png"}
+    assert first.keys() == {
+        "compare.md",
+        "compare.html",
+        "summary.json",
+        "manifest.json",
+        "reward_and_length.png",
+        "reward_and_length-dark.png",
+    }
     text, page, summary = first["compare.md"].decode(), first["compare.html"].decode(), json.loads(first["summary.json"])
     assert next(iter(summary)) == "verdict" and summary["settings"] == [{"name": "train.alpha", "values": ["0.02", "0.0"]}]
     assert text.startswith(f"# tiny-selm, tiny-dpo compared\n\n**{summary['verdict']}**\n")
