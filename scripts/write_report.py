@@ -5,6 +5,7 @@ python scripts/write_report.py runs/tiny-selm runs/tiny-selm-seed2 --beside runs
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from handbook_ext.graph.stages import ReportStage
 from handbook_ext.reports.answers import shown_answers
 from handbook_ext.reports.pages import headline, render_report
 from handbook_ext.reports.run_report import group_seeds, read_run, start_of, summarise
+from handbook_ext.reports.training_pairs import shown_pairs
 
 
 def open_stage(arguments: argparse.Namespace) -> Stage[ReportStage]:
@@ -58,14 +60,18 @@ def main(argv: list[str]) -> None:
     title = stage.settings.title + (f", {len(arguments.runs)} seeds" if len(arguments.runs) > 1 else "")
     summary = summarise(groups, title=title, resamples=report.bootstrap_resamples, confidence=report.confidence)
     first = groups[0][0]
-    summary["answers"] = shown_answers(first.folder, [*first.policies][:: max(1, len(first.policies) - 1)], summary["primary"])
+    last = [*first.policies][-1]
+    summary["answers"] = shown_answers(first.folder, list(dict.fromkeys([*[*first.policies][:1], last])), summary["primary"])
+    summary["training_pairs"] = shown_pairs(first.folder / last)
     files = render_report(groups, summary)
     stage.out.mkdir(exist_ok=True)
     for name, content in files.items():
         (stage.out / name).write_bytes(content)
     shown = sum(map(len, groups))
     stage.publish({"in": shown, "out": shown})
-    Console(width=None if sys.stdout.isatty() else 170).print(Markdown(headline(files["report.md"].decode())))
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    console.print(Markdown(f"**{json.loads(files['summary.json'])['verdict']}**"))
+    console.print(Markdown(headline(files["report.md"].decode())))
     print(f"report: {stage.artifact / 'report.html'}")
 
 

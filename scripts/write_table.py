@@ -1,4 +1,4 @@
-"""Runs of many recipes and seeds -> a table of a paper at tiny scale: `write_table.py sera-noise40 --seeds 1 2 3`."""
+"""Runs of many recipes and seeds -> a table of a paper: `write_table.py sera-noise40 --model tiny --seeds 1 2 3`."""
 
 import argparse
 import os
@@ -11,9 +11,9 @@ from rich.markdown import Markdown
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import TableStage
-from handbook_ext.recipes.names import TABLE
-from handbook_ext.recipes.table_files import read_table, run_of_row
+from handbook_ext.recipes.table_files import read_table, run_of_row, table_run
 from handbook_ext.reports.pages import render_table
+from handbook_ext.reports.paper_quotes import with_paper_numbers
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
 
 
@@ -21,19 +21,20 @@ def main(argv: list[str]) -> None:
     """Reads the runs, writes the table and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", help="a file of recipes/tables, without .yaml")
+    parser.add_argument("--model", help="whose recipes its rows are, such as zephyr; without it tiny's, or the table's first")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="1 is the recipe's own seed")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     arguments = parser.parse_args(argv)
     name, seeds = arguments.table, arguments.seeds
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: a seed is named twice; name each once")
-    table = read_table(name)
+    table = with_paper_numbers(read_table(name, model=arguments.model))
     runs = {}
     for row in table.rows:
         seeded = [run_of_row(row, name, seed) for seed in seeds]
         folders = [arguments.runs / run.name for run in seeded]
         runs[row.name] = RowRuns(seeded[0].start, seeded[0].iterations[-1].name, folders)
-    artifact = arguments.runs / f"{TABLE}{name}" / "report"
+    artifact = arguments.runs / table_run(name, arguments.model) / "report"
     inputs = {"artifacts": [os.path.relpath(path, artifact.parent) for path in table_inputs(table, runs)]}
     settings = TableStage(stage="table", recipe=name, inputs=inputs, table=table.model_dump(), seeds=seeds)
     stage = Stage(artifact, settings)

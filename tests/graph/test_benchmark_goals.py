@@ -97,7 +97,8 @@ def test_a_released_checkpoint_is_answered_as_itself_and_compared_with_the_start
     assert answered.model.name_or_path == answered.checkpoint == "me/released" and answered.model.architecture is None
     assert "policy" not in answered.inputs
     assert "sft/one/answers.jsonl" in rules["released-iter1/one/eval.json"].inputs
-    assert "iter1/one/answers.jsonl" not in rules
+    # The run's own policies can be asked for as well: a table shows both.
+    assert rules["iter1/one/answers.jsonl"].settings.checkpoint is None
 
 
 def test_evaluations_leave_the_name_of_a_run_as_it_is() -> None:

@@ -9,7 +9,7 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
 from handbook_ext.evaluation.set_evaluation import read_set_evaluation
-from tests.loop.grading_server import GradingServer, grading_server, reply
+from tests.judging.rule_judge import GradingServer, grading_server, reply
 from tests.workspace import MICRO, Workspace
 
 QUESTIONS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.reports.ledger_archive import Ledger, archive_bytes, read_ledger
-from tests.loop.grading_server import grading_server
+from tests.judging.rule_judge import grading_server
 from tests.loop.test_sets import recipe, workspace
 from tests.workspace import Workspace
 

@@ -10,7 +10,7 @@ import pytest
 from handbook_ext.reports.ledger_archive import Ledger
 from handbook_ext.reports.ledger_pack import packed
 from tests.recipe_folder import enter_folder
-from tests.reports.made_run import RECIPE, made_run
+from tests.reports.staged_run import RECIPE, made_run
 
 
 @pytest.fixture(scope="session")

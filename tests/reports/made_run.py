@@ -1,183 +1,165 @@
-"""A finished run of recipes/mine/selm.yaml, every artifact published by the real Stage with made content, in a second."""
+"""A small finished run with true manifests: data, samples, verdicts and stores are made up, pairs are selected by the stage."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterable
-from dataclasses import replace
+import os
+import runpy
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from handbook_ext.core.artifacts import read_manifest
-from handbook_ext.core.jsonl import write_rows
-from handbook_ext.core.records import Candidate, Completion, OfflinePair, PreferencePair, Ranking
+import yaml
+
+from handbook_ext.core.artifacts import manifest_path
+from handbook_ext.core.jsonl import Row, write_rows
+from handbook_ext.core.records import Completion, OfflinePair, assistant, user
 from handbook_ext.core.stage import Stage
-from handbook_ext.data.tiny_world import best_answer, true_reward
-from handbook_ext.evaluation.implicit_summary import summarised
-from handbook_ext.graph.makefile import write_run
-from handbook_ext.graph.run_rules import StageRule, run_rules
-from handbook_ext.recipes.run import Run, resolve
-from handbook_ext.reports.ledger_numbers import summary_of
-from handbook_ext.reports.pages import to_json
-from tests.reports import made_sets
-from tests.reports.made_sets import HELD_OUT, pairs, words
+from handbook_ext.core.stage_settings import StageSettings
+from handbook_ext.judging.ranker import Verdict, candidates_of, ranking
+from handbook_ext.selection.log_prob_store import store_row
+from tests.recipe_folder import ROOT
 
-RECIPE = """
-base: ../tiny/base.yaml
-paper: "SELM table 1, SELM Iter 1 to 3"
-report: {bootstrap_resamples: 100}
-iterations: {iter2: null, iter3: null}
-data: {portions: 2}
-benchmarks:
-  judge: {model: a-judge, base_url: "http://node17.cluster.example:8000/v1"}
-  contaminated: mark
-  sets:
-    quiz:
-      source: test
-      measures: [single, pairwise, alpaca_eval]
-      outputs: {other: "https://example.org/other.json"}
-      baseline: other
-      max_new_tokens: 32
-"""
-ROWS = 6
+SELECT = {
+    "explore": True, "explore_as_chosen": "keep", "keep": 0.5, "keep_by": "margin", "bootstrap": 0.5, "gamma": 0.0,
+    "margin_reference": "previous", "rejected_rank": 1,
+}  # fmt: skip
 
 
-def made_run(runs: Path, name: str = "mine-selm") -> Path:
-    """Makes every stage of the run, in order; returns its folder. The current folder has recipes/mine/selm.yaml."""
-    run = resolve(name)
-    run = replace(run, sets=run.settings.benchmarks.names)
-    write_run(run, runs)
-    folder = runs / run.name
-    for rule in run_rules(run):
-        make_stage(folder, rule, run)
-    return folder
+def publish(artifact: Path, stage: str, inputs: Iterable[Path] = (), **parts: Any) -> Path:
+    """Publishes an artifact as a stage does: `rows` of a file or `files` of a folder; settings, `external`, and other facts."""
+    roles = {f"input{number}": os.path.relpath(path, artifact.parent) for number, path in enumerate(inputs)}
+    settings = StageSettings(stage=stage, inputs=roles, seed=parts.pop("seed", 1))
+    made = Stage(artifact, settings, settings.model_dump() | parts.pop("settings", {}))
+    made.external |= parts.pop("external", {})
+    assert not made.finished()
+    files: dict[str, Sequence[Row | dict[str, Any]]] = parts.pop("files", {})
+    if files:
+        made.out.mkdir()
+        for name, rows in files.items():
+            write_rows(made.out / name, rows)
+    else:
+        write_rows(made.out, parts.pop("rows"))
+    made.publish(parts.pop("counts", {"in": 1, "out": 1}), **parts)
+    return artifact
 
 
-def make_stage(folder: Path, rule: StageRule, run: Run) -> None:
-    """Makes one artifact."""
-    stage: Stage[Any] = Stage.open(folder / rule.folder, type(rule.settings))
-    assert not stage.finished()
-    makers = {**globals(), **vars(made_sets)}
-    counts, facts = makers[f"make_{rule.settings.stage}"](stage, folder, run)
-    stage.publish({"in": counts, "out": counts}, **facts)
+def offline(number: int, **columns: Any) -> OfflinePair:
+    """Row `number` of ten, of prompt p<number>, whose chosen is the longer text."""
+    about = {
+        "score_chosen": 2.0 + number,
+        "score_rejected": 1.0,
+        "raw_row": number,
+        "raw_rows": 10,
+        "source": f"made row {number}",
+    }
+    prompt = user(f"Question {number}?")
+    return OfflinePair.of(f"p{number}", prompt, assistant(f"good {number} yes"), assistant(f"bad {number}"), **(about | columns))
 
 
-def make_data(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    stage.out.mkdir()
-    for name, start, count in (("train", 100, ROWS), ("test", 0, HELD_OUT), ("sft", 200, 3)):
-        write_rows(stage.out / f"{name}.jsonl", pairs(start, count))
-    return ROWS + HELD_OUT, {"rows": {"train": ROWS, "test": HELD_OUT, "sft": 3}, "held_out_prompts_in_train": 0}
+def sample(row: OfflinePair, number: int, text: str, **columns: Any) -> Completion:
+    """A sample of a row's prompt."""
+    about = {"seed": 40 + number, "prompt_tokens": 2, "completion_tokens": 5, "finish_reason": "stop"}
+    return Completion.of(row.prompt_id, row.prompt, text, sample=number, **(about | columns))
 
 
-def make_check(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    stage.out.write_text(json.dumps({"lines": ["all is well"]}))
-    return 1, {}
+def make_data(run: Path, rows: Sequence[OfflinePair]) -> Path:
+    """The run's rows, with one held-out prompt."""
+    held_out = offline(0).renamed("held0")
+    return publish(run / "data" / "rows", "data", files={"train.jsonl": rows, "test.jsonl": [held_out]}) / "train.jsonl"
 
 
-def make_policy(stage: Stage[Any], seed: int) -> None:
-    """A checkpoint of a few bytes, with what training leaves beside it."""
-    stage.out.mkdir()
-    (stage.out / "config.json").write_text(json.dumps({"model_type": "mistral", "seed": seed}))
-    (stage.out / "tokenizer.json").write_text("{}")
-    (stage.out / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      " + bytes([seed]) * 200_000)
-    (stage.out / "training_args.bin").write_bytes(b"\x80\x02.")
-    rows = [{"step": step, "loss": 0.7 / step, "logps/chosen": -step, "rewards/margins": 0.1 * step} for step in (1, 2)]
-    (stage.out / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
+def make_samples(folder: Path, rows: Path, samples: Sequence[Completion], policy: str = "hash of sft") -> Path:
+    """An iteration's samples."""
+    settings = {"policy": "sft", "generate": {"temperature": 0.7, "top_p": 0.9, "num_completions": 2}}
+    about = {"rows": samples, "settings": settings, "policy": policy}
+    return publish(folder / "completions.jsonl", "generate", [rows], **about)
 
 
-def make_sft(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    make_policy(stage, 1)
-    return 3, {"weights": 200_000}
+def make_rankings(
+    folder: Path, rows: Path, samples: Sequence[Completion], offline_rows: Sequence[OfflinePair], scores: dict[str, list[Any]]
+) -> Path:
+    """An iteration's rankings, from the scores of each prompt's candidates; None is a failed verdict."""
+    found = []
+    for row in offline_rows:
+        among = candidates_of([one for one in samples if one.prompt_id == row.prompt_id], row)
+        verdicts = [Verdict(0.0, failed=True) if score is None else Verdict(score) for score in scores[row.prompt_id]]
+        found.append(ranking(row.prompt_id, row.prompt, list(zip(among, verdicts, strict=True))))
+    inputs = [folder / "completions.jsonl", rows]
+    return publish(folder / "rankings.jsonl", "rank", inputs, rows=found, settings={"rank": {"ranker": "oracle", "model": None}})
 
 
-def make_train(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    make_policy(stage, 2 + int(stage.settings.iteration[4:]))
-    return ROWS // 2, {"start": read_manifest(folder / stage.settings.policy / "policy")["policy"], "steps": 2}
+def make_store(folder: Path, log_probs: dict[str, dict[str, float]], policy: str, external: dict[str, str]) -> Path:
+    """An iteration's score store: log-probs (nats) over five tokens by policy hash and completion id."""
+    rows = [store_row(name, completion, total, 5) for name, found in log_probs.items() for completion, total in found.items()]
+    about = {"files": {"shard-000000.jsonl": rows}, "external": external, "policy": external.get(policy, policy)}
+    return publish(folder / "logprobs", "score", settings={"policy": policy}, **about)
 
 
-def make_evaluate(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    policy = stage.settings.policy
-    decodings, rng = {}, random.Random(policy)
-    for decoding, temperature in (("greedy", 0.0), ("sampled", 0.7)):
-        rows = []
-        for each in pairs(0, HELD_OUT):
-            prompt = each.prompt[-1]["content"]
-            text = words(rng, prompt)
-            rows.append(
-                {"prompt_id": each.prompt_id, "prompt": prompt, "reward": true_reward(prompt, text), "tokens": len(text.split()),
-                 "finish_reason": "stop", "text": text, "completion_id": "c"}
-            )  # fmt: skip
-        means = {f"mean_{name}": fmean(float(row[name]) for row in rows) for name in ("reward", "tokens")}
-        decodings[decoding] = {"temperature": temperature, **means, "unjudged": 0, "rows": rows}
-    about = {"name": policy, "sha256": read_manifest(folder / policy / "policy")["policy"]}
-    content = {"policy": about, "seed": stage.settings.seed, "ranker": "oracle", "judge": "", "decodings": decodings}
-    if policy != run.start:
-        sides = [("chosen", 1.0), ("rejected", -1.0), ("sample", 2.0)]
-        rows = [
-            {"prompt_id": f"p{number}", "side": side, "log_ratio": sign * rng.random(), "tokens": rng.randint(2, 9),
-             "reward": rng.random()}
-            for number in range(HELD_OUT)
-            for side, sign in sides
-        ]  # fmt: skip
-        content["implicit"] = {"initial_policy": run.start, **summarised(rows)}
-    stage.out.write_text(json.dumps(content))
-    return HELD_OUT, {"engine": {"name": "transformers", "version": "5"}}
+def select(
+    folder: Path, rule: str, inputs: dict[str, Any], *, policy: str = "sft", portion: int = 0, of: int = 1, **more: Any
+) -> Path:
+    """An iteration's pairs, by the stage itself; `more` are settings of select.yaml or of its section."""
+    section = {"rule": rule} | SELECT | {key: more.pop(key) for key in list(more) if key in SELECT}
+    settings = {
+        "stage": "select", "recipe": "mine-run", "overrides": [], "seed": 1, "inputs": inputs, "iteration": folder.name,
+        "policy": policy, "portion": {"index": portion, "of": of, "most": None}, "select": section, **more,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "select.yaml").write_text(yaml.safe_dump(settings))
+    runpy.run_path(str(ROOT / "scripts" / "select_pairs.py"))["main"]([str(folder)])
+    return folder / "pairs.jsonl"
 
 
-def part(stage: Stage[Any]) -> list[OfflinePair]:
-    """The iteration's offline pairs."""
-    return list(stage.settings.portion.rows_of(pairs(100, ROWS)))
+def make_policy(folder: Path, *, trained: int | None = None, steps: int = 2, batch: int = 2, **about: Any) -> Path:
+    """An iteration's policy, trained on its pairs; of these `trained` were left after encoding."""
+    pairs = folder / "pairs.jsonl"
+    count = json.loads(manifest_path(pairs).read_text())["counts"]["out"]
+    left = count if trained is None else trained
+    counts = {"in": count, "out": left, "dropped": {"prompt too long": count - left}}
+    log = {"log_history": [{"step": 1, "loss": 0.7, "rewards/margins": 0.1}, {"step": 2, "loss": 0.5, "rewards/margins": 0.3}]}
+    settings = {"train": {"global_batch_size": batch, "num_train_epochs": 1.0}}
+    facts = {"counts": counts, "steps": steps, "start": "hash of sft"} | about
+    policy = publish(folder / "policy", "train", [pairs], files={"weights.jsonl": [{}]}, settings=settings, **facts)
+    (policy / "trainer_state.json").write_text(json.dumps(log))
+    return policy
 
 
-def samples(rows: Iterable[OfflinePair]) -> list[Completion]:
-    return [
-        Completion.of(
-            row.prompt_id, row.prompt, f"{best_answer(row.prompt[-1]['content'])} {number}", sample=number, finish_reason="stop",
-            seed=number, prompt_tokens=3, completion_tokens=4,
-        )
-        for row in rows
-        for number in range(2)
-    ]  # fmt: skip
+ROWS = [offline(number, swapped=number == 1) for number in range(4)]
 
 
-def make_generate(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    return write_rows(stage.out, samples(part(stage))), {"engine": {"name": "transformers", "version": "5"}}
+def make_judged_run(run: Path) -> Path:
+    """A run of one iteration by SELM's rule A: p1 is won by the data, p2 by a sample, p3 is a draw, p0's first verdict failed."""
+    rows, folder = make_data(run, ROWS), run / "iter1"
+    samples = [sample(row, number, f"sample {number} of {row.prompt_id}") for row in ROWS for number in range(2)]
+    make_samples(folder, rows, samples)
+    scores = {"p0": [None, 0.4, 0.2, 0.3], "p1": [0.5, 0.1, 0.9, 0.1], "p2": [0.3, 0.8, 0.2, 0.1], "p3": [0.5] * 4}
+    make_rankings(folder, rows, samples, ROWS, scores)
+    select(folder, "best_and_worst", {"rows": "../data/rows/train.jsonl", "rankings": "rankings.jsonl"})
+    make_policy(folder)
+    return run
 
 
-def make_rank(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    rankings = []
-    for row in pairs(100, ROWS)[ROWS // 2 :]:
-        answers = [*(each.answer for each in samples([row])), row.chosen_answer, row.rejected_answer]
-        candidates = [
-            Candidate(
-                origin=each.origin, sample=place if place < 2 else None, text=each.text, completion_id=each.completion_id,
-                score=1.0 / (place + 1), rank=place + 1,
-            )
-            for place, each in enumerate(answers)
-        ]  # fmt: skip
-        rankings.append(Ranking(prompt_id=row.prompt_id, prompt=row.prompt, candidates=candidates, ties=0))
-    return write_rows(stage.out, rankings), {}
+def make_sera_run(run: Path) -> Path:
+    """A run whose iter2 selects by SeRA: of four offline pairs two are kept by margin, of three own pairs two are added.
 
-
-def make_select(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    found = [PreferencePair.joining(row, row.chosen_answer, row.rejected_answer) for row in part(stage)]
-    if stage.settings.iteration != "iter0":
-        rows = part(stage)
-        found = [PreferencePair.joining(row, samples([row])[0].answer, row.rejected_answer) for row in rows]
-    origin = "offline" if stage.settings.iteration == "iter0" else "on_policy"
-    return write_rows(stage.out, found), {"origins": {f"{origin} over offline": len(found)}, "swapped": 0, "explored": 0}
-
-
-def make_score(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    stage.out.mkdir()
-    (stage.out / "0.jsonl").write_text('{"sum": -1.5}\n')
-    return 1, {}
-
-
-def make_report(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
-    stage.out.mkdir()
-    (stage.out / "summary.json").write_bytes(to_json({**summary_of(folder, str(folder)), "answers": [{"prompt": "p"}]}))
-    (stage.out / "report.html").write_text("<p>a page</p>")
-    return 1, {}
+    Margins of the offline pairs are 4, 1, 3, 2 nats; own ones 6, 5, 1, and p3's samples are equal.
+    """
+    rows, folder = make_data(run, ROWS), run / "iter2"
+    texts = {row.prompt_id: ["same", "same"] if row is ROWS[3] else ["one", "other"] for row in ROWS}
+    samples = [sample(row, number, text) for row in ROWS for number, text in enumerate(texts[row.prompt_id])]
+    make_samples(folder, rows, samples, policy="h1")
+    rewards = {row.chosen_id: value for row, value in zip(ROWS, (4.0, 1.0, 3.0, 2.0), strict=True)}
+    rewards |= dict.fromkeys((row.rejected_id for row in ROWS), 0.0)
+    # The first samples of p0, p1, p2, p3; the others have 0, but where the two are one text.
+    rewards |= {each.completion_id: 0.0 for each in samples[1::2]}
+    rewards |= {each.completion_id: value for each, value in zip(samples[::2], (6.0, -5.0, 1.0, 7.0), strict=True)}
+    # An implicit reward is the log-ratio of iter1 to sft.
+    log_probs = {"h0": dict.fromkeys(rewards, -9.0), "h1": {name: value - 9.0 for name, value in rewards.items()}}
+    make_store(folder, log_probs, "iter1", {"iter1": "h1", "sft": "h0"})
+    inputs = {"rows": "../data/rows/train.jsonl", "completions": "completions.jsonl", "log_probs": ["logprobs"]}
+    terms = [{"weight": 1.0, "policy": "iter1", "reference": "sft"}]
+    form = {"reference": True, "length_normalized": False}
+    select(folder, "sera", inputs, policy="iter1", explore=False, reward_form=form, terms=terms)
+    make_policy(folder, start="h1")
+    return run

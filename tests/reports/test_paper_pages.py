@@ -4,6 +4,7 @@ import csv
 import html.parser
 import io
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,22 +12,18 @@ import pytest
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.goals import VARIABLES, plan_goals
-from handbook_ext.reports.paper_pages import FORMATS, NOT_RUN, latex_escaped, markdown_escaped, render_paper_table
-from handbook_ext.reports.paper_tables import (
-    Cell,
-    Column,
-    Heading,
-    Measurement,
-    PaperTable,
-    Stand,
-    paper_table_names,
-    read_paper_table,
-)
-from tests.workspace import Workspace
+from handbook_ext.reports.measurements import Filling, Measurement
+from handbook_ext.reports.page_environment import latex_escaped, markdown_escaped
+from handbook_ext.reports.paper_headings import Column, Heading, Stand
+from handbook_ext.reports.paper_measurements import read_filling
+from handbook_ext.reports.paper_pages import FORMATS, render_paper_table
+from handbook_ext.reports.paper_tables import Cell, PaperTable, paper_table_names, read_paper_table
+from handbook_ext.reports.verdicts import NOT_RUN
+from tests.workspace import ROOT, Workspace
 
 LC = ("Zephyr-7B", "SELM Iter 3 (Zephyr)", "AlpacaEval 2 LC")
-OURS = {LC: Measurement(23.904, 22.5, 25.31)}
-SHOWN = "23.90 [22.50, 25.31], -0.35"
+OURS = Filling({LC: Measurement(23.904, 22.5, 25.31)})
+SHOWN = "23.90 [22.50, 25.31], -0.35, reproduced"
 
 
 def hostile() -> PaperTable:
@@ -35,7 +32,12 @@ def hostile() -> PaperTable:
     cells = (Cell(name, name, name, "1.5", "%", "s", name), Cell("plain", name, name, "-", "%", "s", ""))
     stand = Stand(group=name, row=name, recipe="tiny-dpo")
     heading = Heading(
-        title=name, paper="SELM", source="s", columns=[Column(name=name, better="lower")], notes=[name], stands=[stand]
+        title=name,
+        paper="SELM",
+        source="s",
+        columns=[Column(name=name, better="lower", quoted=None, set="evol", measure="single")],
+        notes=[name],
+        stands=[stand],
     )
     return PaperTable("t", heading, cells)
 
@@ -112,7 +114,8 @@ def test_every_cell_is_on_every_page_and_none_of_ours_is_made_up(name: str, form
 def test_a_value_of_ours_stands_beside_the_papers_with_interval_and_difference() -> None:
     table = read_paper_table("selm1")
     assert f"| 24.25 ({SHOWN}) |" in render_paper_table(table, "md", OURS)
-    assert f"& 24.25 ({SHOWN.replace('[', '{[}').replace(']', '{]}')}) &" in render_paper_table(table, "latex", OURS)
+    stacked = r"& \shortstack[r]{24.25 \\ (23.90 {[}22.50, 25.31{]}, \\ -0.35, reproduced)} &"
+    assert stacked in render_paper_table(table, "latex", OURS)
     assert f'<td>24.25 <span class="ours">({SHOWN})</span></td>' in render_paper_table(table, "html", OURS)
     lines = {
         (line["group"], line["row"], line["column"]): line
@@ -121,7 +124,8 @@ def test_a_value_of_ours_stands_beside_the_papers_with_interval_and_difference()
     shown = [lines[LC][name] for name in ("recipe", "policy", "paper", "ours", "low", "high", "difference")]
     assert shown == ["zephyr-selm", "iter3", "24.25", "23.904", "22.5", "25.31", "-0.346"]
     length = (*LC[:2], "AlpacaEval 2 length")
-    assert "1694 (1700 [1650, 1750], +6)" in render_paper_table(table, "md", {length: Measurement(1700.2, 1650, 1750)})
+    page = render_paper_table(table, "md", Filling({length: Measurement(1700.2, 1650, 1750)}))
+    assert "1694 (1700 [1650, 1750], +6, reproduced)" in page
 
 
 @pytest.mark.parametrize("key", [
@@ -131,7 +135,7 @@ def test_a_value_of_ours_without_a_cell_is_refused(key: tuple[str, str, str]) ->
     with pytest.raises(
         UserError, match=f"table selm1 has no cell of ours at {', '.join(map(repr, key)).replace('(', '.').replace(')', '.')}"
     ):
-        render_paper_table(read_paper_table("selm1"), "md", {key: Measurement(1, 0, 2)})
+        render_paper_table(read_paper_table("selm1"), "md", Filling({key: Measurement(1, 0, 2)}))
 
 
 def test_what_formats_take_for_their_own_is_escaped() -> None:
@@ -148,6 +152,20 @@ def test_what_formats_take_for_their_own_is_escaped() -> None:
     assert bare.count("%") == 1
     assert latex_escaped("\u2021 [1]") == "\\ddag{} {[}1{]}"
     assert markdown_escaped("a|b\nc") == "a\\|b c"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_latex_takes_every_table(tmp_path: Path) -> None:
+    pages = [
+        render_paper_table(table, "latex", OURS if table.name == "selm1" else None)
+        for table in (*map(read_paper_table, paper_table_names()), hostile())
+    ]
+    head = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+    (tmp_path / "all.tex").write_text(head + "\\clearpage\n".join(pages) + "\\end{document}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-1000:]
+    assert "Float too large" not in done.stdout
 
 
 def test_an_unknown_table_or_format_names_the_close_one() -> None:
@@ -181,8 +199,10 @@ def test_make_prints_a_table_and_lists_all(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "clone")
     listed = workspace.make("paper-table")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == paper_table_names(), listed.stderr
-    assert workspace.make("paper-table", "T=sera6").stdout == render_paper_table(read_paper_table("sera6"))
-    assert workspace.make("paper-table", "T=sera6", "FORMAT=csv").stdout == render_paper_table(read_paper_table("sera6"), "csv")
+    table = read_paper_table("sera6")
+    filling = read_filling(table, Path("runs"), ROOT / "recipes")
+    assert workspace.make("paper-table", "T=sera6").stdout == render_paper_table(table, "md", filling)
+    assert workspace.make("paper-table", "T=sera6", "FORMAT=csv").stdout == render_paper_table(table, "csv", filling)
     for words, told in ((["T=sera66"], "(did you mean 'sera6'?)"), (["FORMAT=md"], "md is the format of a table")):
         done = workspace.make("paper-table", *words)
         assert (done.returncode, done.stdout) == (2, "")

@@ -16,10 +16,10 @@ from handbook_ext.reports.paper_tables import PaperTable, paper_table_names, rea
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {
-    "selm1": (23, 6), "selm2": (18, 7), "sera1": (20, 10), "sera2": (14, 10), "sera3": (2, 5), "sera4": (15, 3), "sera5": (2, 2),
+    "selm1": (23, 6), "selm2": (18, 7), "sera1": (20, 10), "sera2": (14, 10), "sera3": (2, 5), "sera4": (16, 3), "sera5": (2, 2),
     "sera6": (2, 3), "sera7": (7, 8), "sera8": (7, 8), "sera9": (4, 10), "alpaca-eval": (5, 4), "prompt-sets": (6, 1),
     "selm-cards": (12, 2), "selm-deltas": (4, 2), "selm-figure2-llama3": (7, 7), "selm-figure2-zephyr": (7, 7),
-    "selm-settings": (18, 3), "sera-deltas": (1, 2), "sera-settings": (8, 1),
+    "selm-settings": (19, 3), "selm-versions": (8, 1), "sera-deltas": (1, 2), "sera-settings": (8, 1),
 }  # fmt: skip
 # What a family's gains are counted from.
 FIRST = {"Zephyr-7B": "Zephyr-7B-SFT", "Llama-3-8B-Instruct": "Llama-3-8B-Instruct"}
@@ -165,11 +165,17 @@ def test_quoted_models_have_no_recipe(tables: dict[str, PaperTable]) -> None:
     ("name: b", "name: a", r"t\.yaml: two columns are called 'a'"),
     ("better: higher", "better: more", r"t\.yaml: columns: 0: better: Input should be 'higher' or 'lower'"),
     ("title: t", "title: [", r"t\.yaml: is no YAML"),
+    (", set: evol, measure: single", "", r"t\.yaml: columns: 0: .*needs a set and a measure, or `quoted` with why it has none"),
+    (", measure: single", "", r"needs a set and a measure, or `quoted`"),
+    ("quoted: no measure", "set: evol, measure: single, quoted: x", r"columns: 1: .*needs a set and a measure, or `quoted`"),
+    ("set: evol", "set: evils", r"set 'evils' is none of alpaca, mtbench, vicuna, evol, ultrafeedback, harness, run"),
+    ("measure: single", "measure: lc_win_rate", r"measure 'lc_win_rate' is none of set evol: single, vs_"),
 ])  # fmt: skip
 def test_a_mistake_in_a_table_is_told_in_a_line(tmp_path: Path, old: str, new: str, words: str) -> None:
     files = {
         "t.csv": "row,group,column,value,unit,source,note\nSFT,M,a,1.5,%,s,\nSFT,M,b,-,,s,\nDPO,M,a,2.5,%,s,\nDPO,M,b,7,,s,\n",
-        "t.yaml": "title: t\npaper: SELM\nsource: s\ncolumns:\n  - {name: a, better: higher}\n  - {name: b}\n"
+        "t.yaml": "title: t\npaper: SELM\nsource: s\ncolumns:\n"
+        "  - {name: a, better: higher, set: evol, measure: single}\n  - {name: b, quoted: no measure of ours}\n"
         "stands:\n  - {group: M, row: DPO, recipe: tiny-dpo, policy: iter1}\n",
     }
     for name, text in files.items():

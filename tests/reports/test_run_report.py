@@ -16,7 +16,9 @@ from handbook_ext.reports.pages import render_report
 from handbook_ext.reports.run_report import read_pairs, read_run, read_stages, summarise
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "write_report.py"
-PICTURES = {"reward_and_length.png", "reward_distribution.png", "training_curves.png"}
+PICTURES = {
+    f"{name}{card}.png" for name in ("reward_and_length", "reward_distribution", "training_curves") for card in ("", "-dark")
+}
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +157,7 @@ def test_report_of_seeds_says_what_its_intervals_cover(tmp_path: Path, script: M
     assert text.startswith("# tiny-selm, 2 seeds\n")
     assert "of 40 prompts for each of 2 seeds" in text and "over seeds and prompts" in text
     assert "tiny-dpo: iter2 falls behind the SFT policy, winning only" in text
-    assert "tiny-dpo: from the iteration before to iter2, the true reward falls by more than noise" in text
+    assert "- tiny-dpo: iter2 fell against iter1: true reward -0." in text
     assert "tiny-selm iter2 beats tiny-dpo iter2 in " in text
 
 
@@ -245,7 +247,7 @@ def test_the_report_shows_answers_and_leaves_out_what_has_no_verdict(tmp_path: P
         for decoding in content["decodings"].values():
             for number, row in enumerate(decoding["rows"]):
                 said = f"{name} says\n**{number}**" + " so" * (900 * (number == 1))
-                row |= {"prompt": f"What is <b>{number}</b>?", "text": said}
+                row |= {"prompt": f"What is <b>{number}</b>?", "text": said, "finish_reason": "length" if number == 1 else "stop"}
         content["decodings"]["sampled"]["rows"][5]["reward"] = None if name == "iter1" else 0.5
         path.write_text(json.dumps(content))
     found = read_run(run)
@@ -256,7 +258,10 @@ def test_the_report_shows_answers_and_leaves_out_what_has_no_verdict(tmp_path: P
     files = render_report([[found]], summary)
     text, page = files["report.md"].decode(), files["report.html"].decode()
     assert "1 held-out prompts are left out, since the judge gave some policy's answer to them no readable verdict." in text
-    assert "**What is <b>0</b>?**" in text and "> sft says\n> **0**\n" in text and "> iter2 says" in text
-    assert "What is <b>3" not in text and "so …" in text
-    assert "What is &lt;b&gt;0&lt;/b&gt;?" in page and "<b>0</b>" not in page
-    assert [len(each["answers"]) for each in summary["answers"]] == [2, 2, 2]
+    assert "**What is <b>0</b>?**" in text and "tokens: sft says **0**\n" in text and "tokens: iter2 says **0**\n" in text
+    # On a terminal short and on one line; whole on the page.
+    assert "tokens, cut: sft says **1** so so" in text and "so so …" in text and text.count(" so") < 500 < page.count(" so")
+    assert "sft says\n**0**" in page and "What is &lt;b&gt;0&lt;/b&gt;?" in page and "<b>0</b>" not in page
+    # What needs a script is hidden until it runs; all else is there without.
+    assert '<div class="search" hidden>' in page and page.count("<details") == page.count("</details>") > 20
+    assert "10 first, picked by nobody" in text and "10 first, picked by nobody" in page

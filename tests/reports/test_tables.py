@@ -1,6 +1,8 @@
 """Tables: what their files may say, and which rows may be compared."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,19 @@ import yaml
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.metrics import Scores
-from handbook_ext.recipes.table_files import Claim, TableRow, read_table, run_of_row
+from handbook_ext.recipes.run import Run
+from handbook_ext.recipes.table_files import (
+    Claim,
+    TableRow,
+    policy_of_row,
+    read_table,
+    run_of_row,
+    table_names,
+    written_table,
+)
+from handbook_ext.recipes.table_rows import PaperCell
 from handbook_ext.reports.evaluations import Evaluator
+from handbook_ext.reports.paper_quotes import quoted, with_paper_numbers
 from handbook_ext.reports.tables import (
     Measured,
     flip_rate_difference,
@@ -54,13 +67,91 @@ def test_a_mistake_in_a_table_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes/tables").glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_row_of_a_delivered_table_is_a_run_that_has_its_policy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+TABLES = [(name, model) for name in table_names(ROOT / "recipes") for model in written_table(name, ROOT / "recipes").models]
+
+
+@pytest.mark.parametrize(("name", "model"), TABLES)
+def test_each_row_of_a_table_is_a_run_of_the_model_that_has_its_policy(
+    name: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    for row in read_table(path.stem).rows:
-        run = run_of_row(row, path.stem, seed=2)
+    table = with_paper_numbers(read_table(name, model=model))
+    for row in table.rows:
+        run = run_of_row(row, name, seed=2)
         assert run.settings.seed == 2
-        assert row.policy in (None, run.start, *(each.name for each in run.iterations))
+        assert policy_of_row(row, run) in (run.start, *(each.name for each in run.iterations))
+        assert name == "sera-models" or row.recipe.startswith(f"{model}-")
+        # A row that the file ties to a printed one has its text: a number, or the paper's own dash.
+        assert row.printed is None or re.fullmatch(r"\d+\.\d+( \(\w+\))?|-", row.paper), row
+    # Two rows of one table are two experiments, but where the paper itself says so twice.
+    runs = Counter((run.name, policy_of_row(row, run)) for row in table.rows for run in [run_of_row(row, name, seed=1)])
+    assert name == "selm-ablations" or set(runs.values()) == {1}
+    assert model != "tiny" or "at tiny scale" in table.title
+
+
+def test_every_figure_and_table_at_paper_scale_is_served() -> None:
+    """SELM tables 1 and 2 and figures 3 and 6; SeRA tables 1, 2, 3, 7, 8, 9 and figures 2, 3, 5, 6, 11."""
+    served = {name: {model for other, model in TABLES if other == name} for name, _ in TABLES}
+    for name in ("selm1", "selm-alpha", "selm-ablations"):
+        assert {"tiny", "zephyr"} <= served[name]
+    for name in ("sera1", "sera2", "sera-noise20", "sera-noise40", "sera-keep", "sera-selection", "sera-bootstrap", "sera-gamma"):
+        assert {"tiny", "tinyllama"} <= served[name]
+    # Figure 2: models by losses by data, as far as the paper's recipes go.
+    assert served["sera-selectors"] == {"tiny", "tinyllama", "pythia", "mistral"}
+    assert served["sera-selectors-objectives"] == {"tiny", "tinyllama", "pythia"}
+    assert served["sera-selectors-hh"] == served["sera-selectors-tldr"] == served["sera3"] == {"tinyllama"}
+    assert served["selm1"] >= {"llama3", "phi3"} and served["sera1"] >= {"pythia", "mistral"}
+
+
+def test_the_sweeps_at_paper_scale_have_the_papers_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def runs(name: str, model: str) -> dict[str, Run]:
+        return {row.name: run_of_row(row, name, seed=1) for row in read_table(name, model=model).rows}
+
+    alphas = [[each.settings.train.alpha for each in run.iterations] for run in runs("selm-alpha", "zephyr").values()]
+    assert alphas == [[0, x, x, x] for x in (0, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)]
+    grid = runs("selm-ablations", "zephyr")
+    rates = {
+        name: [each.settings.train.learning_rate * each.settings.train.learning_rate_factor for each in run.iterations]
+        for name, run in grid.items()
+    }
+    for count in (3, 4, 5, 6):
+        assert rates[f"{count} iterations"] == [5e-7] * (count - 1) + [1e-7]
+        assert grid[f"{count} iterations"].settings.data.portions == count
+    assert rates["constant rate"] == [5e-7] * 4
+    assert rates["linearly decayed rate"] == [5e-7, 3.67e-7, 2.33e-7, 1e-7]
+    assert {each.settings.train.global_batch_size for each in grid["batch 128"].iterations} == {128}
+    assert {each.settings.train.global_batch_size for each in grid["batch 256"].iterations} == {256}
+    rules = {name: run.iterations[-1].settings.select.rule for name, run in grid.items()}
+    assert (rules["rank all three"], rules["against chosen"]) == ("best_and_worst", "against_chosen")
+    assert (len(grid["offline DPO"].iterations), grid["offline DPO"].settings.data.portions) == (1, 1)
+    last = [run.iterations[-1].settings.select for run in runs("sera-bootstrap", "tinyllama").values()]
+    assert [(each.keep, each.bootstrap) for each in last] == [(0.7, x) for x in (0.0, 0.3, 0.5, 0.7, 1.0)]
+
+
+def test_a_claim_has_the_papers_two_numbers_behind_it_and_a_row_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    first = with_paper_numbers(read_table("selm1", model="llama3")).claims[0]
+    assert first.words == "SELM's third iteration beats iterative DPO's (34.67 over 33.17)."
+    # DPO on the first portion is no row of Llama-3's, so neither is the claim about it.
+    assert len(read_table("selm1", model="llama3").claims) == len(read_table("selm1", model="tiny").claims) - 1
+    phi3 = with_paper_numbers(read_table("selm1", model="phi3"))
+    assert (phi3.claims[0].words, phi3.rows[-1].paper) == ("SELM's third iteration beats iterative DPO's.", "27.98")
+    tiny = {row.name: row.paper for row in with_paper_numbers(read_table("sera1")).rows}
+    assert (tiny["SPIN"], tiny["OAIF"], tiny["SRLM"], tiny["SFT"]) == ("65.1 (M)", "64.6 (HH)", "-", "-")
+    with pytest.raises(UserError, match=r"table sera1 of the papers has no cell at 'TinyLlama-1.1B', 'SeRA', 'x'"):
+        quoted(PaperCell(table="sera1", group="TinyLlama-1.1B", row="SeRA", column="x"))
+
+
+def test_a_model_that_a_table_does_not_serve_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    # tinyllama-dpo is another method than zephyr-dpo: a table of one row is none.
+    with pytest.raises(UserError, match=r"selm-alpha\.yaml: it has no rows for tinyllama; it serves: tiny, zephyr"):
+        read_table("selm-alpha", model="tinyllama")
+    with pytest.raises(UserError, match="no recipe is called 'nothing-"):
+        run_of_row(read_table("selm1", model="nothing").rows[0], "selm1", 1)
+    assert table_names(model="smollm2") == ["selm1"]
 
 
 def test_a_row_is_its_recipe_with_what_it_sets(monkeypatch: pytest.MonkeyPatch) -> None:

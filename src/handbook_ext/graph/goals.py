@@ -21,7 +21,7 @@ from handbook_ext.graph.variables import VARIABLES, check_cluster, check_variabl
 from handbook_ext.recipes.names import RECIPES, TABLE
 from handbook_ext.recipes.overrides import Override, parse_data, parse_set
 from handbook_ext.recipes.run import Run, resolve
-from handbook_ext.recipes.table_files import read_table, run_of_row, table_names
+from handbook_ext.recipes.table_files import SMALLEST, policy_of_row, read_table, run_of_row, table_names
 from handbook_ext.recipes.yaml_tree import nearest
 
 __all__ = ["VARIABLES", "WHY", "Plan", "check_variables", "plan_goals", "runs_folder"]
@@ -156,26 +156,38 @@ class _Planner:
         )
 
     def plan_table(self, goal: str) -> None:
-        """Plans a table, or all of them: the evaluations of its rows under each seed, and the table itself."""
-        names = table_names(self.root)
+        """Plans a table of MODEL, or all that it has: the evaluations of its rows under each seed, and the table itself."""
+        model = self.variables.get("MODEL") or None
         if goal == "tables":
+            names = table_names(self.root, model or SMALLEST)
             for name in names:
                 self.plan_table(f"{TABLE}{name}")
             self.plan.goal(goal, [f"{TABLE}{name}" for name in names])
             return
         name = goal.removeprefix(TABLE)
+        table = read_table(name, self.root, model)
         needed: dict[tuple[str, str], list[str]] = {}
-        for row in read_table(name, self.root).rows:
+        for row in table.rows:
             rows = [run_of_row(row, name, seed, self.root, engines=self._begun_with, **self.launch) for seed in self.seeds]
-            runs = [self.plan.add(run) for run in distinct_seeds(rows)]
-            for policy in (runs[0].start, row.policy or runs[0].iterations[-1].name):
+            released = self.released and bool(table.sets and rows[0].settings.benchmarks.released)
+            runs = [self.plan.add(asked_for(run, table.sets, released=released)) for run in distinct_seeds(rows)]
+            for policy in (runs[0].start, policy_of_row(row, runs[0])):
+                artifacts = [f"{policy}/eval.json", *(f"{policy}/{chosen}/eval.json" for chosen in table.sets)]
+                if released and policy in runs[0].settings.benchmarks.released:
+                    artifacts += [f"{RELEASED}{policy}/{chosen}/eval.json" for chosen in table.sets]
                 for run in runs:
-                    self.plan.want(goal, run, f"{policy}/eval.json")
-                files = [f"{self._folder(run)}/{each}" for run in runs for each in targets_of(f"{policy}/eval.json")]
-                needed.setdefault((runs[0].name, policy), files)
+                    for artifact in artifacts:
+                        self.plan.want(goal, run, artifact)
+                wanted = [each for artifact in artifacts for each in targets_of(artifact)]
+                needed.setdefault((runs[0].name, policy), [f"{self._folder(run)}/{each}" for run in runs for each in wanted])
         seeds = " ".join(map(str, self.seeds))
-        command = f"$(PYTHON) scripts/write_table.py {name} --seeds {seeds} --runs {self.folder}"
-        self.plan.goal(goal, [file for files in needed.values() for file in files], command, share=True)
+        of_model = f" --model {plain(model)}" if model is not None else ""
+        commands = [f"$(PYTHON) scripts/write_table.py {name}{of_model} --seeds {seeds} --runs {self.folder}"]
+        # Where prompt sets were evaluated on, the paper's own table is filled as well.
+        beside = f"{of_model}{' --checkpoints released' if self.released else ''} --runs {self.folder}"
+        printed = dict.fromkeys(row.printed.table for row in table.rows if row.printed is not None and table.sets)
+        commands += [f"@$(PYTHON) scripts/paper_table.py {plain(each)}{beside}" for each in printed]
+        self.plan.goal(goal, [file for files in needed.values() for file in files], *commands, share=True)
 
     def _plan_file(self, goal: str) -> None:
         """Plans a file of a run; a UserError names the files that the run's stages make."""
@@ -191,7 +203,7 @@ class _Planner:
                 f"'{goal}' is a file of another run than SET and DATA make here: theirs is {prefix}{run.name}/; "
                 "give the same words as for its run, or leave them out"
             )
-        run = self.plan.add(replace(run, sets=run.settings.benchmarks.names))
+        run = self.plan.add(replace(run, sets=run.settings.benchmarks.evaluations))
         targets = {target: rule.artifact for rule in run_rules(run) for target in targets_of(rule.artifact)}
         if rest not in targets:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")

@@ -22,8 +22,8 @@ from handbook_ext.graph.rule import (
 )
 from handbook_ext.graph.stages import Limits
 from handbook_ext.recipes.run import Run
-from handbook_ext.recipes.settings import EngineSettings
-from handbook_ext.recipes.settings_benchmarks import HELD_OUT, START_ANSWERS, DecodingSettings
+from handbook_ext.recipes.settings import EngineSettings, ModelSettings
+from handbook_ext.recipes.settings_benchmarks import HARNESS, HELD_OUT, START_ANSWERS, DecodingSettings
 from handbook_ext.recipes.yaml_tree import nearest
 
 PROMPTS = "prompts"
@@ -35,19 +35,20 @@ def asked_for(run: Run, sets: Sequence[str], *, released: bool = False, all_sets
     """Returns a run with the prompt sets that it is to be evaluated on; a UserError where its recipe has them not."""
     benchmarks = run.settings.benchmarks
     where = f"{run.tree.where(('benchmarks',))}: recipe {run.recipe}"
-    if all_sets and not benchmarks.names:
+    if all_sets and not benchmarks.evaluations:
         raise UserError(f"{where} has no prompt set to evaluate on; state them in benchmarks.sets (recipes/README.md)")
     for name in sets:
-        if name not in benchmarks.names:
+        if name not in benchmarks.evaluations:
+            there = "benchmarks.harness" if name == HARNESS else "benchmarks.sets"
             raise UserError(
-                f"SETS: {where} has no prompt set '{name}'{nearest(name, benchmarks.names)}; it has: "
-                f"{', '.join(benchmarks.names) or 'none'}; state it in benchmarks.sets, or leave it out"
+                f"SETS: {where} has no prompt set '{name}'{nearest(name, benchmarks.evaluations)}; it has: "
+                f"{', '.join(benchmarks.evaluations) or 'none'}; state it in {there}, or leave it out"
             )
     if released and not benchmarks.released:
         raise UserError(
             f"CHECKPOINTS: {where} names no released checkpoint; state them in benchmarks.checkpoints, or leave it out"
         )
-    return replace(run, sets=benchmarks.names if all_sets else tuple(sets), released=released)
+    return replace(run, sets=benchmarks.evaluations if all_sets else tuple(sets), released=released)
 
 
 def evaluated_policies(run: Run) -> list[str]:
@@ -58,16 +59,17 @@ def evaluated_policies(run: Run) -> list[str]:
 
 
 def benchmark_rules(run: Run) -> list[StageRule]:
-    """Returns the rules for the sets that a run is asked for."""
+    """Returns the rules for the sets that a run is asked for; with released checkpoints, these behind the run's own policies."""
     rules = []
+    # The start first: others are compared with its answers.
+    policies = [run.start, *(each.name for each in run.iterations), *(evaluated_policies(run) if run.released else [])]
     for name in run.sets:
-        rules.append(prompts_rule(run, name))
-        policies = evaluated_policies(run)
-        compared = "pairwise" in run.settings.benchmarks.prompt_set(name).measures
-        compared |= run.settings.benchmarks.prompt_set(name).baseline == START_ANSWERS
-        # Against the start's answers others are compared, so they come first, for released checkpoints as well.
-        rules += [answer_rule(run, policy, name) for policy in dict.fromkeys([*([run.start] if compared else []), *policies])]
-        rules += [grade_rule(run, policy, name) for policy in policies]
+        if name == HARNESS:
+            rules += [harness_rule(run, policy) for policy in policies]
+        else:
+            rules.append(prompts_rule(run, name))
+            rules += [answer_rule(run, policy, name) for policy in policies]
+            rules += [grade_rule(run, policy, name) for policy in policies]
     return rules
 
 
@@ -91,16 +93,11 @@ def answer_rule(run: Run, policy: str, name: str) -> StageRule:
     """Returns the rule by which a policy answers a prompt set."""
     chosen, settings = run.settings.benchmarks.prompt_set(name), run.settings
     folder = f"{policy}/{name}"
-    checkpoint = _released(run, policy)
+    checkpoint, model, external = _loaded(run, policy)
     inputs = seen_from(
         folder, prompts=f"{PROMPTS}/{name}/prompts.jsonl",
         policy=None if checkpoint is not None else policy_artifact(run, policy),
     )  # fmt: skip
-    model, external = settings.model, checkpoint_of(run, policy)
-    if checkpoint is not None:
-        released = settings.benchmarks.released[policy.removeprefix(RELEASED)]
-        changes = {"name_or_path": released.name_or_path, "revision": released.revision, "package": None, "architecture": None}
-        model, external = model.model_copy(update={**changes, "lora": None}), folder_files(checkpoint)
     limits = Limits(
         max_length=chosen.max_prompt_length + chosen.max_new_tokens, max_prompt_length=chosen.max_prompt_length,
         long_prompts="truncate", special_tokens=settings.data.special_tokens,
@@ -128,6 +125,36 @@ def grade_rule(run: Run, policy: str, name: str) -> StageRule:
         judge_runs=chosen.judge_runs,
     )  # fmt: skip
     return StageRule(folder, stage, "grade_answers.py", launcher="plain", external=file_of(chosen.length_control))
+
+
+def harness_rule(run: Run, policy: str) -> StageRule:
+    """Returns the rule that runs a policy on tasks of lm-evaluation-harness; raises UserError for vLLM without a GPU."""
+    harness, folder = run.settings.benchmarks.harness, f"{policy}/{HARNESS}"
+    if harness is None:
+        raise KeyError(HARNESS)
+    if harness.engine == "vllm" and run.launch.on_cpu:
+        raise UserError(
+            f"benchmarks.harness.engine: lm-eval uses vLLM on GPUs alone, and launch {run.launch.name} has none; set engine: "
+            "transformers, or give LAUNCH=gpu"
+        )
+    checkpoint, model, external = _loaded(run, policy)
+    engine = part_of(EngineSettings, run.settings.generate).model_copy(update={"engine": harness.engine})
+    stage = files.HarnessStage(
+        stage="harness", **about(run), policy=policy, checkpoint=checkpoint, model=model, harness=harness, engine=engine,
+        inputs=seen_from(folder, policy=None if checkpoint is not None else policy_artifact(run, policy)),
+    )  # fmt: skip
+    outside = (*external, *harness.include_files)
+    return StageRule(folder, stage, "run_harness.py", launcher="per_device", external=outside)
+
+
+def _loaded(run: Run, policy: str) -> tuple[str | None, ModelSettings, tuple[Path, ...]]:
+    """Returns the released checkpoint that a folder stands for, or None; how it is loaded; its files outside the run."""
+    model, checkpoint = run.settings.model, _released(run, policy)
+    if checkpoint is None:
+        return None, model, checkpoint_of(run, policy)
+    released = run.settings.benchmarks.released[policy.removeprefix(RELEASED)]
+    changes = {"name_or_path": released.name_or_path, "revision": released.revision, "package": None, "architecture": None}
+    return checkpoint, model.model_copy(update={**changes, "lora": None}), folder_files(checkpoint)
 
 
 def _released(run: Run, policy: str) -> str | None:

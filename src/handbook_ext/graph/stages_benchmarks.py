@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.graph.stages import PolicyStage
-from handbook_ext.recipes.settings import EngineSettings
+from handbook_ext.recipes.settings import EngineSettings, ModelSettings
 from handbook_ext.recipes.settings_benchmarks import DecodingSettings, GraderSettings, Measure
+from handbook_ext.recipes.settings_harness import HarnessSettings
 
 SET_FORMAT = 6  # Of a set's eval.json; an older one is refused by its reader, and made again by its stage.
 
@@ -52,6 +53,19 @@ class GradeStage(StageSettings):
     length_control: str | None
     judge: GraderSettings | None
     judge_runs: int
+
+
+class HarnessStage(StageSettings):
+    """Running a policy on tasks of lm-evaluation-harness; `engine` says how vLLM takes the GPUs, where `harness` names it."""
+
+    file: ClassVar[str] = "harness.yaml"
+    artifact: ClassVar[str] = "eval.json"
+    format: int = SET_FORMAT
+    policy: str
+    checkpoint: str | None
+    model: ModelSettings
+    harness: HarnessSettings
+    engine: EngineSettings
 
 
 class MatrixStage(StageSettings):

@@ -26,7 +26,7 @@ from handbook_ext.graph.stages import (
     SFTStage,
     TrainStage,
 )
-from handbook_ext.graph.stages_benchmarks import AnswerStage, GradeStage, PromptsStage
+from handbook_ext.graph.stages_benchmarks import AnswerStage, GradeStage, HarnessStage, PromptsStage
 from handbook_ext.planning.hub import unreachable
 from handbook_ext.planning.supply import checkpoint_lack, data_lack
 from handbook_ext.recipes.parts import EXTRAS, RANKERS
@@ -121,7 +121,7 @@ def _of_checkpoints(run: Run, rule: StageRule) -> Iterator[Lack]:
 
 def _further_checkpoints(settings: StageSettings) -> Iterator[tuple[str, str, str | None]]:
     """Yields setting, name and revision of each checkpoint that a stage reads besides the recipe's policy."""
-    if isinstance(settings, AnswerStage) and settings.checkpoint is not None:
+    if isinstance(settings, AnswerStage | HarnessStage) and settings.checkpoint is not None:
         yield "benchmarks.checkpoints", settings.checkpoint, settings.model.revision
     if isinstance(settings, RankerStage) and settings.fit.model is not None and settings.fit.package is None:
         yield "rank.fit.model", settings.fit.model, None

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.recipes.found_files import found, found_sets
 from handbook_ext.recipes.parts import RANKERS
 from handbook_ext.recipes.settings import DATA_SUFFIXES, CheckedData, DataSettings, RankSettings, Recipe
-from handbook_ext.recipes.settings_benchmarks import HELD_OUT, REMOTE, BenchmarkSettings
-from handbook_ext.recipes.yaml_tree import Key, Tree, nearest, shown
+from handbook_ext.recipes.yaml_tree import Key, Tree, dotted, nearest
 
 LONGEST = 60
 OTHER_FILES = (".csv", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow", ".yaml", ".yml", ".xlsx")
@@ -44,11 +43,6 @@ def validated(tree: Tree, iteration: str = "") -> Recipe:
         key, message = _explained(first["type"], first["loc"], first, tree)
         within = f"{iteration}: " if iteration else ""
         raise UserError(f"{tree.where(key)}: {within}{message}") from None
-
-
-def dotted(key: Key) -> str:
-    """Returns a key as a reader writes it: evaluate.temperatures[0]."""
-    return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in key).lstrip(".")
 
 
 def written(value: Any) -> str:
@@ -148,35 +142,16 @@ def derived(settings: Recipe, tree: Tree, engine: str) -> Recipe:
     rank = _decided_rank(settings.rank, data, tree)
     model, template = settings.model, settings.model.chat_template
     if template is not None and template.endswith(TEMPLATES):
-        model = model.model_copy(update={"chat_template": _found(("model", "chat_template"), template, tree)})
+        model = model.model_copy(update={"chat_template": found(("model", "chat_template"), template, tree)})
     if rank.rubric not in (None, "tiny"):
-        rank = rank.model_copy(update={"rubric": _found(("rank", "rubric"), str(rank.rubric), tree)})
+        rank = rank.model_copy(update={"rubric": found(("rank", "rubric"), str(rank.rubric), tree)})
     _check_checkpoint(("model", "name_or_path"), model.name_or_path, tree)
     if RANKERS[rank.ranker].on_device:
         _check_checkpoint(("rank", "model"), rank.model, tree)
     _check_checkpoint(("rank", "fit", "model"), rank.fit.model, tree)
     generate = settings.generate.model_copy(update={"engine": engine})
-    sets = _found_sets(settings.benchmarks, tree)
+    sets = found_sets(settings.benchmarks, tree)
     return settings.model_copy(update={"model": model, "data": data, "rank": rank, "generate": generate, "benchmarks": sets})
-
-
-def _found_sets(benchmarks: BenchmarkSettings, tree: Tree) -> BenchmarkSettings:
-    """Returns the prompt sets with the paths of local files."""
-    found = {}
-    for name in benchmarks.names:
-        chosen, at = benchmarks.prompt_set(name), ("benchmarks", "sets", name)
-        source = chosen.source if chosen.source == HELD_OUT else _found_source((*at, "source"), chosen.source, tree)
-        references = chosen.references and _found_source((*at, "references"), chosen.references, tree)
-        outputs = {each: _found_source((*at, "outputs", each), value, tree) for each, value in chosen.outputs.items()}
-        control = chosen.length_control and _found_source((*at, "length_control"), chosen.length_control, tree)
-        places = {"source": source, "references": references, "outputs": outputs, "length_control": control}
-        found[name] = chosen.model_copy(update=places)
-    return benchmarks.model_copy(update={"sets": found})
-
-
-def _found_source(key: Key, value: str, tree: Tree) -> str:
-    """Returns the address of a file of a prompt set, or its path."""
-    return value if value.startswith(REMOTE) else _found(key, value, tree)
 
 
 def _check_checkpoint(key: Key, value: str | None, tree: Tree) -> None:
@@ -216,22 +191,11 @@ def _found_data(data: CheckedData, tree: Tree) -> CheckedData:
                 "convert the file to one of these"
             )
     if data.sft is not None and data.sft.endswith(DATA_SUFFIXES):
-        data = data.model_copy(update={"sft": _found(("data", "sft"), data.sft, tree)})
+        data = data.model_copy(update={"sft": found(("data", "sft"), data.sft, tree)})
     if not files:
         return data
-    paths = {name: _found(("data", name), value, tree) for name, value in stated.items()}
+    paths = {name: found(("data", name), value, tree) for name, value in stated.items()}
     return data.model_copy(update={**paths, "dataset": None})
-
-
-def _found(key: Key, value: str, tree: Tree) -> str:
-    """Returns the path of a file looked for beside the recipe that states it, then from the current folder."""
-    mark = tree.where(key)
-    places = [mark.file.parent / value, Path(value)]
-    for place in places:
-        if os.path.isfile(place):
-            return shown(place)
-    looked = " nor ".join(dict.fromkeys(shown(place) for place in places))
-    raise UserError(f"{mark}: {dotted(key)}: '{value}' does not exist: no file {looked}; correct the path")
 
 
 def _decided_rank(rank: RankSettings, data: DataSettings, tree: Tree) -> RankSettings:

@@ -9,13 +9,13 @@ from typing import Any
 
 from handbook_ext.core.artifacts import START
 from handbook_ext.core.machine import has_package, visible_gpus
-from handbook_ext.recipes.checks import dotted
 from handbook_ext.recipes.names import RECIPES, paper_row, recipe_files, variants_of
 from handbook_ext.recipes.overrides import inline
 from handbook_ext.recipes.parts import EXTRAS, RANKERS
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.settings import Recipe
-from handbook_ext.recipes.yaml_tree import Key, Tree
+from handbook_ext.recipes.settings_benchmarks import HARNESS
+from handbook_ext.recipes.yaml_tree import Key, Tree, dotted
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,20 @@ def extras_of(run: Run) -> list[str]:
     for rank in run.rankers:
         names |= {RANKERS[rank.ranker].extra, "llm-blender" if rank.engine == "llm_blender" else ""}
     for name in run.sets:
-        names |= {"judge"} if run.settings.benchmarks.grader(name) is not None else set()
-        names |= {"eval"} if "alpaca_eval" in run.settings.benchmarks.prompt_set(name).measures else set()
+        names |= _extras_of_set(run, name)
     sections = [run.settings.sft, *(each.settings.train for each in run.iterations)]
     if {"tensorboard", "wandb"} & {tracker for section in sections if section is not None for tracker in section.report_to}:
         names.add("trackers")
     return sorted(names - {""})
+
+
+def _extras_of_set(run: Run, name: str) -> set[str]:
+    """Returns the extras that an evaluation needs."""
+    benchmarks = run.settings.benchmarks
+    if name == HARNESS:
+        return {"eval", *(["vllm"] if benchmarks.harness is not None and benchmarks.harness.engine == "vllm" else [])}
+    names = {"judge"} if benchmarks.grader(name) is not None else set()
+    return names | ({"eval"} if "alpaca_eval" in benchmarks.prompt_set(name).measures else set())
 
 
 def shown_settings(run: Run, iteration: str | None = None) -> list[str]:

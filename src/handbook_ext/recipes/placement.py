@@ -9,7 +9,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.settings_slurm import SlurmSettings
 from handbook_ext.recipes.yaml_tree import Tree
 
-DEVICE_STAGES = ("sft", "ranker", "judge", "evaluate", "answer", "generate", "rank", "score", "train")
+DEVICE_STAGES = ("sft", "ranker", "judge", "evaluate", "answer", "harness", "generate", "rank", "score", "train")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from handbook_ext.core.artifacts import START
 from handbook_ext.recipes.section import Positive, Section, Temperature
+from handbook_ext.recipes.settings_harness import HarnessSettings
 from handbook_ext.recipes.settings_rank import EndpointSettings
 
 HELD_OUT = "test"
@@ -18,6 +19,7 @@ START_ANSWERS = START
 """As the baseline of AlpacaEval: the answers of the policy that the loop starts from."""
 REMOTE = ("https://", "hf://")
 HARNESS = "harness"
+"""The folder of lm-evaluation-harness, and its name beside the prompt sets."""
 # Folders that a policy has already, or that are no prompt set.
 RESERVED = ("policy", "logprobs", "data", "report", HARNESS)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -109,6 +111,7 @@ class BenchmarkSettings(Section):
     sets: dict[str, PromptSetSettings | None] = Field(
         default={}, description="prompt sets by name; null removes an inherited one"
     )
+    harness: HarnessSettings | None = Field(None, description="tasks of lm-evaluation-harness, by SETS=harness; null is none")
 
     @field_validator("sets")
     @classmethod
@@ -141,6 +144,11 @@ class BenchmarkSettings(Section):
     def names(self) -> tuple[str, ...]:
         """Returns the names of the sets."""
         return tuple(name for name, chosen in self.sets.items() if chosen is not None)
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """Returns what SETS may name: the prompt sets, and the harness where the recipe has it."""
+        return (*self.names, *([HARNESS] if self.harness is not None else []))
 
     @property
     def released(self) -> dict[str, CheckpointSettings]:

@@ -107,6 +107,7 @@ class SlurmStages(Section):
     judge: DeviceResources | None = None
     evaluate: DeviceResources | None = None
     answer: DeviceResources | None = None
+    harness: DeviceResources | None = None
     generate: DeviceResources | None = None
     rank: DeviceResources | None = None
     score: DeviceResources | None = None

@@ -178,3 +178,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, key: Key, path: Path, mark
         marks[(*key, name)] = Mark(path, value_node.start_mark.line + 1) if scalar else mark
         values[name] = _value(loader, value_node, (*key, name), path, marks)
     return values
+
+
+def dotted(key: Key) -> str:
+    """Returns a key as a reader writes it: evaluate.temperatures[0]."""
+    return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in key).lstrip(".")

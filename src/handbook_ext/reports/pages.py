@@ -7,15 +7,20 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jinja2
 
 from handbook_ext.objectives.metrics import word_verdict
 from handbook_ext.reports import run_figures, table_figures
+from handbook_ext.reports.answers import short
+from handbook_ext.reports.compare import compared_verdict
 from handbook_ext.reports.evaluations import Json
+from handbook_ext.reports.pairing import Compared
 from handbook_ext.reports.run_report import FinishedRun
 from handbook_ext.reports.table_summary import TableNumbers
+from handbook_ext.reports.verdict import falls, verdict
 
 
 def environment() -> jinja2.Environment:
@@ -23,12 +28,21 @@ def environment() -> jinja2.Environment:
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("handbook_ext.reports"), autoescape=jinja2.select_autoescape(["html.j2"], default=False)
     )
-    pages.filters["fromjson"] = json.loads
+    pages.filters |= {"fromjson": json.loads, "oneline": one_line}
     return pages
 
 
+def one_line(text: str, longest: int) -> str:
+    """Returns a text on one line, cut to that many characters."""
+    return short(" ".join(text.split()), longest)
+
+
 def render_report(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> dict[str, bytes]:
-    """Returns the files of a report by name: two pages, the summary with its conclusions and warnings, the pictures."""
+    """Returns the files of a report by name: two pages, the summary with its conclusions and warnings, the pictures.
+
+    The summary's first words are the verdict; what went with falls of the reward is beside it.
+    """
+    summary = {"verdict": verdict(summary), "falls": falls(groups, summary), **summary}
     files, captions = run_figures.draw_figures(groups, summary)
     pages = environment()
     # The HTML page holds its pictures, so that it can be sent alone.
@@ -45,6 +59,7 @@ def render_report(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> dic
 
 def concluded(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> Json:
     """Returns a summary with the words that `render_report` adds to it, without a page or a picture."""
+    summary = {"verdict": verdict(summary), "falls": falls(groups, summary), **summary}
     pages = environment()
     pages.globals |= {"verdict": word_verdict, "summary": summary, "captions": {}}
     return _with_sentences(summary, pages.get_template("report.md.j2").module)
@@ -54,6 +69,22 @@ def _with_sentences(summary: Json, markdown: Any) -> Json:
     """Returns a summary with the sentences of the page, a list of lines each."""
     sentences = {"conclusions": markdown.conclusions(summary), "warnings": markdown.warnings(summary)}
     return summary | {name: [line.strip() for line in text.splitlines() if line.strip()] for name, text in sentences.items()}
+
+
+def render_comparison(compared: Sequence[Compared], summary: Json) -> dict[str, bytes]:
+    """Returns the files of a page that compares runs by name; its picture has the runs that were judged alike."""
+    summary = {"verdict": compared_verdict(summary), **summary}
+    alike = [each for each, run in zip(compared, summary["runs"], strict=True) if run["shown"]]
+    drawn = {"recipes": summary.pop("summaries"), "reward": summary["reward"], "primary": summary["primary"]}
+    caption = f"Mean {summary['reward']} and mean completion length of each policy of {', '.join(each.label for each in alike)}."
+    files, captions = run_figures.drawn({"reward_and_length": (partial(run_figures.draw_means, drawn), caption)})
+    pages = environment()
+    encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
+    pages.globals |= {"summary": summary, "captions": captions, "pictures": encoded}
+    files["compare.md"] = f"{pages.get_template('compare.md.j2').render()}\n".encode()
+    files["compare.html"] = pages.get_template("compare.html.j2").render().encode()
+    files["summary.json"] = to_json(summary)
+    return files
 
 
 def render_table(numbers: TableNumbers, seeds: Sequence[int]) -> dict[str, bytes]:

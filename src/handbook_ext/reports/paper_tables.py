@@ -8,57 +8,24 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.yaml_tree import nearest
+from handbook_ext.reports.paper_headings import MATRIX, Heading, Stand
 
 HEAD = ["row", "group", "column", "value", "unit", "source", "note"]
 NONE = "-"  # What stands where a paper prints no number.
 _OF_PAPERS = r"(selm|sera)\d+"
 T = TypeVar("T")
-
-
-class Column(Section):
-    """A column of a printed table."""
-
-    name: str
-    better: Literal["higher", "lower"] | None = Field(None, description="which values are better, where any are")
-
-
-class Stand(Section):
-    """The policy of ours that a row, or a single cell of it, is to be measured with."""
-
-    group: str
-    row: str
-    column: str | None = Field(None, description="null is the whole row")
-    recipe: str
-    policy: str | None = Field(None, description="start, sft or iter<N>; null is the recipe's last iteration")
-
-    @property
-    def words(self) -> str:
-        """The recipe and the policy, such as `zephyr-selm iter3`."""
-        return " ".join(filter(None, (self.recipe, self.policy)))
-
-
-class Heading(Section):
-    """What a table's YAML says: all but the cells."""
-
-    title: str
-    paper: str
-    source: str = Field(description="where it is printed, with the paper's arXiv id and version")
-    columns: list[Column] = Field(min_length=1)
-    notes: list[str] = Field(default=[])
-    stands: list[Stand] = Field(default=[])
 
 
 @dataclass(frozen=True)
@@ -82,19 +49,6 @@ class Cell:
     def decimals(self) -> int:
         """How many decimals are printed."""
         return len(self.value.partition(".")[2]) if self.number is not None and "e" not in self.value else 0
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A value of ours and its interval, in the unit of the paper's cell."""
-
-    value: float
-    low: float
-    high: float
-
-
-Ours = Mapping[tuple[str, str, str], Measurement]
-"""What we measured, by group, row and column."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +81,10 @@ class PaperTable:
         return next(cell.unit for cell in self.cells if cell.column == column)
 
     def stand(self, group: str, row: str, column: str) -> Stand | None:
-        """Returns what a cell is to be measured with; None for one that is quoted alone or that prints no number."""
-        if self.grid[group, row, column].number is None:
+        """Returns what a cell is to be measured with; None for one that is quoted alone, or in which nothing is printed."""
+        measured = next(each for each in self.heading.columns if each.name == column)
+        # In a matrix a policy stands against itself on the diagonal, which is 50 by definition.
+        if self.grid[group, row, column].value == NONE or measured.set is None or (measured.measure, column) == (MATRIX, row):
             return None
         of_row = [each for each in self.heading.stands if (each.group, each.row) == (group, row)]
         return next((each for each in of_row if each.column in (None, column)), None)
@@ -141,8 +97,21 @@ def paper_table_names(folder: Traversable | None = None) -> list[str]:
 
 
 def read_paper_table(name: str, folder: Traversable | None = None) -> PaperTable:
-    """Returns a printed table by name; a UserError names those there are, or what is wrong in its files."""
-    folder = folder or _folder()
+    """Returns a printed table by name; a UserError names those there are, or what is wrong in its files.
+
+    The package's own tables are read once by a process.
+    """
+    return _delivered(name) if folder is None else _read(name, folder)
+
+
+@lru_cache(maxsize=64)
+def _delivered(name: str) -> PaperTable:
+    """Returns a table of the package; nobody changes one."""
+    return _read(name, _folder())
+
+
+def _read(name: str, folder: Traversable) -> PaperTable:
+    """Returns a table of a folder."""
     known = paper_table_names(folder)
     if name not in known:
         raise UserError(f"no table of the papers is called '{name}'{nearest(name, known)}; there are: {', '.join(known)}")
@@ -163,7 +132,7 @@ def read_paper_table(name: str, folder: Traversable | None = None) -> PaperTable
     return table
 
 
-def unknown_measurements(table: PaperTable, ours: Ours) -> list[str]:
+def unknown_measurements(table: PaperTable, ours: Iterable[tuple[str, str, str]]) -> list[str]:
     """Returns a line for each value of ours that belongs to no cell which a recipe of ours stands for."""
     return [
         f"table {table.name} has no cell of ours at {', '.join(map(repr, key))}"

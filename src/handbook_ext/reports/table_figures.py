@@ -2,68 +2,76 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
 
 from handbook_ext.recipes.table_files import Table
-from handbook_ext.reports.run_figures import COLOURS, save_figures, style
+from handbook_ext.reports.figure_layout import draw
+from handbook_ext.reports.figure_numbers import bootstrap, ranks_of, sorted_values
+from handbook_ext.reports.figure_parts import Panel, Picture, Point, Series, points_of
+from handbook_ext.reports.run_figures import drawn
 from handbook_ext.reports.table_summary import TableNumbers
 from handbook_ext.reports.tables import reward_differences
+
+SIDES = ("chosen", "rejected", "sample")
 
 
 def draw_figures(numbers: TableNumbers) -> tuple[dict[str, bytes], dict[str, str]]:
     """Returns the PNG files of a table by name, and their captions."""
-    table, decoding = numbers.table, numbers.decodings[0]
-    caption = f"Win rate against the policy that starts the loop, {decoding}, with intervals."
-    figures = {"win_rate.png": (draw_win_rates(table, numbers.rows, decoding), caption)}
-    if table.differences:
-        ours, theirs = table.differences
+    decoding = numbers.decodings[0]
+    found = {"win_rate": win_rates(numbers.table, numbers.rows, decoding)}
+    if numbers.table.differences:
+        ours, theirs = numbers.table.differences
         paths = [
             [folder / numbers.measured[name].policy / "eval.json" for folder in numbers.runs[name].folders]
             for name in (ours, theirs)
         ]
         values = differences_by_side(list(zip(*paths, strict=True)))
-        above = ", ".join(f"{100 * fmean(value > 0 for value in each):.0f} % of {side}" for side, each in values.items() if each)
-        caption = f"Sorted differences of implicit reward, {ours} less {theirs}, over all seeds, in nats; above 0: {above}."
-        figures["reward_differences.png"] = (draw_differences(values), caption)
-    return save_figures(figures)
+        found["reward_differences"] = differences(values, ours, theirs)
+    return drawn({name: (partial(draw, picture), picture.caption) for name, picture in found.items()})
 
 
-def draw_win_rates(table: Table, rows: list[dict[str, Any]], decoding: str) -> Figure:
-    """Returns win rates with intervals: bars by method, or points over the axis of a sweep."""
-    figure = Figure(figsize=(8, 0.4 * len(rows) + 1.4) if table.axis is None else (6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    win_rates = [row["decodings"][decoding]["win_rate"] for row in rows]
-    values = [100 * each.value for each in win_rates]
-    errors = [[100 * (each.value - each.low) for each in win_rates], [100 * (each.high - each.value) for each in win_rates]]
+def win_rates(table: Table, rows: list[dict[str, Any]], decoding: str) -> Picture:
+    """Returns win rates (%) with intervals: bars by method, or points over the axis of a sweep."""
+    found = [(row, row["decodings"][decoding]["win_rate"]) for row in rows]
+    caption = f"Win rate against the policy that starts the loop, {decoding}, with intervals."
+    words = "win rate against SFT (%)"
     if table.axis is None:
-        axes.barh(range(len(rows)), values, xerr=errors, color=COLOURS[0], alpha=0.7, capsize=2)
-        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-        axes.invert_yaxis()
-        axes.axvline(50, color="0.4", lw=0.8)
-        style(axes, "win rate against SFT, %", "")
+        points = tuple(Point(row["name"], *_percent(each)) for row, each in found)
+        panel = Panel("bars", "", "", words, (Series("ours", points),), level=50.0)
     else:
-        axes.errorbar([row["x"] for row in rows], values, errors, color=COLOURS[0], marker="o", ms=4, capsize=2, ls="")
-        style(axes, table.axis, "win rate against SFT, %")
-    return figure
+        points = tuple(Point(row["x"], *_percent(each)) for row, each in found if row["x"] is not None)
+        panel = Panel("lines", "", table.axis, words, (Series("ours", points),), level=50.0)
+    return Picture("", ((panel,),), caption, width=8.0 if table.axis is None else 6.0)
 
 
-def differences_by_side(paths: list[tuple[Path, ...]]) -> dict[str, list[float]]:
-    """Returns sorted differences of implicit reward over all seeds (nats): on held-out chosen, held-out rejected, own samples."""
-    return {
-        side: sorted(value for ours, theirs in paths for value in reward_differences(ours, theirs, side))
-        for side in ("chosen", "rejected", "sample")
-    }
+def differences_by_side(paths: list[tuple[Path, ...]]) -> dict[str, list[list[float]]]:
+    """Returns differences of implicit reward (nats) by side, a list per seed: on held-out chosen, rejected, and own samples."""
+    found = {side: [reward_differences(ours, theirs, side) for ours, theirs in paths] for side in SIDES}
+    return {side: [each for each in seeds if each] for side, seeds in found.items()}
 
 
-def draw_differences(differences: dict[str, list[float]]) -> Figure:
-    """Returns a curve of the sorted differences for each kind of completion."""
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, (side, values) in zip(figure.subplots(1, 3), differences.items(), strict=True):
-        axes.plot([index / max(1, len(values) - 1) for index in range(len(values))], values, color=COLOURS[0])
-        axes.axhline(0, color="0.6", lw=0.8)
-        style(axes, f"{side}: share of texts", "nats" if side == "chosen" else "")
-    return figure
+def differences(values: dict[str, list[list[float]]], ours: str, theirs: str) -> Picture:
+    """Returns a curve of the sorted differences over all seeds, with its band, for each kind of completion."""
+    panels, above = [], []
+    for side, seeds in values.items():
+        series: tuple[Series, ...] = ()
+        if seeds:
+            groups = [np.array(each) for each in seeds]
+            series = (Series(side, points_of((100 * ranks_of(groups)).tolist(), *bootstrap(groups, sorted_values(groups)))),)
+            above.append(f"{100 * fmean(value > 0 for each in seeds for value in each):.0f} % of {side}")
+        panels.append(Panel("sorted", side, "texts, sorted (%)", "difference (nats)", series))
+    caption = (
+        f"Sorted differences of implicit reward, {ours} less {theirs}, over all seeds, in nats, with their intervals; above 0: "
+        f"{', '.join(above)}."
+    )
+    return Picture("", tuple((panel,) for panel in panels), caption, width=3.4)
+
+
+def _percent(interval: Any) -> tuple[float, float, float]:
+    """Returns value and ends of an interval of shares in %."""
+    return 100 * interval.value, 100 * interval.low, 100 * interval.high

@@ -61,7 +61,7 @@ def table_inputs(table: Table, runs: dict[str, RowRuns]) -> list[Path]:
     inputs = []
     for row in table.rows:
         of_row = runs[row.name]
-        policy = row.policy or of_row.last
+        policy = row.shown(of_row.start, of_row.last)
         # The starting policy trained on no pairs; similarities are of the rows that show their recipe's last iteration.
         own = [policy] if policy != of_row.start else []
         trained = {*own, *(table.similarity if row.policy is None else [])}

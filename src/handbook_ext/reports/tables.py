@@ -43,7 +43,7 @@ def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Me
 
     Raises UserError where a policy and its start were not evaluated alike.
     """
-    policy = row.policy or last
+    policy = row.shown(start, last)
     scores: dict[str, list[Scores]] = {}
     initial_scores: dict[str, list[Scores]] = {}
     numbers: dict[str, list[float]] = {}

@@ -1,8 +1,14 @@
-"""A judge behind a real HTTP server on loopback: points and verdicts by the length of answers; it can be made to fail."""
+"""A judge behind a real HTTP server on loopback: points and verdicts by the length of answers; it can be made to fail.
+
+It is no judge of quality: it shows evaluation at work where no model can be asked. `python -m tests.judging.rule_judge --port
+8123` serves until it is stopped; recipes name it as {model: longer-wins, base_url: "http://127.0.0.1:8123/v1"}.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +20,8 @@ from typing import Any
 class GradingServer(ThreadingHTTPServer):
     """Replies to `single` questions with 1 to 10 points, to pairwise ones with the longer answer; keeps what it was asked."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.asked: list[str] = []
         self.dies_after: int | None = None
         self.lock = Lock()
@@ -37,6 +43,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.server.asked.append(question)
         choice = {"index": 0, "message": {"role": "assistant", "content": reply(question)}, "finish_reason": "stop"}
+        if body.get("logprobs"):
+            choice |= _chances(question)
         usage = {"prompt_tokens": len(question), "completion_tokens": 1, "total_tokens": len(question) + 1}
         self._send(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
 
@@ -62,6 +70,16 @@ def reply(question: str) -> str:
     return f"So it is [[{'C' if a == b else 'A' if a > b else 'B'}]]"
 
 
+def _chances(question: str) -> dict[str, Any]:
+    """Returns a choice whose first token is m or M, AlpacaEval's names of two outputs, the more likely the longer one's is."""
+    first, second = (len(text) for text in re.findall(r'"output": """(.*?)"""', question, re.DOTALL)[-2:])
+    chance = 1 / (1 + math.exp(max(-20.0, min(20.0, (second - first) / 100))))
+    top = [{"token": token, "logprob": math.log(share), "bytes": None} for token, share in (("m", chance), ("M", 1 - chance))]
+    top.sort(key=lambda each: -float(each["logprob"]))
+    content = [{**top[0], "top_logprobs": top}]
+    return {"message": {"role": "assistant", "content": top[0]["token"]}, "logprobs": {"content": content}}
+
+
 @contextmanager
 def grading_server() -> Iterator[GradingServer]:
     """Yields a server that runs in a thread."""
@@ -74,3 +92,9 @@ def grading_server() -> Iterator[GradingServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=8123)
+    GradingServer(parser.parse_args().port).serve_forever()
