@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage_settings import read_settings_as
 from handbook_ext.graph.stages import ReportStage
@@ -31,7 +32,7 @@ def render_card(folder: Path, repo: str | None = None) -> str:
     policy = TrainedPolicy(folder)
     evaluated = evaluation_of(policy)
     numbers = list(_numbers(evaluated)) if evaluated else []
-    start = start_of(policy.run) if (policy.run / "report.yaml").is_file() else "start"
+    start = start_of(policy.run) if (policy.run / "report.yaml").is_file() else START
     measures = set_measures(policy.run, [start, folder.name])
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("handbook_ext.reports"), trim_blocks=True, lstrip_blocks=True,
@@ -145,8 +146,8 @@ def _measure_rows(measures: Sequence[SetMeasure], start: str, policy: str) -> It
     """Yields the rows of the table of prompt sets: each measure of either policy, side by side."""
     by_key = {(each.set, each.name, each.policy): each for each in measures}
     for name, measure in dict.fromkeys((each.set, each.name) for each in measures):
-        sides = {side: by_key.get((name, measure, of)) for side, of in (("start", start), ("policy", policy))}
-        one = sides["policy"] or sides["start"]
+        sides = {side: by_key.get((name, measure, of)) for side, of in (("before", start), ("policy", policy))}
+        one = sides["policy"] or sides["before"]
         if one is not None:
             values = {side: "not run" if each is None else each.words for side, each in sides.items()}
             yield {"set": name, "measure": f"{measure}, {one.one.unit}", "judge": one.judge or "-", "n": one.one.n, **values}
