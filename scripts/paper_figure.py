@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.reports.figure_rows import MODEL
+from handbook_ext.recipes.table_files import SMALLEST
 from handbook_ext.reports.figure_sources import Sources
 from handbook_ext.reports.paper_figures import listing, render_paper_figure
 
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     """Draws what is there, and says in one line what is not; runs nothing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("figure", nargs="?", help="a figure of the papers, such as selm4 or sera6b")
-    parser.add_argument("--model", nargs="+", default=[MODEL], help="whose runs; several where a figure compares models")
+    parser.add_argument("--model", nargs="+", default=[SMALLEST], help="whose runs; several where a figure compares models")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds to look for; 1 is the recipe's own")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--out", type=Path, help="folder of the pictures; by default figures/ among the runs")

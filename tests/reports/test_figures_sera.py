@@ -121,7 +121,7 @@ def test_figure_6c_compares_depths_of_one_model_or_several_models(tmp_path: Path
         trained(tmp_path / name, [3] * 4, kept)
     found = {key[1:]: value for key, value in numbers("sera6c", sources(tmp_path)).items()}
     assert found["1 layer, iter3", "2 layers, iter3"] == 0.25
-    with pytest.raises(UserError, match=r"compares models, and zephyr is one alone; name several .* --model tinyllama pythia"):
+    with pytest.raises(UserError, match=r"compares models, and zephyr is one alone; MODEL=tinyllama has the paper's three"):
         FIGURES["sera6c"].build(sources(tmp_path, "zephyr"))
 
 

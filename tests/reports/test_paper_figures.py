@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from handbook_ext.recipes.table_files import table_names
 from handbook_ext.reports.figure_parts import to_csv
 from handbook_ext.reports.figure_rows import rows_of_model
 from handbook_ext.reports.paper_figures import FIGURES, listing, render_paper_figure
-from tests.recipe_folder import ROOT
+from tests.recipe_folder import ROOT, enter_folder
 from tests.reports.figure_world import evaluation, sources, table_of
 
 WITH_PAPERS_NUMBERS = {"selm2", "sera4"}
@@ -83,7 +84,19 @@ def test_a_goal_with_quotes_in_it_is_typed_with_the_other_kind(tmp_path: Path) -
     [row] = [row for row in sources(tmp_path).rows("selm-alpha") if row.name == "alpha 0.5"]
     assert (row.goal(), row.goal(3)) == ('make tiny-selm SET="train.alpha=0.5"', 'make tiny-selm-seed3 SET="train.alpha=0.5"')
     assert rows_of_model("selm1", "tiny")[0].name == "SFT"
-    assert rows_of_model("selm1", "mine") == []
+
+
+def test_a_model_has_the_rows_that_are_made_for_it_or_that_it_has_recipes_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {row.recipe for row in rows_of_model("selm1", "zephyr")} == {"zephyr-selm", "zephyr-dpo"}
+    assert [row.recipe for row in rows_of_model("sera-models", "tinyllama")] == ["tinyllama-sera", "pythia-sera", "mistral-sera"]
+    assert rows_of_model("sera-gamma", "zephyr") == rows_of_model("selm1", "mine") == []
+    folder = enter_folder(tmp_path, monkeypatch)
+    shutil.copytree(ROOT / "recipes/tables", folder / "recipes/tables")
+    for method in ("selm", "dpo"):
+        Path(f"recipes/mine/{method}.yaml").write_text(f"base: ../tiny/{method}.yaml\n")
+    assert {row.recipe for row in rows_of_model("selm1", "mine")} == {"mine-selm", "mine-dpo"}
 
 
 def test_the_script_writes_all_forms_and_says_what_it_could_not_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, ScalarFormatter
 
 from handbook_ext.reports.figure_charts import CHARTS, blank, label
 from handbook_ext.reports.figure_parts import PAPER, Panel, Picture
@@ -28,7 +29,7 @@ def draw(picture: Picture) -> Figure:
     ]
     heights = _heights(picture)
     figure = Figure(figsize=(sum(widths), sum(heights) + 0.4), layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(picture.title, int(12 * sum(widths)))), x=0.01, ha="left", weight="bold")
+    figure.suptitle("\n".join(textwrap.wrap(picture.title, int(11 * sum(widths)))), x=0.01, ha="left", weight="bold")
     alike: dict[tuple[str, str, str], list[Axes]] = {}
     places = _places(figure, picture, widths, heights)
     for column, places_of, width, is_bare in zip(picture.columns, places, widths, bare, strict=True):
@@ -98,12 +99,19 @@ def _wants_legend(panel: Panel) -> bool:
 
 def _share_limits(kind: str, group: list[Axes]) -> None:
     """Gives all axes the widest of their limits: of values alone, not of the categories of bars or heat maps."""
-    if kind != "heat":
-        axes_and_ways = [("x", "set_xlim")] + ([] if kind == "bars" else [("y", "set_ylim")])
-        for way, setter in axes_and_ways:
-            limits = [getattr(axes, f"get_{way}lim")() for axes in group]
-            for axes in group:
-                getattr(axes, setter)(min(low for low, _ in limits), max(high for _, high in limits))
+    if kind == "heat" or len(group) < 2:
+        return
+    left, right = zip(*(axes.get_xlim() for axes in group), strict=True)
+    for axes in group:
+        axes.set_xlim(min(left), max(right))
+        if kind == "lines":
+            # The places that one of them has points at are none of the others'.
+            axes.xaxis.set_major_locator(AutoLocator())
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+    if kind != "bars":
+        bottom, top = zip(*(axes.get_ylim() for axes in group), strict=True)
+        for axes in group:
+            axes.set_ylim(min(bottom), max(top))
 
 
 def _same_rows(left: Sequence[Panel], right: Sequence[Panel]) -> bool:

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from handbook_ext.core.artifacts import START
+from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.names import RECIPES
 from handbook_ext.recipes.run import Run
-from handbook_ext.recipes.table_files import TableRow, read_table, run_of_row
-
-MODEL = "tiny"
+from handbook_ext.recipes.table_files import SMALLEST, TableRow, policy_of_row, read_table, run_of_row, written_table
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,7 @@ class FigureRow:
     @property
     def last(self) -> str:
         """The policy that the row shows."""
-        # `start`, whatever the recipe calls the folder of the policy that its loop starts from.
-        return self.start if self.row.policy == START else self.row.policy or self.run.iterations[-1].name
+        return policy_of_row(self.row, self.run)
 
     @property
     def policies(self) -> list[str]:
@@ -51,12 +48,17 @@ class FigureRow:
         return f"make {name}" + (f" SET={quote}{words}{quote}" if words else "")
 
 
-def rows_of_model(table: str, model: str = MODEL, root: Path = RECIPES) -> list[TableRow]:
-    """Returns the rows of a table for a model, [] where the table has none for it.
-
-    The one place that knows for which model a table's rows are: each names a recipe, and that begins with its model.
-    """
-    return [row for row in read_table(table, root).rows if row.recipe.startswith(f"{model}-")]
+def rows_of_model(table: str, model: str = SMALLEST, root: Path = RECIPES) -> list[TableRow]:
+    """Returns the rows of a table for a model; [] where it does not name the model, and that lacks a recipe of some row."""
+    if model in written_table(table, root).models:
+        return read_table(table, root, model).rows
+    try:
+        rows = read_table(table, root, model).rows
+        for row in rows:
+            run_of_row(row, table, 1, root)
+    except UserError:
+        return []
+    return rows
 
 
 def figure_row(row: TableRow, table: str, runs: Path, seeds: Sequence[int], root: Path = RECIPES) -> FigureRow:

@@ -12,8 +12,9 @@ import numpy as np
 from handbook_ext.evaluation.set_evaluation import SetEvaluation, read_set_evaluation
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores
 from handbook_ext.recipes.names import RECIPES
+from handbook_ext.recipes.table_files import SMALLEST
 from handbook_ext.reports.evaluations import Json, judged_by_all, read_evaluation, read_json
-from handbook_ext.reports.figure_rows import MODEL, FigureRow, figure_row, rows_of_model
+from handbook_ext.reports.figure_rows import FigureRow, figure_row, rows_of_model
 from handbook_ext.reports.tables import kept_ids
 
 HeldOut = dict[str, tuple[float, float, float]]
@@ -29,7 +30,7 @@ class Sources:
     """
 
     runs: Path
-    models: Sequence[str] = (MODEL,)
+    models: Sequence[str] = (SMALLEST,)
     seeds: Sequence[int] = (1, 2, 3)
     root: Path = RECIPES
     missing: dict[str, list[str]] = field(default_factory=dict)

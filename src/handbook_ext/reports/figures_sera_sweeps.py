@@ -70,8 +70,8 @@ def figure6c(sources: Sources) -> Picture:
         runs = [(row.name, row) for row in sources.rows("sera-models")]
     if not runs:
         raise UserError(
-            f"sera6c compares models, and {sources.models[0]} is one alone; name several that share their data: "
-            "scripts/paper_figure.py sera6c --model tinyllama pythia mistral"
+            f"sera6c compares models, and {sources.models[0]} is one alone; MODEL=tinyllama has the paper's three beside each "
+            "other, and scripts/paper_figure.py sera6c --model takes several that share their data"
         )
     iterations = read_table("sera-objectives", sources.root).similarity
     named = [(f"{words}, {name}", row, name) for words, row in runs for name in iterations]

@@ -15,7 +15,7 @@ from handbook_ext.objectives.metrics import Interval, word_verdict
 from handbook_ext.reports.card_facts import Json, TrainedPolicy
 from handbook_ext.reports.citations import BIBTEX, METHODS, project_bibtex
 from handbook_ext.reports.hub import Result, is_hub_id, model_card
-from handbook_ext.reports.paper_pages import markdown_escaped
+from handbook_ext.reports.page_environment import markdown_escaped
 from handbook_ext.reports.privacy import home_paths
 from handbook_ext.reports.run_report import FinishedRun, judged_by, read_run, start_of, summarise
 from handbook_ext.reports.set_results import SetMeasure, set_measures
