@@ -103,7 +103,8 @@ def limits(policy: TrainedPolicy, evaluated: tuple[FinishedRun, Json] | None, me
         yield f"Held-out prompts that the training data hold as well: {shared}."
     for name in dict.fromkeys(each.set for each in measures):
         seen = next(each.evaluation.contaminated for each in measures if each.set == name)
-        yield f"{name}: {seen.overlap} of {seen.of} prompts stand in the training data too."
+        told = f"{seen.overlap} of {seen.of} prompts stand in the training data too"
+        yield f"{name}: {told if seen.of else 'whether the training data hold its prompts was not looked at'}."
     own = [each for each in measures if each.policy == policy.folder.name]
     not_run = {f"{each.set} {each.name}": each.one.not_run for each in own if each.one.not_run}
     yield from (f"Not run: {name} ({why})." for name, why in not_run.items())
