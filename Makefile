@@ -10,15 +10,15 @@
 # make zephyr-selm LAUNCH=fsdp2 GPUS=4        the same run elsewhere
 # make zephyr-selm-iter3 CLUSTER=slurm        its stages as jobs of Slurm, each after those it needs; repeated, it goes on; -n prints them
 # make tiny-selm-seeds SEEDS=3 BESIDE=tiny-dpo   seeds of two recipes in one report with intervals
-# make table-sera1 SEEDS=3                    a table of a paper at tiny scale; make tables: all of them
-# make paper-table T=selm1 FORMAT=md          a table of a paper at its scale, our numbers beside it; latex, csv, html; without T: which there are
+# make table-sera1 MODEL=tiny SEEDS=3         trains, evaluates and prints a table of a paper; make tables: all of them
+# make paper-table T=selm1 MODEL=zephyr       a table of a paper, ours beside it; FORMAT=latex, csv, html; CHECKPOINTS=released; without T: which there are
 # make paper-figure T=selm4 MODEL=tiny        a figure of a paper from the runs that are there; without T: which there are
 # make zephyr-selm-eval SETS="alpaca mtbench" answers and grades of every policy; -iter3-eval: of one; CHECKPOINTS=released: of those
 # make tiny-selm-explain PAIR=<prompt_id>     one training pair from prompt to policy: samples, scores, margins, why it was kept
 # make compare OF="tiny-selm tiny-dpo"        runs on one page, what differs in their settings first
 # make matrix OF="zephyr-selm zephyr-dpo" SETS=alpaca   what each policy wins over each other (SELM, figure 2)
 # make tiny-selm-iter3-push REPO=me/name DRY=1   a policy with its card and data to the hub; DRY=1 shows what would go
-# make tiny-selm-submit                       the run without weights in one file; make ledger-verify F=... recomputes its numbers
+# make tiny-selm-submit                       the run without weights in one file; make ledger-verify F=... recomputes its numbers; ADD=1 keeps it
 # make list                                   every recipe, by model
 #
 # A run is <recipe>[-<variant>][-seed<K>]; its folder is $(RUNS)/<run>, and $(RUNS)/<run>/run.mk has its stages in plain text.
@@ -28,9 +28,9 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD
 # Words so common are taken from the command line alone: a shell may have them for another program.
-$(foreach v,T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
+$(foreach v,T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -140,7 +140,7 @@ calibrate: $(VENV)/ready
 	OMP_NUM_THREADS=$(THREADS) $(PYTHON) scripts/calibrate.py --out $(RUNS)
 
 paper-table: $(VENV)/ready
-	@$(PYTHON) scripts/paper_table.py $(if $(value T),$(call quoted,$(value T))) $(if $(value FORMAT),--format $(call quoted,$(value FORMAT)))
+	@$(PYTHON) scripts/paper_table.py --runs $(RUNS) $(if $(value T),$(call quoted,$(value T))) $(if $(value FORMAT),--format $(call quoted,$(value FORMAT))) $(if $(value MODEL),--model $(call quoted,$(value MODEL))) $(if $(value CHECKPOINTS),--checkpoints $(value CHECKPOINTS))
 
 paper-figure: $(VENV)/ready
 	@$(PYTHON) scripts/paper_figure.py --runs $(RUNS) $(if $(value T),$(call quoted,$(value T))) $(if $(value MODEL),--model $(value MODEL))
@@ -150,7 +150,7 @@ compare: $(VENV)/ready
 matrix: $(VENV)/extra-eval $(VENV)/extra-judge
 	@$(PYTHON) scripts/compare_answers.py $(addprefix $(RUNS)/,$(value OF)) --set $(call quoted,$(value SETS))
 ledger-verify: $(VENV)/ready
-	@$(PYTHON) scripts/verify_ledger.py $(call quoted,$(value F))
+	@$(PYTHON) scripts/verify_ledger.py $(call quoted,$(value F))$(if $(filter 1,$(value ADD)), --add)
 
 # The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
 mutants: $(VENV)/ready

@@ -13,13 +13,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from handbook_ext.core.artifacts import manifest_path
+from handbook_ext.core.artifacts import manifest_path, sha256_of
 from handbook_ext.core.errors import run_main
 from handbook_ext.core.stage import Stage
+from handbook_ext.evaluation.set_evaluation import set_evaluations
 from handbook_ext.graph.stages import ReportStage
 from handbook_ext.reports.answers import shown_answers
 from handbook_ext.reports.pages import headline, render_report
+from handbook_ext.reports.reproduction import reproduction
 from handbook_ext.reports.run_report import group_seeds, read_run, start_of, summarise
+from handbook_ext.reports.run_sets import sets_of
 from handbook_ext.reports.training_pairs import shown_pairs
 
 
@@ -51,6 +54,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="folder of the report; by default report/ in the first run")
     arguments = parser.parse_args(argv)
     stage = open_stage(arguments)
+    # Evaluations on prompt sets are made whenever somebody asks for them: a report is made again where they have changed.
+    stage.external = {
+        os.path.relpath(path, stage.run): sha256_of(path) for run in arguments.runs for path in set_evaluations(run).values()
+    }
     if stage.finished():
         return
     iterations = stage.settings.policies[1:]
@@ -63,6 +70,8 @@ def main(argv: list[str]) -> None:
     last = [*first.policies][-1]
     summary["answers"] = shown_answers(first.folder, list(dict.fromkeys([*[*first.policies][:1], last])), summary["primary"])
     summary["training_pairs"] = shown_pairs(first.folder / last)
+    summary["paper"] = reproduction(first.folder, first.recipe)
+    summary["sets"] = sets_of(first.folder, first.policies)
     files = render_report(groups, summary)
     stage.out.mkdir(exist_ok=True)
     for name, content in files.items():

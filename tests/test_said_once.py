@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ONCE = [
     # Values of select.margin_reference, a key of the report's numbers, and one of training's manifest.
     ("start", "core/artifacts.py", {"recipes/settings.py", "recipes/settings_stages.py", "selection/ensemble.py",
-                                    "reports/run_report.py", "reports/trained_steps.py"}),
+                                    "reports/run_report.py", "reports/trained_steps.py", "reports/ledger_checks.py"}),
     ("table-", "recipes/names.py", set()),
     ("data/rows", "graph/rule.py", set()),
     # One of the formats is read in a way of its own.

@@ -189,7 +189,7 @@ def test_a_table_runs_its_recipes_shares_what_is_equal_and_repeats_nothing(
         files = [workspace.folder / f"runs/mine-{run}{seed}/{policy}/eval.json" for seed in ("", "-seed2")]
         means = [json.loads(path.read_text())["decodings"]["sampled"]["mean_reward"] for path in files]
         assert row["decodings"]["sampled"]["reward"]["value"] == pytest.approx(sum(means) / 2)
-    assert "IPO beats DPO. The tiny world **" in page
+    assert "IPO beats DPO. Our runs **" in page
     assert (workspace.folder / "runs/table-mine/report/reward_differences.png").is_file()
     evaluated = json.loads((workspace.folder / "runs/mine-ipo/sft/eval.manifest.json").read_text())
     assert evaluated["shared_from"] == "runs/mine-micro/sft/eval.json"

@@ -95,15 +95,12 @@ def test_each_policy_has_a_stage_of_its_own(folder: Path) -> None:
 
 def test_a_released_checkpoint_goes_through_the_same_tasks(folder: Path) -> None:
     run = mine("benchmarks: {harness: {}, checkpoints: {iter1: {name_or_path: somebody/released, revision: abc}}}\n")
-    (rule,) = harness_rules(asked_for(run, ["harness"], released=True)).values()
+    rule = harness_rules(asked_for(run, ["harness"], released=True))["released-iter1/harness/eval.json"]
     settings = rule.settings
-    assert rule.artifact == "released-iter1/harness/eval.json" and rule.inputs == []
+    assert rule.inputs == []
     assert (settings.policy, settings.checkpoint) == ("released-iter1", "somebody/released")
-    assert (settings.model.name_or_path, settings.model.revision, settings.model.architecture) == (
-        "somebody/released",
-        "abc",
-        None,
-    )
+    model = settings.model
+    assert (model.name_or_path, model.revision, model.architecture) == ("somebody/released", "abc", None)
     assert tasks_of(settings.harness) == SELM_TABLE_2
 
 

@@ -14,6 +14,8 @@ from handbook_ext.core.records import OfflinePair, assistant, user
 from handbook_ext.core.set_records import SetAnswer, SetPrompt, SetTurn
 from handbook_ext.core.stage import Stage
 from handbook_ext.data.tiny_world import best_answer, request_prompt
+from handbook_ext.evaluation.harness_measures import TaskResult, facts_of, harness_evaluation
+from handbook_ext.evaluation.set_evaluation import EvaluatedPolicy
 from handbook_ext.recipes.run import Run
 
 HELD_OUT = 8
@@ -103,3 +105,13 @@ def make_grade(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str
     }  # fmt: skip
     stage.out.write_text(json.dumps(content, indent=1))
     return HELD_OUT, {}
+
+
+def make_harness(stage: Stage[Any], folder: Path, run: Run) -> tuple[int, dict[str, Any]]:
+    about = EvaluatedPolicy(name=stage.settings.policy, sha256=read_manifest(folder / stage.settings.policy / "policy")["policy"])
+    result = TaskResult(
+        task="hellaswag", unit="%", metric="acc_norm,none", num_fewshot=10, definition="hellaswag.yaml", value=0.25,
+        standard_error=0.01, n=40, of=40, sha256="0" * 64,
+    )  # fmt: skip
+    stage.out.write_text(harness_evaluation(about, [result], seed=stage.settings.seed).model_dump_json(indent=1))
+    return 40, {"harness": facts_of([result])}

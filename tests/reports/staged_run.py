@@ -33,6 +33,7 @@ data: {portions: 2}
 benchmarks:
   judge: {model: a-judge, base_url: "http://node17.cluster.example:8000/v1"}
   contaminated: mark
+  harness: {tasks: [hellaswag]}
   sets:
     quiz:
       source: test
@@ -47,7 +48,7 @@ ROWS = 6
 def made_run(runs: Path, name: str = "mine-selm") -> Path:
     """Makes every stage of the run, in order; returns its folder. The current folder has recipes/mine/selm.yaml."""
     run = resolve(name)
-    run = replace(run, sets=run.settings.benchmarks.names)
+    run = replace(run, sets=run.settings.benchmarks.evaluations)
     write_run(run, runs)
     folder = runs / run.name
     for rule in run_rules(run):

@@ -60,6 +60,21 @@ def test_the_last_policies_are_tested_on_the_prompts_of_both(tmp_path: Path) -> 
     assert test["words"].startswith("a iter2 beats b iter2: wins 100.0 % [100.0, 100.0] of prompts, p = ")
 
 
+def test_seeds_are_tested_together_and_count_as_little_as_they_are(tmp_path: Path) -> None:
+    """Two seeds of each: every prompt is won, and two seeds alone would not carry it but that they agree."""
+    names = [(f"{run}{suffix}", run, seed) for run in ("a", "b") for suffix, seed in (("", 1), ("-seed2", 2))]
+    folders = [make_run(tmp_path / name, recipe=run, seed=seed, gain=0.3 * (run == "a")) for name, run, seed in names]
+    compared = read_compared(folders)
+    summary = summarise_compared(compared, **FEW)
+    test = summary["tests"][-1]
+    assert (test["seeds"], test["prompts"], test["side"]) == (2, [40, 40], 1)
+    assert compared_verdict(summary).startswith("a iter2 beats b iter2: wins 100.0 % [100.0, 100.0] of prompts, p = ")
+    apart = [compared[0], Compared("b", [compared[1].runs[0], replace(compared[0].runs[1], recipe="b")])]
+    found, _ = pairwise_tests(apart, **FEW)
+    # The second seed is a draw: over the prompts a clear win, over the seeds nothing.
+    assert found[-1]["win_rate"].value == pytest.approx(0.75, abs=0.01) and found[-1]["p"] > 0.1 and found[-1]["side"] == 0
+
+
 def test_three_runs_are_corrected_for_three_tests(tmp_path: Path) -> None:
     compared = runs_of(tmp_path, a=0.1, b=0.1, c=0.0)
     found, _ = pairwise_tests(compared, **FEW)
@@ -168,6 +183,10 @@ def test_the_page_begins_with_what_the_tests_say() -> None:
     assert said(("a", "b", 0), ("a", "c", -1), ("b", "c", 0)) == (
         "c beats a (70.0 % [60.0, 80.0]); a and b, b and c cannot be told apart; sampled at temperature 0.7."
     )
+    twice = said(("a", "b", 1), ("a", "c", 1), ("b", "c", -1))
+    assert twice.startswith(
+        "a beats b (70.0 % [60.0, 80.0]) and c (70.0 % [60.0, 80.0]); c beats b (70.0 % [60.0, 80.0]); sampled"
+    )
     many = said(("a", "b", 1), *[("a", each, 0) for each in "cdef"])
     assert many == "a beats b (70.0 % [60.0, 80.0]); the other 4 pairs cannot be told apart; sampled at temperature 0.7."
     assert said(("a", "b", 0), ("a", "c", 0), ("b", "c", 0)) == (
@@ -187,7 +206,14 @@ def test_the_script_writes_a_page_whose_settings_come_first(tmp_path: Path, caps
     main([str(tmp_path / "tiny-selm"), str(tmp_path / "tiny-dpo")])
     out = tmp_path / "compare" / "tiny-selm-tiny-dpo"
     first = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert first.keys() == {"compare.md", "compare.html", "summary.json", "manifest.json", "reward_and_length.png"}
+    assert first.keys() == {
+        "compare.md",
+        "compare.html",
+        "summary.json",
+        "manifest.json",
+        "reward_and_length.png",
+        "reward_and_length-dark.png",
+    }
     text, page, summary = first["compare.md"].decode(), first["compare.html"].decode(), json.loads(first["summary.json"])
     assert next(iter(summary)) == "verdict" and summary["settings"] == [{"name": "train.alpha", "values": ["0.02", "0.0"]}]
     assert text.startswith(f"# tiny-selm, tiny-dpo compared\n\n**{summary['verdict']}**\n")

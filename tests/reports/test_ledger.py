@@ -35,8 +35,9 @@ from tests.reports.forging import Way, altered, another, closed, leaves, opened,
 UNSEEN = [
     r".*manifest\.json (peak_memory|launch|files\.\S+\.mtime_ns)\b.*",
     # The report repeats those of the loop's own stages.
-    r"(check\.|report/|prompts/|\w+/quiz/)\S*manifest\.json (seconds|hardware|packages|code)\b.*",
+    r"(check\.|report/|prompts/|\w+/(quiz|harness)/)\S*manifest\.json (seconds|hardware|packages|code)\b.*",
     r"\w+(/\w+)?/manifest\.json files\.\S+\.size",  # Of weights and rows that are not inside.
+    r"\w+/harness/eval\.manifest\.json harness\.(version|\S*\.(task|unit|metric|num_fewshot|definition|version|truncated))\b.*",
     r".*manifest\.json (engine|steps|weights|explored|rows|held_out_prompts_in_train)\b.*",
     r"\w+/quiz/eval\.manifest\.json key",  # Of settings from which a host was taken out.
     r"sft/policy/trainer_state\.json .*",
@@ -54,7 +55,7 @@ def test_a_finished_run_holds_and_its_file_says_so(made: Path, ledger: Ledger, t
     refuse_faults(path, groups)
     assert read == ledger
     assert [group.name for group in groups] == ["archive", "manifests", "chain", "settings", "evaluations", "summary", "sets"]
-    assert "those of recipe mine-selm here" in groups[3].words and "3 evaluations on prompt sets" in groups[6].words
+    assert "those of recipe mine-selm here" in groups[3].words and "6 evaluations on prompt sets" in groups[6].words
 
 
 def test_a_ledger_has_no_weights_no_paths_and_no_hosts(made: Path, ledger: Ledger) -> None:
@@ -125,6 +126,9 @@ DEEP = [
     ("iter1/quiz/eval.json", ("contaminated", "overlap"), "overlap is"),
     ("iter1/quiz/eval.json", ("decoding", "temperature"), "decoding.temperature"),
     ("iter1/quiz/eval.json", ("set", "of"), "set.of"),
+    ("iter1/harness/eval.json", ("measures", "hellaswag", "value"), "hellaswag.value"),
+    ("iter1/harness/eval.json", ("set", "prompts"), "set.prompts"),
+    ("iter1/harness/eval.json", ("policy", "sha256"), "made of another policy"),
     ("report/summary.json", ("recipes", 0, "policies", 1, "sampled", "vs_start", "win_rate", "value"), "win_rate.value"),
     ("report/summary.json", ("recipes", 0, "policies", 2, "greedy", "reward", "low"), "reward.low"),
     ("report/summary.json", ("recipes", 0, "pairs", 0, "pairs"), "pairs"),

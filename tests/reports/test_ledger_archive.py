@@ -36,6 +36,10 @@ def test_a_ledger_is_read_back_as_it_was_and_equal_content_has_equal_bytes(files
         path = Path(folder, "x.ledger.zip")
         path.write_bytes(content)
         assert read_ledger(path) == ledger
+        with zipfile.ZipFile(path) as archive:  # No clock, no umask, no system.
+            assert {(each.date_time, each.create_system, each.external_attr >> 16) for each in archive.infolist()} == {
+                ((1980, 1, 1, 0, 0, 0), 3, stat.S_IFREG | 0o644)
+            }
 
 
 def rewritten(change: Callable[[zipfile.ZipFile], None], leave_out: str | None = None) -> bytes:

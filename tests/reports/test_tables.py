@@ -92,7 +92,8 @@ def test_each_row_of_a_table_is_a_run_of_the_model_that_has_its_policy(
 def test_every_figure_and_table_at_paper_scale_is_served() -> None:
     """SELM tables 1 and 2 and figures 3 and 6; SeRA tables 1, 2, 3, 7, 8, 9 and figures 2, 3, 5, 6, 11."""
     served = {name: {model for other, model in TABLES if other == name} for name, _ in TABLES}
-    for name in ("selm1", "selm-alpha", "selm-ablations"):
+    assert served["selm2"] == {"zephyr", "llama3"}
+    for name in ("selm1", "selm-alpha", "selm-ablations", "selm-offline"):
         assert {"tiny", "zephyr"} <= served[name]
     for name in ("sera1", "sera2", "sera-noise20", "sera-noise40", "sera-keep", "sera-selection", "sera-bootstrap", "sera-gamma"):
         assert {"tiny", "tinyllama"} <= served[name]

@@ -85,10 +85,15 @@ def replace_text(path: Path, text: str) -> None:
 
     What can be made again at any moment, so it is not flushed to disk: `replacing` is for artifacts.
     """
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Puts content in the place of a file, as `replace_text` does."""
     # Named by process: two that write one partial file would mix their text.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -70,6 +70,7 @@ VARIABLES = {
     "OF": (r"[\w.+@,\s-]*", "runs, parted by blanks", {"compare", "matrix"}),
     "REPO": (r"[\w.-]+/[\w.-]+", "a repository on the hub, such as me/my-model", {"push"}),
     "DRY": (r"[01]?", "1, which uploads nothing", {"push"}),
+    "ADD": (r"[01]?", "1, which keeps a file that passes in ledger/", {"ledger"}),
     "F": (r"[\s\S]+", "a file that make <run>-submit has written", {"ledger"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }

@@ -126,11 +126,12 @@ def compared_verdict(summary: Json) -> str:
         return f"{family[0]['words']}, {how}."
     if not told:
         return f"No two of the {len(summary['runs'])} runs can be told apart, {how} ({len(family)} tests)."
-    names = "; ".join(
-        f"{test['ours' if test['side'] > 0 else 'theirs']} beats {test['theirs' if test['side'] > 0 else 'ours']} "
-        f"({percent(test['win_rate'] if test['side'] > 0 else turned(test['win_rate']))})"
-        for test in told
-    )
+    beaten: dict[str, list[str]] = {}
+    for test in told:
+        better, worse = ("ours", "theirs") if test["side"] > 0 else ("theirs", "ours")
+        won = test["win_rate"] if test["side"] > 0 else turned(test["win_rate"])
+        beaten.setdefault(test[better], []).append(f"{test[worse]} ({percent(won)})")
+    names = "; ".join(f"{better} beats {' and '.join(worse)}" for better, worse in beaten.items())
     rest = [f"{test['ours']} and {test['theirs']}" for test in family if not test["side"]]
     others = ", ".join(rest) if len(rest) <= NAMED else f"the other {len(rest)} pairs"
     return f"{names}{f'; {others} cannot be told apart' if rest else ''}; {how}."

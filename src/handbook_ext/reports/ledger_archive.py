@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import replace_bytes
 
 SUFFIX = ".ledger.zip"
 INDEX = "ledger.json"
@@ -67,13 +68,8 @@ def archive_bytes(ledger: Ledger) -> bytes:
 
 def write_ledger(path: Path, content: bytes) -> None:
     """Puts the file of a ledger in its place, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_bytes(path, content)
 
 
 def read_ledger(path: Path) -> Ledger:

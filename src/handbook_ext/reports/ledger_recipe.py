@@ -96,12 +96,10 @@ def _manifests(run: Path) -> Mapping[str, Json]:
 def _faults(manifests: Mapping[str, Json], run: Run) -> Iterator[str]:
     """Yields the stages of the recipe that are missing, those that it has not, and the settings in which one differs."""
     loop = run_rules(run)
-    rules = {rule.artifact: rule for rule in loop}
-    # Whoever submits chooses which policies were evaluated on which of the recipe's sets.
-    for released in (False, True):
-        rules |= {
-            rule.artifact: rule for rule in benchmark_rules(replace(run, sets=run.settings.benchmarks.names, released=released))
-        }
+    # Whoever submits chooses which policies were evaluated, and on which of the recipe's sets.
+    benchmarks = run.settings.benchmarks
+    chosen = benchmark_rules(replace(run, sets=benchmarks.evaluations, released=bool(benchmarks.released)))
+    rules = {rule.artifact: rule for rule in [*loop, *chosen]}
     for rule in loop:
         if rule.artifact not in manifests:
             yield f"{rule.artifact}: the recipe has it, and the ledger has no manifest of it"

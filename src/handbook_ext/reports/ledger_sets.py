@@ -12,8 +12,10 @@ from handbook_ext.core.artifacts import finished_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
+from handbook_ext.evaluation.harness_measures import TaskResult, harness_evaluation
 from handbook_ext.evaluation.set_evaluation import EvaluatedRow, MeasuredValue, SetEvaluation, read_set_evaluation
 from handbook_ext.graph.rules_benchmarks import PROMPTS
+from handbook_ext.recipes.settings_benchmarks import HARNESS
 from handbook_ext.reports.ledger_lengths import CONTROLLED, VERDICTS, controlled_again, controlled_fault
 from handbook_ext.reports.ledger_numbers import deviations, first_of
 
@@ -70,6 +72,9 @@ def set_faults(path: Path, run: Path, gamed: Path | None = None) -> Iterator[str
     name = str(path.relative_to(run))
     try:
         found = read_set_evaluation(path)
+        if found.set.name == HARNESS:
+            yield from (f"{name}: {fault}" for fault in _harness_faults(found, path, run))
+            return
         yield from (f"{name}: {fault}" for fault in [*_beside(found, path, run), *_measure_faults(found)])
         if (stated := found.measures.get(CONTROLLED)) is not None and stated.value is not None:
             again, _ = controlled_again(found, path, _prompts_of(found, run), gamed)
@@ -82,6 +87,8 @@ def set_faults(path: Path, run: Path, gamed: Path | None = None) -> Iterator[str
 def not_recomputed(path: Path, run: Path, gamed: Path | None = None) -> list[str]:
     """Returns the measures of an evaluation that have a value which was not worked out again, and why."""
     found = read_set_evaluation(path)
+    if found.set.name == HARNESS:
+        return ["the scores of the tasks, of whose answers nothing is inside"]
     taken = []
     for name, one in found.measures.items():
         if one.value is None or recomputed(name, one, found.rows) is not None:
@@ -91,6 +98,16 @@ def not_recomputed(path: Path, run: Path, gamed: Path | None = None) -> list[str
             again, reason = controlled_again(found, path, _prompts_of(found, run), gamed)
         taken += [f"{name} ({reason})"] if again is None else []
     return taken
+
+
+def _harness_faults(found: SetEvaluation, path: Path, run: Path) -> Iterator[str]:
+    """Yields in what an evaluation by lm-evaluation-harness differs from the tasks' results, as its manifest has them."""
+    manifest = finished_manifest(path) or {}
+    policy = path.relative_to(run).parts[0]
+    results = [TaskResult.model_validate(each) for each in manifest["harness"]["tasks"].values()]
+    stated = found.policy.model_copy(update={"name": policy})
+    again = harness_evaluation(stated, results, seed=manifest["settings"]["seed"])
+    yield from first_of(deviations(found.model_dump(), again.model_dump()))
 
 
 def _prompts_of(found: SetEvaluation, run: Path) -> Path:

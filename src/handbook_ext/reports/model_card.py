@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage_settings import read_settings_as
 from handbook_ext.graph.stages import ReportStage
@@ -15,7 +16,7 @@ from handbook_ext.objectives.metrics import Interval, word_verdict
 from handbook_ext.reports.card_facts import Json, TrainedPolicy
 from handbook_ext.reports.citations import BIBTEX, METHODS, project_bibtex
 from handbook_ext.reports.hub import Result, is_hub_id, model_card
-from handbook_ext.reports.paper_pages import markdown_escaped
+from handbook_ext.reports.page_environment import markdown_escaped
 from handbook_ext.reports.privacy import home_paths
 from handbook_ext.reports.run_report import FinishedRun, judged_by, read_run, start_of, summarise
 from handbook_ext.reports.set_results import SetMeasure, set_measures
@@ -31,7 +32,7 @@ def render_card(folder: Path, repo: str | None = None) -> str:
     policy = TrainedPolicy(folder)
     evaluated = evaluation_of(policy)
     numbers = list(_numbers(evaluated)) if evaluated else []
-    start = start_of(policy.run) if (policy.run / "report.yaml").is_file() else "start"
+    start = start_of(policy.run) if (policy.run / "report.yaml").is_file() else START
     measures = set_measures(policy.run, [start, folder.name])
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("handbook_ext.reports"), trim_blocks=True, lstrip_blocks=True,
@@ -102,7 +103,8 @@ def limits(policy: TrainedPolicy, evaluated: tuple[FinishedRun, Json] | None, me
         yield f"Held-out prompts that the training data hold as well: {shared}."
     for name in dict.fromkeys(each.set for each in measures):
         seen = next(each.evaluation.contaminated for each in measures if each.set == name)
-        yield f"{name}: {seen.overlap} of {seen.of} prompts stand in the training data too."
+        told = f"{seen.overlap} of {seen.of} prompts stand in the training data too"
+        yield f"{name}: {told if seen.of else 'whether the training data hold its prompts was not looked at'}."
     own = [each for each in measures if each.policy == policy.folder.name]
     not_run = {f"{each.set} {each.name}": each.one.not_run for each in own if each.one.not_run}
     yield from (f"Not run: {name} ({why})." for name, why in not_run.items())
@@ -145,8 +147,8 @@ def _measure_rows(measures: Sequence[SetMeasure], start: str, policy: str) -> It
     """Yields the rows of the table of prompt sets: each measure of either policy, side by side."""
     by_key = {(each.set, each.name, each.policy): each for each in measures}
     for name, measure in dict.fromkeys((each.set, each.name) for each in measures):
-        sides = {side: by_key.get((name, measure, of)) for side, of in (("start", start), ("policy", policy))}
-        one = sides["policy"] or sides["start"]
+        sides = {side: by_key.get((name, measure, of)) for side, of in (("before", start), ("policy", policy))}
+        one = sides["policy"] or sides["before"]
         if one is not None:
             values = {side: "not run" if each is None else each.words for side, each in sides.items()}
             yield {"set": name, "measure": f"{measure}, {one.one.unit}", "judge": one.judge or "-", "n": one.one.n, **values}

@@ -12,7 +12,7 @@ PATH, HOST = "<path>", "<host>"
 """What stands where a path's folders, or a host's name, were."""
 
 # Texts of prompts and answers are data: what looks like a path there is the policy's, not this machine's.
-TEXTS = {"rows", "decodings", "implicit", "answers", "prompt", "text", "lines"}
+TEXTS = {"rows", "decodings", "implicit", "answers", "training_pairs", "prompt", "text"}
 # A folder and a name behind it, or nothing else than a name below the root; not in a URL, a date or `and/or`.
 _ABSOLUTE = re.compile(
     r"(?<![\w.:/<>~-])(?:file://|~)?(?:/[\w.+@,=-]+)+/([\w.+@,=-]+)/?|^/([\w.+@,=-]+)$|\b[A-Za-z]:\\(?:[^\\\s]+\\)*([^\\\s]+)"

@@ -17,7 +17,7 @@ from handbook_ext.reports.card_facts import TrainedPolicy
 from handbook_ext.reports.hub import Kind, dataset_card
 from handbook_ext.reports.ledger_pack import artifacts_of, shared_files
 from handbook_ext.reports.model_card import render_card
-from handbook_ext.reports.paper_pages import markdown_escaped
+from handbook_ext.reports.page_environment import markdown_escaped
 from handbook_ext.reports.privacy import home_paths, secrets_in, without_paths
 
 CARD = "README.md"

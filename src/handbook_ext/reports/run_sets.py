@@ -1,0 +1,48 @@
+"""What the policies of a run, and released checkpoints beside them, measured on prompt sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from handbook_ext.evaluation.set_evaluation import SetEvaluation, read_set_evaluation, set_evaluations
+from handbook_ext.graph.rules_benchmarks import RELEASED
+from handbook_ext.reports.compare_sets import in_words
+from handbook_ext.reports.evaluations import Json
+
+
+def sets_of(folder: Path, policies: Iterable[str]) -> Json | None:
+    """Returns the measures of a run's finished set evaluations, None where there are none.
+
+    `policies` are those of the run in their order; released checkpoints follow. `rows` have a measure each: its set, unit, judge
+    and a value in words by policy. `remarks` say how many of a set's prompts were asked, what training has seen, what is missing.
+    """
+    found = {key: read_set_evaluation(path) for key, path in set_evaluations(folder).items()}
+    released = sorted({policy for policy, _ in found if policy.startswith(RELEASED)})
+    names = [name for name in (*policies, *released) if any(policy == name for policy, _ in found)]
+    if not names:
+        return None
+    rows, remarks = [], []
+    for chosen in sorted({name for policy, name in found if policy in names}):
+        by_policy = {name: found[name, chosen] for name in names if (name, chosen) in found}
+        remarks += _remarks(chosen, by_policy)
+        for measure in dict.fromkeys(key for one in by_policy.values() for key in one.measures):
+            measured = {name: one.measures[measure] for name, one in by_policy.items() if measure in one.measures}
+            judges = {each.judge.model + " (local)" * each.judge.local for each in measured.values() if each.judge is not None}
+            values = {name: in_words([each]) for name, each in measured.items()}
+            unit = next(each.unit for each in measured.values())
+            rows.append({"set": chosen, "measure": measure, "unit": unit, "judge": ", ".join(sorted(judges)), "values": values})
+    return {"policies": names, "rows": rows, "remarks": remarks}
+
+
+def _remarks(name: str, by_policy: dict[str, SetEvaluation]) -> list[str]:
+    """Returns what a reader of a set's values must know."""
+    one = next(iter(by_policy.values()))
+    remarks = []
+    if one.set.prompts < one.set.of:
+        remarks.append(f"{name}: the first {one.set.prompts} of its {one.set.of} prompts")
+    if one.contaminated.overlap:
+        remarks.append(f"{name}: training has seen {one.contaminated.overlap} of the {one.contaminated.of} prompts")
+    missing = {policy: sum(each.missing for each in found.measures.values()) for policy, found in by_policy.items()}
+    told = ", ".join(f"{count} of {policy}" for policy, count in missing.items() if count)
+    return [*remarks, *([f"{name}: verdicts that could not be read: {told}"] if told else [])]
