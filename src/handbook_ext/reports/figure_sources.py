@@ -26,7 +26,8 @@ SHOWN = 3  # Missing files of a group of goals that are named.
 class Sources:
     """Finds what a figure needs, and remembers what was not there.
 
-    seeds: those that are looked for; a row is drawn with those of its runs that have been begun. used: those of the files read, by run.
+    seeds: those that are looked for; a row is drawn with those of its runs that have been begun. used: those of the files read,
+    by run.
     """
 
     runs: Path
