@@ -119,7 +119,11 @@ def test_a_pairs_walk_makes_nothing_and_hands_its_name_on_as_it_was_typed() -> N
 
 def test_an_upload_waits_for_its_policy() -> None:
     plan = plan_goals(["mine-selm-iter1-push"], {"REPO": "me/x", "DRY": "1"})
-    assert {artifact for _, artifact in plan.wanted["mine-selm-iter1-push"]} == {"iter1/policy"}
+    assert {artifact for _, artifact in plan.wanted["mine-selm-iter1-push"]} == {
+        "iter1/policy",
+        "iter1/eval.json",
+        "sft/eval.json",
+    }
     assert any(line.endswith("push_policy.py runs/mine-selm/iter1 --repo me/x --dry") for line in plan.lines)
 
 

@@ -13,7 +13,9 @@ import pytest
 from scipy.stats import t
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.evaluation.set_evaluation import read_set_evaluation
 from handbook_ext.objectives.metrics import hierarchical_interval
+from handbook_ext.reports.ledger import Entry
 from handbook_ext.reports.measurements import Key, Measurement, normal_quantile, pooled
 from handbook_ext.reports.paper_measurements import read_filling
 from handbook_ext.reports.paper_pages import render_paper_table
@@ -216,3 +218,19 @@ def test_released_checkpoints_have_a_column_of_their_own(tmp_path: Path) -> None
     for form, rows in (("html", html_rows), ("latex", latex_rows)):
         widths = {len(cells) for cells in rows(render_paper_table(SELM1, form, filling))} - {1}
         assert widths == {2 + 2 * 6}, form
+
+
+def test_a_verified_ledger_fills_a_cell_that_we_have_not_run_and_names_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = read_set_evaluation(write_set(tmp_path / "theirs/iter3", {"lc_win_rate": measure(23.0, 0.7)}))
+    value = evaluation.measures["lc_win_rate"]
+    entry = Entry(23.0, 0.7, value.n, value.judge, "8 x A100", "other.ledger.zip", value, evaluation)
+    submitted = {("zephyr-selm", "iter3", "alpaca", "lc_win_rate"): entry}
+    monkeypatch.setattr("handbook_ext.reports.paper_measurements.ledger_measurements", lambda folder: submitted)
+    filling = read_filling(SELM1, tmp_path / "runs")
+    assert filling.ours[SELM3].value == 23.0 and any("other.ledger.zip" in note and "8 x A100" in note for note in filling.notes)
+    # What we have run ourselves speaks first.
+    write_set(tmp_path / "runs/zephyr-selm/iter3", {"lc_win_rate": measure(20.0, 0.5)})
+    filling = read_filling(SELM1, tmp_path / "runs")
+    assert filling.ours[SELM3].value == 20.0 and not any("ledger" in note for note in filling.notes)

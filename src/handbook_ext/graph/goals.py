@@ -129,7 +129,9 @@ class _Planner:
         words = [f"{self._folder(run)}/{policy}"]
         words += [f"--repo {plain(self.variables['REPO'])}"] if self.variables.get("REPO") else []
         words += ["--dry"] if self.variables.get("DRY") == "1" else []
-        self._make(goal, run, f"{policy}/policy", command=f"@$(PYTHON) scripts/push_policy.py {' '.join(words)}")
+        # The card shows what was measured on the policy, beside the one that the loop starts from.
+        needed = [f"{policy}/policy", *(f"{each}/eval.json" for each in dict.fromkeys([run.start, policy]))]
+        self._make(goal, run, *needed, command=f"@$(PYTHON) scripts/push_policy.py {' '.join(words)}")
 
     def plan_submit(self, goal: str) -> None:
         """Plans the file that holds a run without its weights, for others to check."""

@@ -18,6 +18,7 @@ from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation,
 from handbook_ext.objectives.metrics import CONFIDENCE, hierarchical_interval
 from handbook_ext.recipes.names import RECIPES
 from handbook_ext.recipes.run import Run, resolve
+from handbook_ext.reports.ledger import LEDGER, Entry, ledger_measurements
 from handbook_ext.reports.matrix_measurements import win_of
 from handbook_ext.reports.measurements import Filling, Key, Lack, Measurement, gain, normal_interval, normal_quantile, pooled
 from handbook_ext.reports.paper_headings import MATRIX, RUN, Column, Stand
@@ -39,11 +40,12 @@ class NotRunError(Exception):
 
 
 class Runs:
-    """The runs of a folder, each evaluation read once."""
+    """The runs of a folder, each evaluation read once; where one is missing, what verified ledgers of others hold."""
 
-    def __init__(self, folder: Path, root: Path = RECIPES) -> None:
-        """Takes the folder of all runs, and where their recipes are."""
+    def __init__(self, folder: Path, root: Path = RECIPES, ledger: Path = LEDGER) -> None:
+        """Takes the folder of all runs, where their recipes are, and the folder of submitted ledgers."""
         self.folder = folder
+        self._submitted: Callable[[], dict[tuple[str, str, str, str], Entry]] = lru_cache(lambda: ledger_measurements(ledger))
         self.resolved: Callable[[str], Run] = lru_cache(lambda recipe: resolve(recipe, root))
         self.evaluation: Callable[[Path], SetEvaluation] = lru_cache(read_set_evaluation)
         self.notes: dict[str, None] = {}
@@ -63,6 +65,10 @@ class Runs:
             path = folder / policy / name / "eval.json"
             if path.is_file():
                 found.append((path, self.evaluation(path)))
+        entry = None if found else self._submitted().get((recipe, policy, name, measure))
+        if entry is not None:
+            self.notes[f"{recipe} {policy} on {name} is from ledger {entry.file}, measured on {entry.hardware}"] = None
+            return self._value(Path(entry.file), entry.evaluation, measure)
         if not found:
             goal = f"{recipe}-{policy.removeprefix(RELEASED)}-eval"
             checkpoints = " CHECKPOINTS=released" if policy.startswith(RELEASED) else ""
