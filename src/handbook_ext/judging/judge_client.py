@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import openai
 from aiolimiter import AsyncLimiter
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_any, wait_exponential_jitter
 from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError
@@ -41,6 +42,8 @@ class JudgeClient:
         self._pauses = wait_exponential_jitter(initial=min(1.0, longest_pause), max=longest_pause)
         self._apart = 0.0 if endpoint.requests_per_minute is None else MINUTE / endpoint.requests_per_minute
         self._next = 0.0  # When the rate allows the next request; a stage asks shard by shard.
+        self._sent: set[asyncio.Task[None] | None] = set()  # Those that wait for a reply.
+        self._failures: list[UserError] = []
 
     def ask(self, questions: Sequence[str]) -> list[str]:
         """Returns the reply to each question; equal questions are asked once.
@@ -80,18 +83,28 @@ class JudgeClient:
         return reply_of(body)
 
     async def _ask_all(self, wanted: dict[str, str]) -> dict[str, Reply]:
-        """Asks the questions by name, and returns the replies that came; the first failure cancels those that wait."""
+        """Asks the questions by name, and returns the replies that came; raises the first UserError of any.
+
+        After it no request begins. Those that were sent are waited for, though not repeated: their replies are paid for.
+        """
         endpoint = self.endpoint
         slots = asyncio.Semaphore(endpoint.concurrency)
         rate = AsyncLimiter(1, self._apart) if self._apart else None
         await asyncio.sleep(self._next - time.monotonic())
         replies: dict[str, Reply] = {}
+        self._failures = []
         client = openai.AsyncOpenAI(api_key=endpoint.key(), base_url=endpoint.url, timeout=endpoint.timeout, max_retries=0)
 
         async def one(key: str, question: str) -> None:
             """Asks one question."""
             async with slots:
-                reply = await self._ask(client, question, rate)
+                try:
+                    reply = await self._ask(client, question, rate)
+                except UserError as error:
+                    self._failures.append(error)
+                    for task in tasks - self._sent - {asyncio.current_task()}:
+                        task.cancel()
+                    return
             if reply is not None:
                 self.cache.put(key, reply)
                 replies[key] = reply
@@ -99,19 +112,17 @@ class JudgeClient:
             progress.update()
 
         with tqdm(total=len(wanted), desc="judge", unit="reply", mininterval=1.0, leave=False) as progress:
-            try:
-                async with client, asyncio.TaskGroup() as group:
-                    for key, question in wanted.items():
-                        group.create_task(one(key, question))
-            except* UserError as errors:
-                raise errors.exceptions[0] from None
+            async with client, asyncio.TaskGroup() as group:
+                tasks = {group.create_task(one(key, question)) for key, question in wanted.items()}
+        if self._failures:
+            raise self._failures[0]
         return replies
 
     async def _ask(self, client: openai.AsyncOpenAI, question: str, rate: AsyncLimiter | None) -> Reply | None:
         """Returns the reply to one question, None where every try gave something unusable, or it is too long."""
         tries = AsyncRetrying(
-            stop=stop_after_attempt(self.endpoint.max_retries + 1), wait=self._pause, retry=retry_if_exception(_may_pass),
-            reraise=True,
+            stop=stop_any(stop_after_attempt(self.endpoint.max_retries + 1), lambda _: bool(self._failures)), wait=self._pause,
+            retry=retry_if_exception(_may_pass), reraise=True,
         )  # fmt: skip
         try:
             async for attempt in tries:
@@ -140,7 +151,7 @@ class JudgeClient:
             self._next = time.monotonic() + self._apart
         endpoint, (messages, options) = self.endpoint, self._asked(question)
         # The client's own limit is between two reads, so that a reply may drip for ever.
-        async with asyncio.timeout(endpoint.timeout):
+        async with self._awaited(), asyncio.timeout(endpoint.timeout):
             answer = await client.chat.completions.with_raw_response.create(
                 model=self.model, messages=messages, extra_body=options
             )
@@ -151,6 +162,16 @@ class JudgeClient:
             raise
         secrets = [secret for secret in endpoint.secrets() if len(secret) >= SHORTEST_SECRET]
         return replace(reply, text=without(reply.text, secrets))
+
+    @asynccontextmanager
+    async def _awaited(self) -> AsyncIterator[None]:
+        """Returns a context in which the failure of another question does not cancel this one: its request is sent."""
+        task: asyncio.Task[None] | None = asyncio.current_task()
+        self._sent.add(task)
+        try:
+            yield
+        finally:
+            self._sent.discard(task)
 
     def _pause(self, state: RetryCallState) -> float:
         """Returns the seconds until the next try: longer each time, and at least what the server says."""
