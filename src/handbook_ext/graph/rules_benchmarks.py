@@ -55,14 +55,14 @@ def evaluated_policies(run: Run) -> list[str]:
     """Returns the folders of the policies that the sets of a run are answered by: its own, or the released ones."""
     if run.released:
         return [f"{RELEASED}{name}" for name in run.settings.benchmarks.released]
-    return [run.start, *(each.name for each in run.iterations)]
+    return run.policies
 
 
 def benchmark_rules(run: Run) -> list[StageRule]:
     """Returns the rules for the sets that a run is asked for; with released checkpoints, these behind the run's own policies."""
     rules = []
     # The start first: others are compared with its answers.
-    policies = [run.start, *(each.name for each in run.iterations), *(evaluated_policies(run) if run.released else [])]
+    policies = [*run.policies, *(evaluated_policies(run) if run.released else [])]
     for name in run.sets:
         if name == HARNESS:
             rules += [harness_rule(run, policy) for policy in policies]

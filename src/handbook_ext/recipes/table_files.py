@@ -151,7 +151,7 @@ def run_of_row(row: TableRow, table: str, seed: int, root: Path = RECIPES, **lau
     run = resolve(name, root, overrides=from_mapping(row.set, source), **launch)
     if row.policy not in (None, START, run.start):
         try:
-            run.iteration(str(row.policy))
+            run.check_policy(row.policy)
         except UserError as error:
             raise UserError(f"{source} {error}") from None
     return run

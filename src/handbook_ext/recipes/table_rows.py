@@ -61,7 +61,7 @@ class WrittenRow(RowChange):
     method: str | None = Field(None, description="the recipe to run is <model>-<method>")
     recipe: str | None = Field(None, description="the recipe to run, whatever the model, in place of a method")
     set: dict[str, Any] = Field(default={}, description="settings that differ from the recipe, by dotted name")
-    policy: str | None = Field(None, description="start, sft or iter<N>; null is the recipe's last iteration")
+    policy: str | None = Field(None, description="start, sft, iter<N> or iter<N>@<percent>; null is the recipe's last iteration")
     x: float | None = Field(None, description="place on the axis of a sweep")
     paper: str | PaperPlace | None = Field(None, description="the row of the printed table, or the cell; null prints no number")
     models: list[str] | None = Field(None, description="those that have this row; null is every one")
