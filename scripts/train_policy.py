@@ -1,5 +1,6 @@
 """pairs.jsonl + logprobs/ -> policy/: `train_policy.py runs/<run>/iter<N>`; resumes from its last checkpoint when killed."""
 
+import math
 import sys
 
 import torch
@@ -18,6 +19,7 @@ from handbook_ext.policies.source import base_of, policy_of
 from handbook_ext.reports.health import files_of, read_health, summary_line
 from handbook_ext.selection.log_prob_store import reference_sums
 from handbook_ext.training.checkpoints import resume_point
+from handbook_ext.training.kept import KeepPolicies, steps_to_keep
 from handbook_ext.training.plan_loader import plan_for
 from handbook_ext.training.scoring import open_as_trained
 from handbook_ext.training.supervised import optimizer_arguments
@@ -51,12 +53,14 @@ def main(argv: list[str]) -> None:
         tokens=train.micro_batch_tokens, epochs=train.epochs, seed=settings.seed, processes=launch.processes,
     )  # fmt: skip
     arguments.gradient_accumulation_steps = plan.per_step // launch.processes
+    keep = steps_to_keep(train.kept, math.ceil(train.num_train_epochs * plan.steps))
     policy = open_as_trained(source, launch, torch_compile=train.torch_compile, liger=train.liger)
     trainer = PreferenceTrainer(
         policy if model.lora is None else adapted(policy, model.lora, settings.seed, arguments),
         arguments, encoded.pairs, plan, Objective.from_settings(train.model_dump()),
         pad_id=tokenizer.pad_token_id, head_chunk=train.head_chunk, tolerance=settings.tolerance,
     )  # fmt: skip
+    trainer.add_callback(kept := KeepPolicies(trainer, tokenizer, keep))
     trainer.train(resume_from_checkpoint=resume_point(stage.workspace, launch))
     if model.lora is None:
         policy.to(getattr(torch, model.dtype))
@@ -67,10 +71,12 @@ def main(argv: list[str]) -> None:
             lambda: source.load(dtype=launch.training_dtype(model)),
         )  # fmt: skip
     if launch.main:
+        kept.publish(stage.out)
         stage.publish(
             {"in": rows_in, "out": len(encoded.pairs), "dropped": dict(encoded.dropped)},
             start=source.sha256, notes=dict(encoded.notes), steps=trainer.state.global_step, processes=launch.processes,
             micro_batch=plan.micro_batch_size, micro_batches=plan.per_step,
+            **({"kept": keep} if keep else {}),
         )  # fmt: skip
         folder = stage.artifact.parent
         sys.stderr.write(f"health of {folder}: {summary_line(read_health(files_of(folder)))}\n")

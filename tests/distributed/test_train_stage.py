@@ -26,7 +26,7 @@ STEPS = 12
 RECIPE = changed(MICRO, train="alpha: 0.1, num_train_epochs: 4, learning_rate: 5e-4").replace(
     "per_device_train_batch_size: 4, save_steps: 1", "per_device_train_batch_size: 2, save_steps: 2"
 )
-RECIPES = {"whole": RECIPE, "lora": RECIPE + "model: {lora: {r: 4, lora_alpha: 8}}\n"}
+RECIPES = {"whole": changed(RECIPE, train="keep_at: [0.1, 0.5]"), "lora": RECIPE + "model: {lora: {r: 4, lora_alpha: 8}}\n"}
 DEEPSPEED = pytest.mark.skipif(not has_package("deepspeed"), reason="the extra gpu is not installed: make test-distributed")
 LAUNCHES = ["ddp-cpu", "fsdp2", pytest.param("zero2-cpu", marks=DEEPSPEED), pytest.param("zero3-cpu", marks=DEEPSPEED)]
 POLICY = "runs/mine-micro/iter0/policy"
@@ -124,6 +124,16 @@ def assert_as_alone(policy: Path, alone: Path, steps: int = STEPS) -> None:
         # Adam's first steps have the size of the rate wherever a gradient is not zero, whatever its last bits say.
         assert (ours[name] - weight).abs().median() < 1e-5
     assert not [path for path in policy.rglob("*") if path.suffix in {".bin", ".pt", ".pth"}]
+    # What was kept after steps 1 and 6, before and after the first checkpoint from which a killed training resumes.
+    assert kept_in(policy) == kept_in(alone)
+    for name in kept_in(alone):
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(each / name).state_dict() for each in (policy, alone))
+        assert all((ours[key] - weight).abs().median() < 1e-5 for key, weight in theirs.items()), name
+
+
+def kept_in(policy: Path) -> dict[str, int]:
+    """The policies kept in one, with their steps."""
+    return dict(read_manifest(policy).get("kept", {}))
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
@@ -139,8 +149,10 @@ def test_two_processes_train_as_one_and_resume_as_if_uninterrupted(
     status, said = trained(interrupted, launch)
     assert status == 0, said[-3000:]
     assert losses_of(interrupted.folder / POLICY) == losses_of(whole.folder / POLICY)
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(each.folder / POLICY).state_dict() for each in (interrupted, whole))
-    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+    assert kept_in(interrupted.folder / POLICY) == kept_in(whole.folder / POLICY)
+    for policy in (POLICY, *(f"{POLICY}/{name}" for name in kept_in(whole.folder / POLICY))):
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(each.folder / policy).state_dict() for each in (interrupted, whole))
+        assert all(torch.equal(ours[name], weight) for name, weight in theirs.items()), policy
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)

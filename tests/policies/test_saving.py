@@ -25,6 +25,7 @@ def test_the_whole_is_gathered_before_it_is_saved(version: int, tmp_path: Path) 
     assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
     save_whole(trainer, tmp_path)
     assert seen == [(str(tmp_path), "FULL_STATE_DICT")]  # With shares, transformers' Trainer writes no model.
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"  # Of the checkpoints of a training that goes on.
 
 
 def test_without_fsdp_it_is_saved_as_it_is(tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ MISTAKES = [
     ("train: {loss_type: ipo, label_smoothing: 0.1}\n", 2, "label_smoothing belongs to loss_type sigmoid and robust"),
     ("train: {gamma_beta_ratio: 1.0}\n", 2, "gamma_beta_ratio belongs to loss_type simpo, not to sigmoid"),
     ("train: {loss_type: hinge, ipo_log_prob: sum}\n", 2, "ipo_log_prob belongs to loss_type ipo, not to hinge"),
+    ("train: {keep_at: [0.5, 0.25]}\n", 2, "keep_at [0.5, 0.25] must be increasing shares of four decimals at most"),
+    ("train: {keep_at: [0.5, 0.5]}\n", 2, "keep_at [0.5, 0.5] must be increasing shares"),
+    ("train: {keep_at: [0.33333]}\n", 2, "keep_at [0.33333] must be increasing shares of four decimals at most"),
+    ("train: {keep_at: [0.5, 1.0]}\n", 2, "train.keep_at[1]: 1.0 is not a number above 0 below 1"),
+    ("train: {keep_at: [0]}\n", 2, "train.keep_at[0]: 0 is not a number above 0 below 1"),
+    ("train: {keep_at: 0.5}\n", 2, "train.keep_at: 0.5 is not a list, each a number above 0 below 1"),
+    ("train: {keep_at: [0.5]}\nmodel: {lora: {r: 2}}\n", 2, "train.keep_at keeps whole policies, and model.lora trains adapters"),
     ("data: {form: tldr}\nselect: {rule: sera, keep_by: score_gap}\n", 3, "keep_by score_gap needs scores"),
     (
         "iterations: {iter0: {select: {rule: sera}}}\n",

@@ -101,6 +101,15 @@ def test_a_row_may_show_another_policy_than_the_last_and_lack_numbers(folders: l
     assert (found.numbers, found.swapped) == ({"kl": [3.0], "on_policy": [1.0]}, [])
 
 
+def test_a_row_of_a_policy_kept_on_the_way_has_its_rewards_and_the_pairs_of_its_training(folders: list[Path]) -> None:
+    for seed, folder in enumerate(folders, start=1):
+        write_evaluation(folder / "iter2@25", [7.0, 8.0], seed=seed)
+    found = measure(ROW.model_copy(update={"policy": "iter2@25"}), folders, "sft", "iter2")
+    assert [one.rewards.tolist() for one in found.scores["sampled"]] == [[7.0, 8.0]] * 2
+    assert (found.policy, found.numbers) == ("iter2@25", {"on_policy": [1 / 4, 1 / 3]})
+    assert found.swapped == [{"a": True, "b": False, "e": False}, {"a": True, "b": False}]
+
+
 def test_a_rows_numbers_are_means_over_its_seeds(folders: list[Path]) -> None:
     found = summarise_row(measure(ROW, folders, "sft", "iter2"), **FEW)
     decodings = found.pop("decodings")

@@ -1,8 +1,9 @@
 """Artifacts of a run: their hashes, and the manifests that record their content.
 
-An artifact is a file or a folder. A stage may depend on one file of a folder alone: `data/rows/sft.jsonl` is a part of the
-artifact `data/rows`. A manifest records hash, size and time of each file when it was made, so that a checkpoint is read for
-hashing once, when it is published: later a file of the recorded size and time has the recorded hash, and any other is read.
+An artifact is a file or a folder. A stage may depend on a part of a folder alone: on the file `data/rows/sft.jsonl` of the
+artifact `data/rows`, or on `iter1/policy/at-25`, a policy that training kept on its way to `iter1/policy`. A manifest records
+hash, size and time of each file when it was made, so that a checkpoint is read for hashing once, when it is published: later a
+file of the recorded size and time has the recorded hash, and any other is read.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def weights_hash(hashes: Mapping[str, str]) -> str | None:
     This is a policy's one identity. The hash of the whole artifact covers its tokenizer and template as well, and shows only
     whether its files are unchanged since publishing.
     """
-    # Names with a slash are training's own checkpoints, which are no part of the policy.
+    # Names with a slash are an adapter's, or of policies kept on the way, which are no part of the policy.
     names = sorted(name for name in hashes if name.endswith(".safetensors") and "/" not in name)
     if not names or "config.json" not in hashes:
         return None
@@ -136,8 +137,10 @@ def recorded_hash(artifact: Path) -> str | None:
     if manifest_path(artifact).is_file():
         return str(read_manifest(artifact)["sha256"])
     if manifest_path(artifact.parent).is_file():
-        record = read_manifest(artifact.parent).get("files", {}).get(artifact.name)
-        return None if record is None else str(record["sha256"])
+        part = part_of(read_manifest(artifact.parent)["files"], artifact.name)
+        if artifact.name in part:
+            return str(part[artifact.name]["sha256"])
+        return hash_of_files(artifact, part) if part else None
     return None
 
 
@@ -150,7 +153,8 @@ def verified(artifact: Path) -> str:
     manifest = read_manifest(whole)
     if not artifact.exists():
         raise UserError(f"{artifact} is missing though its manifest exists; delete {manifest_path(whole)}, run make")
-    found, expected = current_hash(artifact, manifest["files"]), recorded_hash(artifact)
+    files = manifest["files"] if whole == artifact else part_of(manifest["files"], artifact.name)
+    found, expected = current_hash(artifact, files), recorded_hash(artifact)
     if found != expected:
         raise UserError(
             f"{artifact} was changed after stage '{manifest['stage']}' made it (sha256 {found[:12]}, its manifest says "
@@ -199,6 +203,13 @@ def remembered_hashes(cache: Path) -> Callable[[Path], str]:
         return str(record["sha256"])
 
     return hash_of
+
+
+def part_of(files: Files, name: str) -> Files:
+    """Returns the records of a part of an artifact, a file or a folder, named as if it were an artifact itself."""
+    if name in files:
+        return {name: files[name]}
+    return {each.removeprefix(f"{name}/"): record for each, record in files.items() if each.startswith(f"{name}/")}
 
 
 def _files_of(artifact: Path) -> dict[str, Path]:

@@ -102,7 +102,7 @@ class _Planner:
 
     def plan_eval(self, goal: str) -> None:
         """Plans the evaluation of a run's policies, or of one, on prompt sets: by default on all of the recipe's."""
-        name, policy = re.fullmatch(r"(.+?)(?:-(iter[0-9]+|start|sft))?-eval", goal).groups()  # type: ignore[union-attr]
+        name, policy = re.fullmatch(r"(.+?)(?:-(iter[0-9]+(?:@[0-9.]+)?|start|sft))?-eval", goal).groups()  # type: ignore[union-attr]
         run = self._run(name, released=self.released, all_sets=not self.sets)
         policies = evaluated_policies(run)
         if policy is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from handbook_ext.core.artifacts import START, checkpoint_files
+from handbook_ext.core.kept import KEPT, place_of
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.graph.stages import Limits, Portion
 from handbook_ext.recipes.iteration import Iteration
@@ -75,8 +76,12 @@ def devices_each(rule: StageRule, run: Run) -> int:
 
 
 def whole_of(name: str) -> str:
-    """Returns the artifact, with a manifest of its own, that an input is or is a part of: a file of the rows has none."""
-    return ROWS if name in PARTS else name
+    """Returns the artifact, with a manifest of its own, that an input is or is a part of.
+
+    A file of the rows has none, nor has a policy that training kept on its way.
+    """
+    whole, kept, _ = name.partition(f"/policy/{KEPT}")
+    return ROWS if name in PARTS else f"{whole}/policy" if kept else name
 
 
 def about(run: Run, iteration: Iteration | None = None) -> dict[str, Any]:
@@ -96,8 +101,11 @@ def seen_from(folder: str, **artifacts: str | list[str] | None) -> dict[str, str
 
 
 def policy_artifact(run: Run, name: str) -> str | None:
-    """Returns the artifact of a policy of the run; None for `start` where that is a checkpoint that no stage makes."""
-    return None if name == START and run.settings.model.package is None else f"{name}/policy"
+    """Returns the artifact of a policy of the run; None for `start` where that is a checkpoint that no stage makes.
+
+    That of a policy kept on the way, `iter1@25`, is a part of the artifact of its iteration.
+    """
+    return None if name == START and run.settings.model.package is None else place_of(name)
 
 
 def ranker_artifact(rank: RankSettings) -> str | None:

@@ -54,7 +54,7 @@ def evaluated_policies(run: Run) -> list[str]:
     """Returns the folders of the policies that the sets of a run are answered by: its own, or the released ones."""
     if run.released:
         return [f"{RELEASED}{name}" for name in run.settings.benchmarks.released]
-    return [run.start, *(each.name for each in run.iterations)]
+    return run.policies
 
 
 def benchmark_rules(run: Run) -> list[StageRule]:

@@ -147,4 +147,6 @@ def report_rule(run: Run) -> StageRule:
     changes = [*run.variants, *run.overrides]
     title = (report.title or run.recipe) + (f" ({', '.join(changes)})" if changes and report.title else "")
     settings = files.ReportStage(stage="report", **about(run), inputs=inputs, policies=policies, title=title, report=report)
-    return StageRule("", settings, "write_report.py", launcher="plain", after=health_of(run, policies[-1]))
+    # Not shown there, but a run is not whole without them.
+    kept = [f"{policy}/eval.json" for each in run.iterations for policy in each.kept]
+    return StageRule("", settings, "write_report.py", launcher="plain", after=(*kept, *health_of(run, policies[-1])))

@@ -60,7 +60,7 @@ def run_rules(run: Run) -> list[StageRule]:
             (True, train_rule),
         ]
         rules += [make(run, each) for wanted, make in stages if wanted]
-        rules.append(evaluate_rule(run, each.name, each.settings))
+        rules += [evaluate_rule(run, policy, each.settings) for policy in (*each.kept, each.name)]
         rules += [health_rule(run, each)] if each.health_limited else []
     rules += benchmark_rules(run)
     rules.append(report_rule(run))

@@ -34,7 +34,7 @@ def estimate(setting: Setting, rule: StageRule, settings: StageSettings | None =
     weights = setting.shape.weights
     if isinstance(settings, files.RankerStage):
         weights = setting.ranker_shape(setting.run.settings.rank.model_copy(update={"model": None})).weights
-    found.kept = kept_bytes(settings, weights)
+    found.kept = kept_bytes(settings, setting.run, weights)
     found.transient = CHECKPOINTS * (disk_needed(setting.run, [rule], weights) - found.kept)
     return found
 

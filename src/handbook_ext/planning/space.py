@@ -40,7 +40,7 @@ def weights_of(run: Run, folder: Path) -> int | None:
 
 def disk_needed(run: Run, rules: Sequence[StageRule], weights: int) -> int:
     """Returns the bytes that the rules' artifacts need at least: all policies, and the largest checkpoint to resume from."""
-    kept = sum(kept_bytes(rule.settings, weights) for rule in rules)
+    kept = sum(kept_bytes(rule.settings, run, weights) for rule in rules)
     return kept + max((_checkpoint(rule.settings, run, weights) for rule in rules), default=0)
 
 
@@ -82,11 +82,15 @@ def weights_in(files: Iterable[Path]) -> int:
     return total
 
 
-def kept_bytes(settings: StageSettings, weights: int) -> int:
-    """Returns the bytes of the weights that a stage leaves."""
+def kept_bytes(settings: StageSettings, run: Run, weights: int) -> int:
+    """Returns the bytes of the weights that a stage leaves; policies kept on the way are saved in the type that trains."""
     if isinstance(settings, RankerStage):
         return 4 * weights
-    return SAVED[settings.model.dtype] * weights if isinstance(settings, SFTStage | TrainStage) else 0
+    if not isinstance(settings, SFTStage | TrainStage):
+        return 0
+    own = SAVED[settings.model.dtype]
+    on_the_way = len(settings.train.keep_at) if isinstance(settings, TrainStage) else 0
+    return (own + on_the_way * (own if run.launch.name.startswith("zero") else 4)) * weights
 
 
 def _checkpoint(settings: StageSettings, run: Run, weights: int) -> int:

@@ -9,12 +9,13 @@ from transformers import Trainer
 
 
 def save_whole(trainer: Trainer, folder: Path) -> None:
-    """Writes a Hugging Face checkpoint; the first process writes, all must call.
+    """Writes a Hugging Face checkpoint; the first process writes, all must call. Training may go on afterwards.
 
     FSDP saves each process's share in the checkpoints to resume from, and with that setting Trainer writes no model at all.
     """
     accelerator = trainer.accelerator
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    shares = getattr(plugin, "state_dict_type", None)
     if plugin is not None:
         plugin.set_state_dict_type("FULL_STATE_DICT")
     tied = dict(getattr(trainer.model, "all_tied_weights_keys", None) or {})
@@ -30,3 +31,5 @@ def save_whole(trainer: Trainer, folder: Path) -> None:
         trainer.save_model(str(folder))
     finally:
         accelerator.get_state_dict = gather  # type: ignore[method-assign]
+        if plugin is not None:
+            plugin.set_state_dict_type(shares)

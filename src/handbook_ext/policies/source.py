@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from handbook_ext.core.artifacts import START, read_manifest
+from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.kept import identity_of, place_of
 from handbook_ext.core.stage import Stage
 from handbook_ext.policies.adapters import ADAPTER
 from handbook_ext.policies.chat import ChatEncoder
@@ -70,10 +71,10 @@ def policy_of(stage: Stage[Any], launch: Launch, role: str = "policy") -> Policy
 
 
 def named_policy(stage: Stage[Any], launch: Launch, name: str) -> PolicySource:
-    """Returns a policy of the stage's run by the name of its folder: sft, iter<N>, or `start` for the recipe's checkpoint."""
+    """Returns a policy of the stage's run by its name: sft, iter1, iter1@25, or `start` for the recipe's checkpoint."""
     if name == START and stage.settings.model.package is None:
         return _checkpoint(stage, launch, stage.settings.model)
-    return _trained(stage.run / name / "policy", stage.settings.model)
+    return _trained(stage.run / place_of(name), stage.settings.model)
 
 
 def base_of(source: PolicySource, artifact: Path) -> str:
@@ -82,8 +83,8 @@ def base_of(source: PolicySource, artifact: Path) -> str:
 
 
 def _trained(artifact: Path, model: ModelSettings) -> PolicySource:
-    """Returns a policy that a stage of the run trained or fetched."""
-    return PolicySource(str(artifact), model, str(read_manifest(artifact)["policy"]), artifact)
+    """Returns a policy that a stage of the run trained, kept on the way, or fetched."""
+    return PolicySource(str(artifact), model, identity_of(artifact), artifact)
 
 
 def _checkpoint(stage: Stage[Any], launch: Launch, model: ModelSettings) -> PolicySource:

@@ -26,6 +26,11 @@ class Iteration:
         return needs_of(self.settings.select)
 
     @property
+    def kept(self) -> list[str]:
+        """Returns the names of the policies that its training keeps on the way, such as iter1@25."""
+        return [f"{self.name}@{percent}" for percent in self.settings.train.kept]
+
+    @property
     def health_limited(self) -> bool:
         """Tells whether the recipe sets a limit that must hold before the next iteration, or the report, starts."""
         return any(limit is not None for limit in self.settings.health.model_dump().values())

@@ -10,6 +10,7 @@ from typing import Literal
 
 from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.kept import iteration_of
 from handbook_ext.recipes.checks import derived, validated
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.iteration_checks import check_first_pairs, check_lengths, check_override
@@ -51,6 +52,11 @@ class Run:
         return self.iterations[0].starts_from
 
     @property
+    def policies(self) -> list[str]:
+        """Returns the names of the run's policies: the start, and of each iteration those kept on the way and its own."""
+        return [self.start, *(name for each in self.iterations for name in (*each.kept, each.name))]
+
+    @property
     def evaluator(self) -> RankSettings:
         """Returns who marks all policies of the run, whoever labels the pairs of an iteration."""
         rank = self.settings.rank
@@ -86,6 +92,16 @@ class Run:
         if self.judged_apart:
             found["judge"] = "judge" if self.trains_reward_model else "all"
         return found
+
+    def check_policy(self, name: str) -> None:
+        """Raises UserError where the run has no such policy."""
+        if name in self.policies:
+            return
+        each = self.iteration(iteration_of(name))
+        raise UserError(
+            f"{shown(self.tree.where(()).file)}: recipe {self.recipe} keeps no policy {name}{nearest(name, each.kept)}; "
+            f"train.keep_at of {each.name} keeps: {', '.join(each.kept) or 'none'}"
+        )
 
     def iteration(self, name: str) -> Iteration:
         """Returns an iteration by name; a UserError names those that exist."""

@@ -69,6 +69,8 @@ class Recipe(Section):
             raise ValueError("train.alpha above 0 needs select.explore: true")
         if self.train.max_prompt_length is not None and self.train.max_prompt_length >= self.train.max_length:
             raise ValueError("train.max_prompt_length must be below train.max_length")
+        if self.train.keep_at and self.model.lora is not None:
+            raise ValueError("train.keep_at keeps whole policies, and model.lora trains adapters alone; remove one of the two")
         needs = needs_of(self.select)
         if self.train.truncation == "as_needed" and self.train.max_prompt_length is None:
             raise ValueError("train.truncation as_needed needs train.max_prompt_length, to which a prompt is cut")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.objectives.objective import Objective
@@ -120,11 +120,28 @@ class TrainSettings(OptimizerSettings):
         description="row positions of a device's micro-batch, instead of a number of pairs; the global batch stays one of pairs, "
         "and which pairs a step has stays the same; null is per_device_train_batch_size",
     )
+    keep_at: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[],
+        description="shares of the optimizer steps after which the policy, as it then is, is kept and evaluated as well: 0.25 "
+        "of iter1 is the policy iter1@25",
+    )
 
     torch_compile: bool = Field(False, description="compile the policy's body with torch; some minutes before the first step")
     liger: bool = Field(
         False, description="Liger's norms, MLPs and rotations on a GPU; needs liger-kernel, and an architecture that it knows"
     )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> TrainSettings:
+        """Raises for shares to keep policies at that are out of order, or of which a name would not be the whole truth."""
+        if self.keep_at != sorted({round(share, 4) for share in self.keep_at}):
+            raise ValueError(f"keep_at {self.keep_at} must be increasing shares of four decimals at most, such as [0.25, 0.5]")
+        return self
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """Returns the shares of the steps after which a policy is kept, by their percent in words."""
+        return {f"{100 * share:g}": share for share in self.keep_at}
 
     @property
     def epochs(self) -> int:

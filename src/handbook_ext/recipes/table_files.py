@@ -21,7 +21,7 @@ class TableRow(Section):
     name: str = Field(description="what the paper calls it")
     recipe: str = Field(description="the recipe to run")
     set: dict[str, Any] = Field(default={}, description="settings that differ from the recipe, by dotted name")
-    policy: str | None = Field(None, description="sft or iter<N>; null is the recipe's last iteration")
+    policy: str | None = Field(None, description="sft, iter<N> or iter<N>@<percent>; null is the recipe's last iteration")
     x: float | None = Field(None, description="place on the axis of a sweep")
     paper: str = Field("-", description="the paper's number for this row")
 
@@ -97,9 +97,9 @@ def run_of_row(row: TableRow, table: str, seed: int, root: Path = RECIPES, **lau
     name = row.recipe if seed == 1 else f"{row.recipe}-seed{seed}"
     source = f"{root / 'tables' / table}.yaml: row '{row.name}':"
     run = resolve(name, root, overrides=from_mapping(row.set, source), **launch)
-    if row.policy not in (None, run.start):
+    if row.policy is not None:
         try:
-            run.iteration(str(row.policy))
+            run.check_policy(row.policy)
         except UserError as error:
             raise UserError(f"{source} {error}") from None
     return run

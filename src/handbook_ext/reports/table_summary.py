@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.kept import iteration_of
 from handbook_ext.recipes.table_files import Table
 from handbook_ext.reports.evaluations import Json
 from handbook_ext.reports.tables import (
@@ -63,7 +64,7 @@ def table_inputs(table: Table, runs: dict[str, RowRuns]) -> list[Path]:
         of_row = runs[row.name]
         policy = row.policy or of_row.last
         # The starting policy trained on no pairs; similarities are of the rows that show their recipe's last iteration.
-        own = [policy] if policy != of_row.start else []
+        own = [iteration_of(policy)] if policy != of_row.start else []
         trained = {*own, *(table.similarity if row.policy is None else [])}
         for folder in of_row.folders:
             inputs += [folder / of_row.start / "eval.json", folder / policy / "eval.json"]

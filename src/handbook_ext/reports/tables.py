@@ -12,6 +12,7 @@ from typing import Any
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import read_rows
+from handbook_ext.core.kept import iteration_of
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
 from handbook_ext.recipes.table_files import Claim, TableRow
@@ -57,7 +58,7 @@ def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Me
             for decoding, one in both[name].items():
                 by_decoding.setdefault(decoding, []).append(one)
         evaluators.append(evaluator)
-        pairs_file = folder / policy / "pairs.jsonl"
+        pairs_file = folder / iteration_of(policy) / "pairs.jsonl"
         pairs = read_rows(pairs_file, PreferencePair) if pairs_file.is_file() else []
         for name, value in _seed_numbers(folder, policy, pairs).items():
             numbers.setdefault(name, []).append(value)
