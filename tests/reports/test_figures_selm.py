@@ -169,19 +169,14 @@ def test_figure_6_counts_a_pair_once_in_each_epoch(tmp_path: Path) -> None:
     assert pairs_seen(twice, "iter0") == 4.0
 
 
-def test_figure_6_has_offline_dpo_by_amount_of_data_and_at_checkpoints(tmp_path: Path) -> None:
-    change = "+data.portions-1{}+iterations.iter1-null+iterations.iter2-null+iterations.iter3-null"
-    part, whole = (tmp_path / f"tiny-dpo{change.format(rows)}" for rows in ("+data.train_rows-1000", ""))
-    for folder, score in ((part, 6.0), (whole, 7.0)):
-        for name, value in (("sft", 5.0), ("iter0", score)):
-            evaluation(folder / name, [1] * 4)
-            set_evaluation(folder / name / "mtbench", {"average": (value, 0.1)})
-    set_evaluation(whole / "released-step50" / "mtbench", {"average": (6.5, 0.1)})
-    (whole / "released-other").mkdir()
+def test_figure_6_has_offline_dpo_at_the_policies_kept_along_its_training(tmp_path: Path) -> None:
+    [row, *_] = sources(tmp_path).rows("selm-offline", ["a quarter"])
+    for name, value in (("sft", 5.0), ("iter0@25", 6.0), ("iter0", 7.0)):
+        evaluation(tmp_path / row.run.name / name, [1] * 4)
+        set_evaluation(tmp_path / row.run.name / name / "mtbench", {"average": (value, 0.1)})
     picture = FIGURES["selm6"].build(sources(tmp_path))
     offline = picture.panels[0].series[-1]
     assert picture.panels[0].y == "MT-Bench score (1-10)"
-    # Step 50 of batches of 32.
-    assert [(point.x, point.y) for point in offline.points] == [(1.0, 6.0), (1.6, 6.5), (4.0, 7.0)]
+    assert [(point.x, point.y) for point in offline.points] == [(1.0, 6.0), (4.0, 7.0)]
     assert offline.reference
     assert all(panel.series[-1] == offline for panel in picture.panels)

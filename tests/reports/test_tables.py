@@ -79,7 +79,7 @@ def test_each_row_of_a_table_is_a_run_of_the_model_that_has_its_policy(
     for row in table.rows:
         run = run_of_row(row, name, seed=2)
         assert run.settings.seed == 2
-        assert policy_of_row(row, run) in (run.start, *(each.name for each in run.iterations))
+        assert policy_of_row(row, run) in run.policies
         assert name == "sera-models" or row.recipe.startswith(f"{model}-")
         # A row that the file ties to a printed one has its text: a number, or the paper's own dash.
         assert row.printed is None or re.fullmatch(r"\d+\.\d+( \(\w+\))?|-", row.paper), row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -22,7 +21,7 @@ from handbook_ext.reports.figure_numbers import (
 )
 from handbook_ext.reports.figure_parts import Fact, Panel, Picture, Point, Series, points_of
 from handbook_ext.reports.figure_rows import FigureRow
-from handbook_ext.reports.figure_scores import ALPACA_LC, MT_BENCH, Scored, of_set, scored
+from handbook_ext.reports.figure_scores import ALPACA_LC, MT_BENCH, Scored, scored
 from handbook_ext.reports.figure_sources import Sources
 
 BINS = 20
@@ -138,7 +137,7 @@ def figure6(sources: Sources) -> Picture:
         seen = [(pairs_seen(row, policy), policy) for policy in row.policies]
         points = [Point.of(pairs / 1000, score.of(row, policy)) for pairs, policy in seen if pairs is not None]
         curves[name] = Series(name, tuple(begin + points) if points else ())
-    offline = _offline(sources, amounts, rows.get(OFFLINE), score)
+    offline = _offline(amounts, score)
     panels = [
         Panel(
             "lines", title, "pairs trained on (thousands)", score.words,
@@ -149,27 +148,17 @@ def figure6(sources: Sources) -> Picture:
     return Picture(
         "SELM figure 6: score against training data, iterative DPO",
         (tuple(panels[:2]), tuple(panels[2:4]), tuple(panels[4:])),
-        "Pairs are counted as trained on, once more in each epoch. Offline DPO: a training of its own for each amount of data, "
-        f"and checkpoints on the way where they were evaluated on {MT_BENCH.set} as released-step<N>. {score.said}",
+        "Pairs are counted as trained on, once more in each epoch. Offline DPO: policies kept along its one "
+        f"training. {score.said}",
     )  # fmt: skip
 
 
-def _offline(sources: Sources, amounts: Sequence[FigureRow], row: FigureRow | None, score: Scored) -> Series:
-    """Returns the curve of offline DPO: a policy for each amount of data, and the evaluated checkpoints on the way of `row`."""
+def _offline(amounts: Sequence[FigureRow], score: Scored) -> Series:
+    """Returns the curve of offline DPO, by the amount of data that each policy kept along its training has seen."""
     points = [Point.of((each.row.x or 0.0) / 1000, score.of(each, each.last)) for each in amounts]
-    if row is not None and score.words == MT_BENCH.words:
-        batch = row.run.iterations[-1].settings.train.global_batch_size
-        points += [Point.of(step * batch / 1000, of_set(sources, row, name, MT_BENCH)) for step, name in checkpoints(row)]
     known = sorted((point for point in points if point.y is not None), key=lambda point: float(point.x))
     begin = [Point(0.0, 50.0)] if known and score.level is not None else []
     return Series(OFFLINE, (*begin, *known), reference=True)
-
-
-def checkpoints(row: FigureRow) -> list[tuple[int, str]]:
-    """Returns the checkpoints of a run that were evaluated under the name of their optimizer step, `released-step<N>`."""
-    names = {path.name for folder in row.folders.values() for path in folder.glob("released-step*")}
-    steps = [(re.fullmatch(r"released-step(\d+)", name), name) for name in names]
-    return sorted((int(step[1]), name) for step, name in steps if step)
 
 
 def pairs_seen(row: FigureRow, policy: str) -> float | None:
