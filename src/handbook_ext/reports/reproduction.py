@@ -40,8 +40,9 @@ def reproduction(folder: Path, recipe: str) -> Json | None:
     counts = Counter(cell["verdict"] for cell in cells)
     run = len(cells) - counts[NOT_RUN]
     words = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != NOT_RUN)
+    told = f"{run} were run{f': {words}' if words else ''}"
     return {
-        "sentence": f"Of the {len(cells)} cells of the papers' tables that {recipe} stands for, {run} were run{f': {words}' if words else ''}.",
+        "sentence": f"Of the {len(cells)} cells of the papers' tables that {recipe} stands for, {told}.",
         "cells": cells, "deviations": list(otherwise.values()),
     }  # fmt: skip
 
