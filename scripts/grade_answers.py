@@ -37,8 +37,7 @@ def main(argv: list[str]) -> None:
         graded = grader.grade()
     except UserError:
         # For reports, which say how far it came.
-        replies = sum(each.cache.totals()["replies"] for each in grader.clients[:1])
-        write_json(stage.workspace / "stopped.json", {"replies": replies})
+        write_json(stage.workspace / "stopped.json", {"replies": grader.replies})
         raise
     evaluation = evaluated(stage, prompts, answers, graded)
     stage.out.write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")

@@ -103,3 +103,23 @@ def test_a_prompt_that_training_has_seen_is_found_whatever_its_spelling(text: st
     prompts, _ = held_out_prompts([OfflinePair.of(name, user(each), assistant("x"), assistant("y")) for name, each in
                                    (("1", text), ("2", "name red thing"))], None)  # fmt: skip
     assert [each.seen for each in marked(prompts, [pair.prompt for pair in pairs])] == [True, False]
+
+
+def test_the_first_held_out_prompts_are_used_and_all_are_counted() -> None:
+    pairs = [OfflinePair.of(f"p{place}", user(f"q{place}"), assistant("x"), assistant("y")) for place in range(3)]
+    for rows, names in ((2, ["p0", "p1"]), (None, ["p0", "p1", "p2"]), (9, ["p0", "p1", "p2"])):
+        found, known = held_out_prompts(pairs, rows)
+        assert ([each.prompt_id for each in found], known) == (names, 3)
+
+
+def test_what_training_has_seen_is_the_users_question_and_no_other_message(tmp_path: Path) -> None:
+    system = [{"role": "system", "content": "be brief"}]
+    rows = [
+        {"idx": "asked", "prompt": [*system, *user("one")]},
+        {"idx": "answered", "prompt": [*system, *user("rose")]},
+        {"idx": "system", "prompt": [*system, *user("new")]},
+        {"idx": "instructed", "prompt": "be brief"},
+    ]
+    found, _ = read_prompt_set(written(tmp_path, "set.jsonl", rows))
+    training = [[*system, *user("one"), *assistant("rose"), *user("more")]]
+    assert [each.prompt_id for each in marked(found, training) if each.seen] == ["asked"]

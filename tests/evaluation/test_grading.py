@@ -85,3 +85,11 @@ def test_a_judge_that_said_nothing_gives_no_value_and_a_reason() -> None:
 def test_a_win_rate_is_in_percent_with_its_error() -> None:
     found = measured(Judged("pairwise", [[[1.0]], [[0.5]], [[0.0]], [[1.0]]]), JUDGE, "%", scale=100.0)
     assert found.value == pytest.approx(62.5) and found.standard_error == pytest.approx(100 * math.sqrt(0.6875 / 3 / 4))
+
+
+def test_each_turn_is_graded_beside_its_own_reference() -> None:
+    client = Client(lambda question: "[[5]]")
+    graded([prompt("a", "more", references=["first-truth", "second-truth"])], [answer("a", "one", "two")], [client])
+    first, second = client.asked
+    assert "first-truth" in first and "second-truth" not in first
+    assert "second-truth" in second and "first-truth" not in second

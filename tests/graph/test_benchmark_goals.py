@@ -145,3 +145,45 @@ def test_a_set_with_the_name_of_something_else_is_refused(name: str) -> None:
 def test_a_mistake_in_a_set_is_one_line(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         mine(f"benchmarks: {{sets: {{x: {text}}}}}", "bad")
+
+
+def test_a_sets_own_judge_grades_it_as_often_as_it_says_and_nobody_where_the_judge_is_null() -> None:
+    own = "benchmarks: {judge: {model: all}, sets: {one: {judge: {model: own}, judge_runs: 3}}}\n"
+    text = "base: selm.yaml\n" + own
+    for more, judges in (("", ["own", "all"]), ("judge: null", [None, None])):
+        mine(text if not more else text.replace("judge: {model: all}", more), "other")
+        rules = {rule.artifact: rule.settings for rule in run_rules(asked_for(resolve("mine-other"), ["one", "two"]))}
+        graded = [rules[f"iter1/{name}/eval.json"] for name in ("one", "two")]
+        assert [each.judge and each.judge.model for each in graded] == judges
+        assert [each.judge_runs for each in graded] == [3, 1]
+
+
+def test_an_answer_has_room_behind_the_longest_prompt() -> None:
+    mine("base: selm.yaml\nbenchmarks: {sets: {one: {max_prompt_length: 70, max_new_tokens: 30}}}\n", "room")
+    rules = {rule.artifact: rule for rule in run_rules(asked_for(resolve("mine-room"), ["one"]))}
+    limits = rules["iter1/one/answers.jsonl"].settings.limits
+    assert (limits.max_prompt_length, limits.max_length) == (70, 100)
+
+
+def test_a_released_checkpoint_is_loaded_with_its_own_revision_and_without_the_runs_adapter() -> None:
+    released = "benchmarks: {checkpoints: {iter1: {revision: theirs}}}"
+    mine(f"base: selm.yaml\nmodel: {{name_or_path: me/base, revision: ours}}\n{released}\n", "revised")
+    rules = {rule.artifact: rule for rule in run_rules(asked_for(resolve("mine-revised"), ["one"], released=True))}
+    model = rules["released-iter1/one/answers.jsonl"].settings.model
+    assert (model.name_or_path, model.revision, model.lora) == ("me/released", "theirs", None)
+
+
+def test_every_file_of_a_set_is_looked_for_beside_its_recipe() -> None:
+    names = ("set.jsonl", "right.jsonl", "gpt.json", "gamed.csv")
+    text = "{source: set.jsonl, references: right.jsonl, outputs: {gpt: gpt.json}, length_control: gamed.csv, measures: [single]}"
+    for name in names:
+        Path("recipes/mine", name).touch()
+    chosen = mine(f"benchmarks: {{sets: {{x: {text}}}}}", "files").settings.benchmarks.prompt_set("x")
+    assert [chosen.source, chosen.references, chosen.outputs["gpt"], chosen.length_control] == [
+        f"recipes/mine/{name}" for name in names
+    ]
+    for key, name in zip(("source", "references", "outputs.gpt", "length_control"), names, strict=True):
+        Path("recipes/mine", name).unlink()
+        with pytest.raises(UserError, match=f"benchmarks.sets.x.{key}: '{name}' does not exist"):
+            resolve("mine-files")
+        Path("recipes/mine", name).touch()

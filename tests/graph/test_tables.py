@@ -93,3 +93,10 @@ def test_all_tables_are_those_that_serve_the_model(monkeypatch: pytest.MonkeyPat
         assert {goal for goal in plan.wanted} == {f"table-{name}" for name in table_names(model=model)}
     with pytest.raises(UserError, match=r"selm-alpha\.yaml: it has no rows for pythia; it serves: tiny, zephyr"):
         planned("table-selm-alpha", monkeypatch, MODEL="pythia")
+
+
+def test_a_table_waits_for_the_evaluations_of_every_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned("table-selm1", monkeypatch, SEEDS="2")
+    [line] = [each for each in plan.lines if each.startswith("table-selm1:") and "eval.json" in each]
+    files = line.split()
+    assert {"runs/tiny-selm/iter3/eval.json", "runs/tiny-selm-seed2/iter3/eval.json"} <= set(files)

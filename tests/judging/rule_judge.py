@@ -42,9 +42,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(401, {"error": {"message": "the key has run out"}})
                 return
             self.server.asked.append(question)
-        choice = {"index": 0, "message": {"role": "assistant", "content": reply(question)}, "finish_reason": "stop"}
-        if body.get("logprobs"):
-            choice |= _chances(question)
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+        # AlpacaEval alone asks for log-probabilities, and its questions are of another form.
+        choice |= _chances(question) if body.get("logprobs") else {"message": {"role": "assistant", "content": reply(question)}}
         usage = {"prompt_tokens": len(question), "completion_tokens": 1, "total_tokens": len(question) + 1}
         self._send(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
 

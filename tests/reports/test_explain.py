@@ -13,7 +13,9 @@ from rich.console import Console
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair
-from handbook_ext.reports.explain import explain_pair, full_id
+from handbook_ext.graph.stages import SelectStage
+from handbook_ext.reports.decisions import Selection, place_of
+from handbook_ext.reports.explain import explain_pair, full_id, iterations_of
 from handbook_ext.reports.explain_pages import print_story
 from handbook_ext.reports.stored_rewards import policy_names
 from tests.recipe_folder import ROOT
@@ -201,3 +203,23 @@ def test_rated_answers_are_candidates_too(tmp_path: Path) -> None:
     assert [(each["text"], each["data_score"], each["roles"]) for each in found["candidates"][2:]] == [
         ("best", 9.0, ["chosen"]), ("fair", 5.0, []), ("poor", 2.0, ["rejected"]), ("worst", 1.0, []),
     ]  # fmt: skip
+
+
+def test_iterations_are_told_by_their_number(tmp_path: Path) -> None:
+    for name in ("iter10", "iter2", "iter1", "iteration", "released-iter1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "iter3").touch()
+    assert [path.name for path in iterations_of(tmp_path)] == ["iter1", "iter2", "iter10"]
+
+
+def test_of_equal_values_the_first_stands_first() -> None:
+    values = [2.0, 3.0, 2.0, 1.0, 2.0]
+    assert [place_of(values, index) for index in range(len(values))] == [2, 1, 3, 5, 4]
+
+
+@pytest.mark.parametrize(
+    ("form", "unit"), [({"length_normalized": True}, "nats per token"), ({"length_normalized": False}, "nats")]
+)
+def test_the_unit_of_a_margin_is_that_of_the_reward(tmp_path: Path, form: dict[str, bool], unit: str) -> None:
+    settings = SelectStage.model_construct(reward_form={"reference": True, **form})
+    assert Selection(tmp_path, settings, {}).unit == unit

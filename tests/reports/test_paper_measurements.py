@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,30 @@ def test_a_verified_ledger_fills_a_cell_that_we_have_not_run_and_names_its_machi
     write_set(tmp_path / "runs/zephyr-selm/iter3", {"lc_win_rate": measure(20.0, 0.5)})
     filling = read_filling(SELM1, tmp_path / "runs")
     assert filling.ours[SELM3].value == 20.0 and not any("ledger" in note for note in filling.notes)
+
+
+def test_a_released_checkpoints_gain_is_over_the_start(tmp_path: Path) -> None:
+    for policy, value in (("start", 8.0), ("iter3", 24.0), ("released-iter3", 21.0)):
+        write_set(tmp_path / "zephyr-selm" / policy, {"lc_win_rate": measure(value, 0.6)})
+    filling = read_filling(DELTAS, tmp_path, released=True)
+    assert filling.released is not None
+    assert filling.released["Zephyr-7B", "SELM Iter 3 (Zephyr)", LC].value == 13.0
+
+
+def test_a_seed_of_another_decoding_or_of_a_part_of_the_prompts_is_left_out(tmp_path: Path) -> None:
+    write_set(tmp_path / "zephyr-selm/iter3", {"lc_win_rate": measure(23.0)})
+    greedy = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 2048}
+    write_set(tmp_path / "zephyr-selm-seed2/iter3", {"lc_win_rate": measure(99.0)}, decoding=greedy)
+    write_set(tmp_path / "zephyr-selm-seed3/iter3", {"lc_win_rate": measure(99.0)}, prompts=100)
+    filling = read_filling(SELM1, tmp_path)
+    assert (filling.ours[SELM3].value, filling.ours[SELM3].seeds, len(filling.notes)) == (23.0, 1, 2)
+
+
+def test_the_script_fills_the_column_of_released_checkpoints_where_it_is_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path / "zephyr-selm/released-iter3", {"lc_win_rate": measure(20.2, 0.3)})
+    main = runpy.run_path(str(ROOT / "scripts" / "paper_table.py"))["main"]
+    for asked in ([], ["--checkpoints", "released"]):
+        main(["selm1", "--runs", str(tmp_path), *asked])
+        assert ("20.20 [19.61, 20.79]" in capsys.readouterr().out) == bool(asked)

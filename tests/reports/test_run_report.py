@@ -14,6 +14,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.reports.answers import shown_answers
 from handbook_ext.reports.pages import render_report
 from handbook_ext.reports.run_report import read_pairs, read_run, read_stages, summarise
+from tests.reports.set_files import measure, write_set
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "write_report.py"
 PICTURES = {
@@ -265,3 +266,16 @@ def test_the_report_shows_answers_and_leaves_out_what_has_no_verdict(tmp_path: P
     # What needs a script is hidden until it runs; all else is there without.
     assert '<div class="search" hidden>' in page and page.count("<details") == page.count("</details>") > 20
     assert "10 first, picked by nobody" in text and "10 first, picked by nobody" in page
+
+
+def test_a_report_is_made_again_where_an_evaluation_on_a_prompt_set_came_or_changed(tmp_path: Path, script: ModuleType) -> None:
+    folder = make_run(tmp_path / "run", 1)
+    shown = []
+    for value in (20.0, 30.0):
+        write_set(folder / "iter0", {"lc_win_rate": measure(value, 0.5)}, overlap=2)
+        script.main([str(folder)])
+        summary = json.loads((folder / "report" / "summary.json").read_text())
+        shown.append(summary["sets"]["rows"][0]["values"])
+    assert shown == [{"iter0": "20.00 ± 0.50"}, {"iter0": "30.00 ± 0.50"}]
+    page = (folder / "report" / "report.md").read_text()
+    assert "30.00 ± 0.50" in page and "alpaca: training has seen 2 of the 805 prompts" in page

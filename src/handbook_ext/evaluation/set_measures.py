@@ -42,6 +42,7 @@ class SetGrader:
         """Takes what the stage says and reads; `cache` opens the kept replies under an asker's name."""
         self.settings, self.prompts, self.answers, self.start, self.cache = settings, prompts, answers, start, cache
         self.clients: list[JudgeClient] = []
+        self.caches: list[VerdictCache] = []
 
     def grade(self) -> Graded:
         """Returns every measure of the settings; raises UserError where the judge fails: what it has replied is kept."""
@@ -50,10 +51,17 @@ class SetGrader:
             getattr(self, f"_{name}")(found)
         if self.clients:
             asked, cached = (sum(getattr(each, name) for each in self.clients) for name in ("asked", "from_cache"))
-            totals = self.clients[0].cache.totals()
+            # Each kind of question has its own asker, and a client of run 0.
+            kinds = [each.cache.totals() for each in self.clients if each.run == 0]
+            totals = {name: sum(each[name] for each in kinds) for name in kinds[0]}
             cost = self.clients[0].endpoint.cost(totals["prompt_tokens"], totals["completion_tokens"])
             found.facts["judge"] = {**totals, "cost_usd": cost, "asked": asked, "from_cache": cached}
         return found
+
+    @property
+    def replies(self) -> int:
+        """Returns how many replies judges have given to all kinds of questions so far."""
+        return sum(cache.totals()["replies"] for cache in self.caches)
 
     def _single(self, found: Graded) -> None:
         """Adds the points of the answers, the mean of all turns."""
@@ -95,7 +103,7 @@ class SetGrader:
             return
         stored = {START_ANSWERS: [row.answers[0].text for row in self.start]} if self.start else {}
         theirs = stored.get(baseline) or [prompt.outputs[baseline] for prompt in self.prompts]
-        grader = alpaca.AlpacaJudge(judge.model, endpoint_of(judge), cache=self.cache("alpaca_eval"))
+        grader = alpaca.AlpacaJudge(judge.model, endpoint_of(judge), cache=self._opened("alpaca_eval"))
         instructions = [prompt.prompt[-1]["content"] for prompt in self.prompts]
         rows = grader.annotate(instructions, ours, alpaca.Outputs(baseline, theirs))
         # The package's own temperature is sent, none where the endpoint takes none.
@@ -126,10 +134,15 @@ class SetGrader:
         judge = self.settings.judge
         if judge is None:
             return []
-        cache = self.cache(kind)
+        cache = self._opened(kind)
         clients = [JudgeClient(judge.model, endpoint_of(judge), cache, run=run) for run in range(self.settings.judge_runs)]
         self.clients += clients
         return clients
+
+    def _opened(self, kind: str) -> VerdictCache:
+        """Returns the kept replies to a kind of question."""
+        self.caches.append(self.cache(kind))
+        return self.caches[-1]
 
     def _add(self, found: Graded, name: str, judged: Judged, unit: str, *, turn: int | None = None, scale: float = 1.0) -> None:
         """Adds a measure with its verdicts, in the unit of the measure."""

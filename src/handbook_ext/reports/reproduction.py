@@ -14,7 +14,7 @@ from handbook_ext.reports.page_cells import in_words
 from handbook_ext.reports.paper_measurements import read_filling
 from handbook_ext.reports.paper_tables import PaperTable, paper_table_names, read_paper_table
 from handbook_ext.reports.paper_verdicts import judged
-from handbook_ext.reports.verdicts import NOT_RUN
+from handbook_ext.reports.verdicts import NOT_RUN, VERDICTS
 
 Json = dict[str, Any]
 
@@ -39,9 +39,10 @@ def reproduction(folder: Path, recipe: str) -> Json | None:
         return None
     counts = Counter(cell["verdict"] for cell in cells)
     run = len(cells) - counts[NOT_RUN]
-    words = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    words = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != NOT_RUN)
+    told = f"{run} were run{f': {words}' if words else ''}"
     return {
-        "sentence": f"Of the {len(cells)} cells of the papers' tables that {recipe} stands for, {run} were run: {words}.",
+        "sentence": f"Of the {len(cells)} cells of the papers' tables that {recipe} stands for, {told}.",
         "cells": cells, "deviations": list(otherwise.values()),
     }  # fmt: skip
 

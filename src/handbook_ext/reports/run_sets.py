@@ -10,6 +10,9 @@ from handbook_ext.graph.rules_benchmarks import RELEASED
 from handbook_ext.reports.compare_sets import in_words
 from handbook_ext.reports.evaluations import Json
 
+PAIRWISE = "pairwise"
+"""The kind of question whose measures share no verdicts."""
+
 
 def sets_of(folder: Path, policies: Iterable[str]) -> Json | None:
     """Returns the measures of a run's finished set evaluations, None where there are none.
@@ -43,6 +46,18 @@ def _remarks(name: str, by_policy: dict[str, SetEvaluation]) -> list[str]:
         remarks.append(f"{name}: the first {one.set.prompts} of its {one.set.of} prompts")
     if one.contaminated.overlap:
         remarks.append(f"{name}: training has seen {one.contaminated.overlap} of the {one.contaminated.of} prompts")
-    missing = {policy: sum(each.missing for each in found.measures.values()) for policy, found in by_policy.items()}
+    missing = {policy: _missing(found) for policy, found in by_policy.items()}
     told = ", ".join(f"{count} of {policy}" for policy, count in missing.items() if count)
     return [*remarks, *([f"{name}: verdicts that could not be read: {told}"] if told else [])]
+
+
+def _missing(found: SetEvaluation) -> int:
+    """Returns how many verdicts of an evaluation could not be read, each counted once.
+
+    Measures of one kind of question are made of the same verdicts (MT-Bench's turns of those of its average, a length-controlled
+    win rate of those of the plain one), but for win rates over several models, each of which has its own.
+    """
+    by_kind: dict[str, list[int]] = {}
+    for each in found.measures.values():
+        by_kind.setdefault("" if each.judge is None else each.judge.kind, []).append(each.missing)
+    return sum(sum(counts) if kind == PAIRWISE else max(counts) for kind, counts in by_kind.items())
