@@ -16,7 +16,8 @@ from handbook_ext.core.artifacts import manifest_path
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.stage import Stage
 from handbook_ext.core.stage_settings import read_settings_as
-from handbook_ext.graph.stages import CompareStage, ReportStage
+from handbook_ext.graph.stages import ReportStage
+from handbook_ext.graph.stages_benchmarks import CompareStage
 from handbook_ext.reports.compare import read_compared, summarise_compared
 from handbook_ext.reports.compare_sets import summarise_sets
 from handbook_ext.reports.pages import render_comparison

@@ -240,12 +240,3 @@ class TableStage(StageSettings):
     table: dict[str, Any]
     seeds: list[int]
     report: ReportSettings = ReportSettings()
-
-
-class CompareStage(StageSettings):
-    """Writing the page that compares runs, `runs` by their folders."""
-
-    file: ClassVar[str] = "compare.yaml"
-    artifact: ClassVar[str] = "compare"
-    runs: list[str]
-    report: ReportSettings

@@ -1,4 +1,4 @@
-"""The settings files of the stages that evaluate policies on public prompt sets."""
+"""The settings files of the stages that evaluate policies on public prompt sets, and that compare policies and runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from handbook_ext.core.stage_settings import StageSettings
 from handbook_ext.graph.stages import PolicyStage
-from handbook_ext.recipes.settings import EngineSettings, ModelSettings
+from handbook_ext.recipes.settings import EngineSettings, ModelSettings, ReportSettings
 from handbook_ext.recipes.settings_benchmarks import DecodingSettings, GraderSettings, Measure
 from handbook_ext.recipes.settings_harness import HarnessSettings
 
@@ -76,3 +76,12 @@ class MatrixStage(StageSettings):
     set: str
     policies: list[str]
     judge: GraderSettings
+
+
+class CompareStage(StageSettings):
+    """Writing the page that compares runs, `runs` by their folders."""
+
+    file: ClassVar[str] = "compare.yaml"
+    artifact: ClassVar[str] = "compare"
+    runs: list[str]
+    report: ReportSettings
