@@ -22,7 +22,7 @@ from tests.judging.rule_judge import GradingServer, grading_server
 
 # The judge likes longer answers: ours wins over the start's on the first prompt, ties on the second, loses on the third.
 OURS = [["eight888", "one"], ["four"], ["xx", "seven77"]]
-START = [["six667", "-"], ["five"], ["longest", "-"]]
+START = [["six667", "-"], ["five"], ["longest99", "-"]]
 
 
 @pytest.fixture
