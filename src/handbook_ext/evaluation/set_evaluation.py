@@ -105,6 +105,11 @@ def read_set_evaluation(path: Path) -> SetEvaluation:
     """Returns an evaluation; raises UserError where it cannot be read, was edited, or has the format of another version."""
     if finished_manifest(path) is not None:
         unchanged(path)
+    return parsed_set_evaluation(path)
+
+
+def parsed_set_evaluation(path: Path) -> SetEvaluation:
+    """Returns an evaluation whose manifest others check, as those of ledgers; raises UserError where it is none."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         found = content.get("format") if isinstance(content, dict) else None

@@ -12,7 +12,7 @@ from handbook_ext.core.artifacts import finished_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
-from handbook_ext.evaluation.set_evaluation import EvaluatedRow, MeasuredValue, SetEvaluation, read_set_evaluation
+from handbook_ext.evaluation.set_evaluation import EvaluatedRow, MeasuredValue, SetEvaluation, parsed_set_evaluation
 from handbook_ext.graph.rules_benchmarks import PROMPTS
 from handbook_ext.reports.ledger_lengths import CONTROLLED, VERDICTS, controlled_again, controlled_fault
 from handbook_ext.reports.ledger_numbers import deviations, first_of
@@ -69,7 +69,7 @@ def set_faults(path: Path, run: Path, gamed: Path | None = None) -> Iterator[str
     """
     name = str(path.relative_to(run))
     try:
-        found = read_set_evaluation(path)
+        found = parsed_set_evaluation(path)
         yield from (f"{name}: {fault}" for fault in [*_beside(found, path, run), *_measure_faults(found)])
         if (stated := found.measures.get(CONTROLLED)) is not None and stated.value is not None:
             again, _ = controlled_again(found, path, _prompts_of(found, run), gamed)
@@ -81,7 +81,7 @@ def set_faults(path: Path, run: Path, gamed: Path | None = None) -> Iterator[str
 
 def not_recomputed(path: Path, run: Path, gamed: Path | None = None) -> list[str]:
     """Returns the measures of an evaluation that have a value which was not worked out again, and why."""
-    found = read_set_evaluation(path)
+    found = parsed_set_evaluation(path)
     taken = []
     for name, one in found.measures.items():
         if one.value is None or recomputed(name, one, found.rows) is not None:
