@@ -150,7 +150,7 @@ compare: $(VENV)/ready
 matrix: $(VENV)/extra-eval $(VENV)/extra-judge
 	@$(PYTHON) scripts/compare_answers.py $(addprefix $(RUNS)/,$(value OF)) --set $(call quoted,$(value SETS))
 ledger-verify: $(VENV)/ready
-	@$(PYTHON) scripts/verify_ledger.py $(call quoted,$(value F))$(if $(filter 1,$(value ADD)), --add)
+	@$(PYTHON) scripts/verify_ledger.py $(if $(filter 1,$(value ADD)),--add) -- $(call quoted,$(value F))
 
 # The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
 mutants: $(VENV)/ready

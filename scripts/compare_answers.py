@@ -27,9 +27,13 @@ MATRIX = "matrix"
 def main(argv: list[str]) -> None:
     """Has the judge of the first run's set compare every two policies once, and keeps what it has replied."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
     parser.add_argument("--set", required=True, help="a prompt set that their policies have answered, such as alpaca")
     arguments = parser.parse_args(argv)
+    if not arguments.set.strip() or not arguments.runs:
+        raise UserError('name the runs and their prompt set, such as OF="zephyr-selm zephyr-dpo" SETS=alpaca')
+    if len(arguments.set.split()) > 1:
+        raise UserError(f"SETS: {arguments.set}: the policies are compared on one set; name one")
     answers = [path for run in arguments.runs for path in answers_of(run, arguments.set)]
     if len(answers) < 2:
         raise UserError(

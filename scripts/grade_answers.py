@@ -25,8 +25,10 @@ def main(argv: list[str]) -> None:
     """Has the judge grade what it has not graded yet, and writes every measure of the set."""
     stage = Stage.open(stage_folder(argv), GradeStage)
     settings = stage.settings
+    # Two policies may answer alike, and an evaluation says whose answers it has graded.
+    stage.external = {"policy": read_manifest(stage.input("answers"))["policy"]}
     if settings.length_control is not None and Path(settings.length_control).is_file():
-        stage.external = {settings.length_control: stage.hash_of(Path(settings.length_control))}
+        stage.external[settings.length_control] = stage.hash_of(Path(settings.length_control))
     if stage.finished():
         return
     prompts, answers = read_rows(stage.input("prompts"), SetPrompt), read_rows(stage.input("answers"), SetAnswer)
@@ -35,6 +37,7 @@ def main(argv: list[str]) -> None:
     grader = SetGrader(settings, prompts, answers, start, lambda kind: VerdictCache(replies_file(stage.run), f"{asker} {kind}"))
     try:
         graded = grader.grade()
+        refuse_silence(grader)
     except UserError:
         # For reports, which say how far it came.
         write_json(stage.workspace / "stopped.json", {"replies": grader.replies})
@@ -46,6 +49,17 @@ def main(argv: list[str]) -> None:
         value = f"not run: {each.not_run}" if each.value is None else f"{each.value:.2f} {each.unit}"
         missing = f", {each.missing} verdicts missing" if each.missing else ""
         sys.stderr.write(f"grade: {asker}: {name} {value}{missing}\n")
+
+
+def refuse_silence(grader: SetGrader) -> None:
+    """Raises UserError where a judge was asked and has given nothing at all: what answers there is no judge, or is broken."""
+    asked = sum(each.asked - each.refused for each in grader.clients)
+    if asked and not any(each.from_cache or each.cache.totals()["replies"] for each in grader.clients):
+        endpoint = grader.clients[0].endpoint
+        raise UserError(
+            f"{endpoint.setting}: {endpoint.name} answers, and none of {asked} questions with a reply that can be used; see what "
+            "is served there, and run make again"
+        )
 
 
 def evaluated(stage: Stage[GradeStage], prompts: list[SetPrompt], answers: list[SetAnswer], graded: Graded) -> SetEvaluation:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from handbook_ext.core.errors import run_main
+from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.reports.ledger import LEDGER, add_to_ledger, measurements_of, refuse_faults, verified_ledger
 
 
@@ -16,6 +16,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="FOLDER", help=f"that folder; by default {LEDGER}")
     parser.add_argument("--gamed", type=Path, metavar="FILE", help="df_gamed.csv, by which length control is fitted again")
     arguments = parser.parse_args(argv)
+    if arguments.file == Path():
+        raise UserError("no file is named; give one that make <run>-submit has written: F=runs/tiny-selm/tiny-selm.ledger.zip")
     ledger, groups = verified_ledger(arguments.file, arguments.gamed)
     for group in groups:
         sys.stdout.write(f"{group.name:12} {'DIFFERS' if group.faults else 'holds':8} {group.words}\n")

@@ -92,6 +92,21 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
         read_prompt_set(str(tmp_path / "set.jsonl"))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_set(tmp_path: Path) -> None:
+    for name, text in (("set.jsonl", '{"prompt": "one"}\r\n'), ("set.json", '[{"prompt": "one"}]')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert [each.prompt for each in read_prompt_set(str(tmp_path / name))[0]] == [user("one")]
+
+
+def test_reference_answers_of_another_set_are_told(tmp_path: Path) -> None:
+    source = written(tmp_path, "set.jsonl", [{"question_id": 81, "turns": ["a"]}, {"question_id": 82, "turns": ["b"]}])
+    some = written(tmp_path, "some.jsonl", [{"question_id": 82, "choices": [{"turns": ["r"]}]}])
+    assert [each.references for each in read_prompt_set(source, references=some)[0]] == [[], ["r"]]
+    others = written(tmp_path, "others.jsonl", [{"question_id": 1, "choices": [{"turns": ["r"]}]}])
+    with pytest.raises(UserError, match="has no reference answer to any prompt"):
+        read_prompt_set(source, references=others)
+
+
 def test_an_address_without_a_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"cannot be fetched .*name a local copy"):
         read_prompt_set("https://127.0.0.1:9/set.jsonl")

@@ -24,6 +24,7 @@ class GradingServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.asked: list[str] = []
         self.dies_after: int | None = None
+        self.silent = False  # Answers with an empty page, as what is no judge does.
         self.lock = Lock()
 
     @property
@@ -37,6 +38,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = body["messages"][-1]["content"]
+        if self.server.silent:
+            self._send(200, {})
+            return
         with self.server.lock:
             if self.server.dies_after is not None and len(self.server.asked) >= self.server.dies_after:
                 self._send(401, {"error": {"message": "the key has run out"}})

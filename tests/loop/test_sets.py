@@ -138,6 +138,33 @@ def test_without_a_judge_measures_are_not_run_and_say_why(evaluated: Workspace, 
     assert path.read_bytes() == graded and len(server.asked) == before
 
 
+def test_a_server_that_is_no_judge_ends_the_stage_and_is_asked_again(evaluated: Workspace, server: GradingServer) -> None:
+    path = evaluated.folder / "runs/mine-micro/iter1/small/eval.json"
+    graded, command = path.read_bytes(), "scripts/grade_answers.py runs/mine-micro/iter1/small"
+    evaluated.make(
+        "-n", "mine-micro-iter1-eval", "SETS=small", "SET=benchmarks.judge.model=another benchmarks.judge.max_retries=0"
+    )
+    server.silent = True
+    status, said = evaluated.execute(command)
+    server.silent = False
+    assert status == 2 and "with a reply that can be used" in said and "Traceback" not in said
+    before = len(server.asked)
+    assert evaluated.execute(command)[0] == 0 and len(server.asked) > before
+    evaluated.make("-n", "mine-micro-iter1-eval", "SETS=small")
+    assert evaluated.execute(command)[0] == 0 and path.read_bytes() == graded
+
+
+def test_equal_answers_of_a_policy_that_was_trained_again_are_an_evaluation_of_that_policy(evaluated: Workspace) -> None:
+    folder = evaluated.folder / "runs/mine-micro/iter1/small"
+    manifest, command = folder / "answers.manifest.json", "scripts/grade_answers.py runs/mine-micro/iter1/small"
+    kept, graded = manifest.read_text(), (folder / "eval.json").read_bytes()
+    manifest.write_text(json.dumps(json.loads(kept) | {"policy": "trained again"}))
+    assert evaluated.execute(command)[0] == 0
+    assert read_set_evaluation(folder / "eval.json").policy.sha256 == "trained again"
+    manifest.write_text(kept)
+    assert evaluated.execute(command)[0] == 0 and (folder / "eval.json").read_bytes() == graded
+
+
 def test_training_prompts_among_a_set_are_refused_or_marked(tmp_path: Path, evaluated: Workspace) -> None:
     pair = read_rows(evaluated.folder / "runs/mine-micro/data/rows/train.jsonl", OfflinePair)[3]
     rows = [*QUESTIONS, {"question_id": 10, "turns": [f"  {pair.prompt[0]['content'].upper()} "]}]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from handbook_ext.core.artifacts import manifest_path, sha256_of
 from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation
 from handbook_ext.reports.compare import read_compared, summarise_compared
 from handbook_ext.reports.compare_sets import by_prompt, in_words, matched_verdicts, summarise_sets
@@ -36,8 +37,11 @@ def evaluation(*verdicts: Any, measure: str = "average", **changes: Any) -> SetE
 def write(run: Path, one: SetEvaluation, name: str = "mtbench", policy: str = "iter2") -> None:
     folder = run / policy / name
     folder.mkdir(parents=True)
-    (folder / "eval.json").write_text(one.model_dump_json())
-    write_manifest(folder / "eval.manifest.json", "grade")
+    path = folder / "eval.json"
+    path.write_text(one.model_dump_json())
+    write_manifest(manifest_path(path), "grade")
+    manifest = json.loads(manifest_path(path).read_text())
+    manifest_path(path).write_text(json.dumps(manifest | {"sha256": sha256_of(path)}))
 
 
 def runs_of(tmp_path: Path, **evaluations: SetEvaluation | None) -> list[Compared]:

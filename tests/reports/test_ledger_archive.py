@@ -124,6 +124,17 @@ def test_a_flipped_byte_of_the_content_is_refused(tmp_path: Path) -> None:
         read_ledger(tmp_path / "x.ledger.zip")
 
 
+def test_a_damaged_stream_is_refused(tmp_path: Path) -> None:
+    content = bytearray(archive_bytes(SMALL))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entry = archive.getinfo("iter1/eval.json")
+    # Behind the entry's header of 30 bytes and its name: a kind of block that deflate does not have.
+    content[entry.header_offset + 30 + len(entry.filename)] = 0xFF
+    (tmp_path / "x.ledger.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read as a ledger .*decompressing"):
+        read_ledger(tmp_path / "x.ledger.zip")
+
+
 @pytest.mark.parametrize(("limit", "value"), [("MOST_BYTES", 1000), ("MOST_TOGETHER", 1500), ("MOST_MEMBERS", 3)])
 def test_a_member_that_unpacks_to_more_than_a_ledger_has_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from scipy.stats import t
 
+from handbook_ext.core.artifacts import manifest_path, sha256_of
 from handbook_ext.core.errors import UserError
 from handbook_ext.evaluation.set_evaluation import read_set_evaluation
 from handbook_ext.objectives.metrics import hierarchical_interval
@@ -21,6 +22,7 @@ from handbook_ext.reports.measurements import Key, Measurement, normal_quantile,
 from handbook_ext.reports.paper_measurements import read_filling
 from handbook_ext.reports.paper_pages import render_paper_table
 from handbook_ext.reports.paper_tables import read_paper_table
+from handbook_ext.reports.run_sets import sets_of
 from tests.reports.set_files import GPT4_TURBO, measure, row, write_set
 from tests.reports.test_paper_pages import html_rows, latex_rows, markdown_rows
 from tests.workspace import ROOT
@@ -106,6 +108,30 @@ def test_a_damaged_evaluation_is_an_error_and_no_reason(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"format":6', '"format":5'))
     with pytest.raises(UserError, match="is an evaluation of format 5, and this version reads 6"):
         read_filling(SELM1, tmp_path)
+
+
+def test_an_evaluation_that_was_edited_is_an_error(tmp_path: Path) -> None:
+    path = write_set(tmp_path / "zephyr-selm/iter3", {"lc_win_rate": measure(23.9)})
+    manifest: dict[str, Any] = {"stage": "grade", "key": "", "inputs": {}, "settings": {}, "counts": {}, "files": {}}
+    manifest_path(path).write_text(json.dumps(manifest | {"sha256": sha256_of(path)}))
+    assert SELM3 in read_filling(SELM1, tmp_path).ours
+    path.write_text(path.read_text().replace("23.9", "93.9"))
+    with pytest.raises(UserError, match="was changed after stage 'grade' made it"):
+        read_filling(SELM1, tmp_path)
+
+
+def test_a_report_leaves_out_what_was_measured_on_a_policy_that_was_trained_again(tmp_path: Path) -> None:
+    run = tmp_path / "zephyr-selm"
+    write_set(run / "iter2", {"lc_win_rate": measure(20.0)})
+    write_set(run / "iter3", {"lc_win_rate": measure(23.9)}, sha256="before")
+    (run / "iter3/policy").mkdir()
+    manifest = dict.fromkeys(("stage", "sha256", "files", "key", "inputs", "settings", "counts"), "x")
+    for sha, policies in (("before", ["iter2", "iter3"]), ("trained again", ["iter2"])):
+        (run / "iter3/policy/manifest.json").write_text(json.dumps(manifest | {"policy": sha}))
+        found = sets_of(run, ["sft", "iter2", "iter3"])
+        assert found is not None and found["policies"] == policies
+        told = [each for each in found["remarks"] if "is of another policy" in each and "SETS=alpaca" in each]
+        assert len(told) == 2 - len(policies)
 
 
 def test_without_a_standard_error_the_interval_is_a_bootstrap_over_prompts(tmp_path: Path) -> None:

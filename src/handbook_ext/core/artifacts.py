@@ -149,7 +149,22 @@ def verified(artifact: Path) -> str:
 
     It is stale where the manifest of an input now has another hash than when the artifact was made from it.
     """
-    whole = artifact if manifest_path(artifact).is_file() or recorded_hash(artifact) is None else artifact.parent
+    whole = _whole(artifact)
+    manifest, found = read_manifest(whole), unchanged(artifact)
+    # One level, and by manifests alone: the stages before have verified the same of their own inputs.
+    for name, before in manifest["inputs"].items():
+        source = Path(os.path.normpath(whole.parent / name))
+        if (now := recorded_hash(source)) not in (None, before):
+            raise UserError(
+                f"{artifact} is stale: it was made from another {source} (sha256 {before[:12]}, now "
+                f"{str(now)[:12]}); run make, which makes it again"
+            )
+    return found
+
+
+def unchanged(artifact: Path) -> str:
+    """Returns the hash of an artifact or part; raises UserError where it is no longer what its stage made."""
+    whole = _whole(artifact)
     manifest = read_manifest(whole)
     if not artifact.exists():
         raise UserError(f"{artifact} is missing though its manifest exists; delete {manifest_path(whole)}, run make")
@@ -160,15 +175,12 @@ def verified(artifact: Path) -> str:
             f"{artifact} was changed after stage '{manifest['stage']}' made it (sha256 {found[:12]}, its manifest says "
             f"{str(expected)[:12]}); restore it, or delete it and {manifest_path(whole).name} to make it again"
         )
-    # One level, and by manifests alone: the stages before have verified the same of their own inputs.
-    for name, before in manifest["inputs"].items():
-        source = Path(os.path.normpath(whole.parent / name))
-        if (now := recorded_hash(source)) not in (None, before):
-            raise UserError(
-                f"{artifact} is stale: it was made from another {source} (sha256 {before[:12]}, now "
-                f"{str(now)[:12]}); run make, which makes it again"
-            )
     return found
+
+
+def _whole(artifact: Path) -> Path:
+    """Returns the artifact whose manifest records an artifact or part."""
+    return artifact if manifest_path(artifact).is_file() or recorded_hash(artifact) is None else artifact.parent
 
 
 def current_hash(artifact: Path, recorded: Files) -> str:

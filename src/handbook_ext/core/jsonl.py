@@ -23,8 +23,11 @@ class Row(BaseModel):
 
 
 def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields line number and row; a line that is not a JSON object is a UserError with file and line."""
-    with path.open(encoding="utf-8") as lines:
+    """Yields line number and row; a line that is not a JSON object is a UserError with file and line.
+
+    Windows' editors put a byte order mark before the first line, which is no part of it.
+    """
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

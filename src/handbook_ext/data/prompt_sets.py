@@ -46,6 +46,11 @@ def read_prompt_set(
         by_name = {str(_first(row, NAME)): _turns(row) for row in _rows(references)}
         # Those of the file alone: FastChat's questions hold some of their own, which its judge is not shown.
         prompts = [each.model_copy(update={"references": by_name.get(each.prompt_id, [])}) for each in prompts]
+        if not any(each.references for each in prompts):
+            raise UserError(
+                f"{references}: has no reference answer to any prompt of {source}, such as {prompts[0].prompt_id}; they belong "
+                f"together by {', '.join(NAME)}"
+            )
     for model, place in (outputs or {}).items():
         prompts = _with_outputs(prompts, model, place)
     return prompts[:rows], len(prompts)
@@ -149,7 +154,7 @@ def _rows(source: str) -> list[RawRow]:
                 table: list[RawRow] = pyarrow.parquet.read_table(stream).to_pylist()
             return table
         if source.endswith(".json"):
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             if isinstance(content, list) and all(isinstance(row, dict) for row in content):
                 return content
         return [row for _, row in iter_jsonl(path)]

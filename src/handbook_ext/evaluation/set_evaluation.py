@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from handbook_ext.core.artifacts import finished_manifest, unchanged
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.set_records import SetTurn
 from handbook_ext.graph.stages_benchmarks import SET_FORMAT
@@ -101,7 +102,14 @@ class SetEvaluation(_Part):
 
 
 def read_set_evaluation(path: Path) -> SetEvaluation:
-    """Returns an evaluation; raises UserError where it cannot be read, or has the format of another version."""
+    """Returns an evaluation; raises UserError where it cannot be read, was edited, or has the format of another version."""
+    if finished_manifest(path) is not None:
+        unchanged(path)
+    return parsed_set_evaluation(path)
+
+
+def parsed_set_evaluation(path: Path) -> SetEvaluation:
+    """Returns an evaluation whose manifest others check, as those of ledgers; raises UserError where it is none."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         found = content.get("format") if isinstance(content, dict) else None
@@ -116,6 +124,14 @@ def read_set_evaluation(path: Path) -> SetEvaluation:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         reason = str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError(f"{path}: is no usable evaluation ({reason}); delete it and evaluate again") from None
+
+
+def of_another_policy(path: Path, evaluation: SetEvaluation) -> str | None:
+    """Returns what is wrong with an evaluation whose policy was trained again since; None where it is that of the policy."""
+    policy = path.parents[1] / "policy"
+    if (finished_manifest(policy) or {}).get("policy") in (None, evaluation.policy.sha256):
+        return None
+    return f"{path} is of another policy than {policy} now is; evaluate it again"
 
 
 def set_evaluations(run: Path) -> dict[tuple[str, str], Path]:

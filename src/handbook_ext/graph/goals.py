@@ -117,7 +117,7 @@ class _Planner:
     def plan_explain(self, goal: str) -> None:
         """Plans the walk of one pair through a run; nothing is made for it."""
         folder = self._folder(self._run(goal.removesuffix("-explain")))
-        self.plan.goal(goal, [], f"@$(PYTHON) scripts/explain_pair.py {folder} --pair $(call quoted,$(value PAIR))")
+        self.plan.goal(goal, [], f"@$(PYTHON) scripts/explain_pair.py {folder} --pair=$(call quoted,$(value PAIR))")
 
     def plan_push(self, goal: str) -> None:
         """Plans the upload of a policy, which is made first; DRY=1 shows what would go."""

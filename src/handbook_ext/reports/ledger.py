@@ -17,7 +17,7 @@ from typing import NamedTuple
 from handbook_ext.core.artifacts import finished_manifest, read_manifest
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.provenance import hardware_words
-from handbook_ext.evaluation.set_evaluation import Grader, MeasuredValue, SetEvaluation, read_set_evaluation, set_evaluations
+from handbook_ext.evaluation.set_evaluation import Grader, MeasuredValue, SetEvaluation, parsed_set_evaluation, set_evaluations
 from handbook_ext.reports.ledger_archive import SUFFIX, Ledger, read_ledger, write_ledger
 from handbook_ext.reports.ledger_checks import chain_faults, gaps, manifest_faults
 from handbook_ext.reports.ledger_numbers import evaluation_faults, summary_faults
@@ -164,7 +164,7 @@ def measurements_of(ledger: Ledger, file: str) -> dict[Key, Entry]:
             trained = finished_manifest(run / policy / "policy") or finished_manifest(path.with_name("answers.jsonl"))
             hardware = hardware_words(trained or read_manifest(path))
             recipe = str(read_manifest(path)["recipe"])
-            evaluation = read_set_evaluation(path)
+            evaluation = parsed_set_evaluation(path)
             for name, one in evaluation.measures.items():
                 if one.value is not None:
                     found[recipe, policy, chosen, name] = Entry(

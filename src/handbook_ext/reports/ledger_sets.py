@@ -13,7 +13,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
 from handbook_ext.evaluation.harness_measures import TaskResult, harness_evaluation
-from handbook_ext.evaluation.set_evaluation import EvaluatedRow, MeasuredValue, SetEvaluation, read_set_evaluation
+from handbook_ext.evaluation.set_evaluation import EvaluatedRow, MeasuredValue, SetEvaluation, parsed_set_evaluation
 from handbook_ext.graph.rules_benchmarks import PROMPTS
 from handbook_ext.recipes.settings_benchmarks import HARNESS
 from handbook_ext.reports.ledger_lengths import CONTROLLED, VERDICTS, controlled_again, controlled_fault
@@ -71,7 +71,7 @@ def set_faults(path: Path, run: Path, gamed: Path | None = None) -> Iterator[str
     """
     name = str(path.relative_to(run))
     try:
-        found = read_set_evaluation(path)
+        found = parsed_set_evaluation(path)
         if found.set.name == HARNESS:
             yield from (f"{name}: {fault}" for fault in _harness_faults(found, path, run))
             return
@@ -86,7 +86,7 @@ def set_faults(path: Path, run: Path, gamed: Path | None = None) -> Iterator[str
 
 def not_recomputed(path: Path, run: Path, gamed: Path | None = None) -> list[str]:
     """Returns the measures of an evaluation that have a value which was not worked out again, and why."""
-    found = read_set_evaluation(path)
+    found = parsed_set_evaluation(path)
     if found.set.name == HARNESS:
         return ["the scores of the tasks, of whose answers nothing is inside"]
     taken = []

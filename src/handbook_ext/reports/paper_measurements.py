@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
-from handbook_ext.core.artifacts import START, finished_manifest, json_object
+from handbook_ext.core.artifacts import START, json_object
 from handbook_ext.core.errors import UserError
-from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation, read_set_evaluation
+from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation, of_another_policy, read_set_evaluation
 from handbook_ext.objectives.metrics import CONFIDENCE, hierarchical_interval
 from handbook_ext.recipes.names import RECIPES
 from handbook_ext.recipes.run import Run, resolve
@@ -104,9 +104,8 @@ class Runs:
     def _refuse_stale(self, found: Sequence[tuple[Path, SetEvaluation]]) -> None:
         """Raises NotRunError where a run's policy is no longer the one that was evaluated."""
         for path, evaluation in found:
-            manifest = finished_manifest(path.parents[1] / "policy") or {}
-            if manifest.get("policy") not in (None, evaluation.policy.sha256):
-                raise NotRunError(f"{path} is of another policy than {path.parents[1] / 'policy'} now is; evaluate it again")
+            if (stale := of_another_policy(path, evaluation)) is not None:
+                raise NotRunError(stale)
 
 
 def seed_folders(runs: Path, recipe: str) -> list[Path]:

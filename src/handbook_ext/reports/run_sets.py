@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from handbook_ext.evaluation.set_evaluation import SetEvaluation, read_set_evaluation, set_evaluations
+from handbook_ext.evaluation.set_evaluation import SetEvaluation, of_another_policy, read_set_evaluation, set_evaluations
 from handbook_ext.graph.rules_benchmarks import RELEASED
 from handbook_ext.reports.compare_sets import in_words
 from handbook_ext.reports.evaluations import Json
@@ -19,13 +19,17 @@ def sets_of(folder: Path, policies: Iterable[str]) -> Json | None:
 
     `policies` are those of the run in their order; released checkpoints follow. `rows` have a measure each: its set, unit, judge
     and a value in words by policy. `remarks` say how many of a set's prompts were asked, what training has seen, what is missing.
+    An evaluation of a policy that was trained again since is left out, and a remark says so.
     """
-    found = {key: read_set_evaluation(path) for key, path in set_evaluations(folder).items()}
+    paths = set_evaluations(folder)
+    every = {key: read_set_evaluation(path) for key, path in paths.items()}
+    stale = {key: told for key, one in every.items() if (told := of_another_policy(paths[key], one)) is not None}
+    found = {key: one for key, one in every.items() if key not in stale}
     released = sorted({policy for policy, _ in found if policy.startswith(RELEASED)})
     names = [name for name in (*policies, *released) if any(policy == name for policy, _ in found)]
-    if not names:
+    if not names and not stale:
         return None
-    rows, remarks = [], []
+    rows, remarks = [], [f"left out: {told}: make {folder.name}-eval SETS={chosen}" for (_, chosen), told in stale.items()]
     for chosen in sorted({name for policy, name in found if policy in names}):
         by_policy = {name: found[name, chosen] for name in names if (name, chosen) in found}
         remarks += _remarks(chosen, by_policy)
