@@ -116,3 +116,18 @@ def test_alpaca_eval_over_stored_outputs_takes_those_and_not_the_starts(tmp_path
     found = grader(tmp_path, server.url, ["alpaca_eval"], baseline="other", length_control=str(tmp_path / "none.csv")).grade()
     first, second, third = (prompt[0][0] for prompt in found.verdicts["win_rate"])
     assert first > 0.5 and second < 0.5 and third == pytest.approx(0.5)
+
+
+@pytest.mark.skipif(not has_package("alpaca_eval"), reason="alpaca-eval is not installed (extra eval)")
+@pytest.mark.parametrize(("no_judge", "reason"), [(True, "benchmarks.judge"), (False, "is the baseline")])
+def test_every_measure_says_why_it_is_not_run(tmp_path: Path, server: GradingServer, no_judge: bool, reason: str) -> None:
+    more = {"judge": None} if no_judge else {}
+    asking = grader(tmp_path, server.url, ["alpaca_eval"] if more == {} else ["alpaca_eval", "mt_bench", "single", "pairwise"],
+                    baseline="start", **more)  # fmt: skip
+    asking.start = [] if not no_judge else asking.start
+    found = asking.grade()
+    length = found.measures.pop("length")
+    assert length.value == pytest.approx(sum(len(row[0]) for row in OURS) // 3)
+    assert {*found.measures} >= {"lc_win_rate", "win_rate"} and not found.verdicts
+    assert all(each.value is None and reason in str(each.not_run) for each in found.measures.values())
+    assert not server.asked

@@ -99,7 +99,7 @@ class SetGrader:
         judge, baseline = self.settings.judge, str(self.settings.baseline)
         if judge is None or (baseline == START_ANSWERS and not self.start):
             reason = NO_JUDGE if judge is None else "this policy is the baseline"
-            found.measures |= {name: not_run(PERCENT, reason) for name in ("lc_win_rate", "win_rate")}
+            found.measures.update({name: not_run(PERCENT, reason) for name in ("lc_win_rate", "win_rate")})
             return
         stored = {START_ANSWERS: [row.answers[0].text for row in self.start]} if self.start else {}
         theirs = stored.get(baseline) or [prompt.outputs[baseline] for prompt in self.prompts]
