@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import yaml
 from handbook_ext.core.artifacts import read_manifest
 from handbook_ext.core.kept import identity_of, place_of
 from handbook_ext.evaluation.set_evaluation import read_set_evaluation
+from handbook_ext.reports.ledger_checks import chain_faults
+from handbook_ext.reports.shipment import policy_shipment
 from tests.workspace import MICRO, Workspace, changed
 
 SETS = "benchmarks: {sets: {small: {source: test, rows: 3, measures: [single], max_new_tokens: 5}}}\nhealth: {max_kl: 1000}\n"
@@ -80,10 +83,31 @@ def test_what_is_kept_beside_a_policy_leaves_it_what_it_is(finished: Workspace, 
 
 
 def test_a_report_of_its_own_shows_the_way(finished: Workspace) -> None:
-    status, said = finished.execute(f"scripts/write_report.py {RUN} --iterations {' '.join(KEPT)} iter0 --out {RUN}/way")
+    status, said = finished.execute(f"scripts/write_report.py {RUN} --iterations {' '.join(KEPT)} iter0 --out runs/way/report")
     assert status == 0, said
-    summary = json.loads((finished.folder / RUN / "way/summary.json").read_text())
+    summary = json.loads((finished.folder / "runs/way/report/summary.json").read_text())
     assert [row["policy"] for row in summary["recipes"][0]["policies"]] == ["sft", *KEPT, "iter0"]
+
+
+def test_a_ledger_holds_and_tells_an_evaluation_of_another_policy(finished: Workspace, tmp_path: Path) -> None:
+    for script in (f"pack_run.py {RUN} --out {tmp_path}/x.ledger.zip", f"verify_ledger.py {tmp_path}/x.ledger.zip"):
+        status, said = finished.execute(f"scripts/{script}")
+        assert status == 0, said
+    assert not [fault for fault in chain_faults(finished.folder / RUN) if "@" in fault]
+    run = tmp_path / "mine-micro"
+    shutil.copytree(finished.folder / RUN, run)
+    path = run / "iter0@34/eval.json"
+    content = json.loads(path.read_text())
+    content["policy"]["sha256"] = evaluation(finished, "iter0")["policy"]["sha256"]
+    path.write_text(json.dumps(content))
+    [fault] = [each for each in chain_faults(run) if "@" in each]
+    assert fault.startswith("iter0@34/eval.json: was made of another policy")
+
+
+def test_what_was_kept_stays_here_when_the_policy_goes_to_the_hub(finished: Workspace) -> None:
+    shipment = policy_shipment(finished.folder / RUN / "iter0", "me/name")
+    assert "model.safetensors" in shipment.files and not any(name.startswith("at-") for name in shipment.files)
+    assert shipment.left_out["at-34/model.safetensors"] == "a policy that training kept on its way"
 
 
 def test_a_kept_policy_that_was_damaged_is_refused_where_it_is_read(finished: Workspace) -> None:

@@ -89,6 +89,17 @@ def test_of_an_earlier_iteration_nothing_later_goes(made: Path) -> None:
     assert not [name for name in names if name.startswith(("iter1", "report"))] and "iter0/pairs.jsonl" in names
 
 
+def test_nor_does_what_a_later_iteration_kept_on_its_way(made: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    for number in (0, 1):
+        shutil.copytree(run / f"iter{number}/quiz", run / f"iter{number}@50")
+    for path in run.glob("*@50/*.manifest.json"):
+        path.write_text(path.read_text().replace("../../", "../"))
+    names = {name.split("/")[0] for name in data_shipment(run / "iter0", "me/x-data").files}
+    assert "iter0@50" in names and not names & {"iter1", "iter1@50"}
+
+
 def test_a_dry_run_shows_files_bytes_and_card_and_asks_nobody(made: Path, hub: HubServer) -> None:
     done = push(hub.url, made / "iter1", "--repo", "me/a-policy", "--dry", HF_HUB_OFFLINE="1")
     assert (done.returncode, done.stderr, hub.asked) == (0, "", [])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from handbook_ext.core.artifacts import part_of, read_manifest, weights_hash
+from handbook_ext.core.artifacts import Files, part_of, read_manifest, weights_hash
 from handbook_ext.core.errors import UserError
 
 KEPT = "at-"
@@ -32,8 +32,15 @@ def identity_of(artifact: Path) -> str:
     """
     if not artifact.name.startswith(KEPT):
         return str(read_manifest(artifact)["policy"])
-    files = part_of(read_manifest(artifact.parent)["files"], artifact.name)
-    found = weights_hash({name: record["sha256"] for name, record in files.items()})
+    found = kept_identity(read_manifest(artifact.parent)["files"], artifact.name)
     if found is None:
         raise UserError(f"{artifact}: training has kept no policy there; run make, which makes {artifact.parent} again")
     return found
+
+
+def kept_identity(files: Files, name: str) -> str | None:
+    """Returns the hash that identifies a kept policy, by the name of its folder, from the records of the files of the whole.
+
+    None where none is kept there.
+    """
+    return weights_hash({each: record["sha256"] for each, record in part_of(files, name).items()})

@@ -12,6 +12,7 @@ from typing import Any
 from handbook_ext.core.artifacts import finished_manifest, hash_of_files, json_object, recorded_hash, sha256_of, weights_hash
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import iter_jsonl
+from handbook_ext.core.kept import KEPT, iteration_of, kept_identity, place_of
 from handbook_ext.core.stage_settings import determinants, differences, key_of, read_settings
 from handbook_ext.reports.ledger_pack import artifacts_of
 from handbook_ext.reports.privacy import has_gaps
@@ -137,9 +138,13 @@ def _policy_faults(run: Path, artifact: Path) -> Iterator[str]:
     stated = content.get("policy") or {}
     if stated.get("name") != folder:
         yield f"is of policy {stated.get('name')!r}, and lies in the folder of {folder}"
-    manifest = finished_manifest(run / folder / "policy")
-    if manifest is not None and stated.get("sha256") != manifest.get("policy"):
-        was, inside = (str(each)[:12] for each in (stated.get("sha256"), manifest.get("policy")))
+    place = run / place_of(folder)
+    manifest = finished_manifest(run / place_of(iteration_of(folder)))
+    if manifest is None:
+        return
+    identity = kept_identity(manifest["files"], place.name) if place.name.startswith(KEPT) else manifest.get("policy")
+    if stated.get("sha256") != identity:
+        was, inside = (str(each)[:12] for each in (stated.get("sha256"), identity))
         yield f"was made of another policy (sha256 {was}, inside is {inside})"
 
 

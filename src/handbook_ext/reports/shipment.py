@@ -13,6 +13,7 @@ import jinja2
 
 from handbook_ext.core.artifacts import LOADED, read_manifest, sha256_of, verified
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.kept import KEPT, iteration_of
 from handbook_ext.reports.card_facts import TrainedPolicy
 from handbook_ext.reports.hub import Kind, dataset_card
 from handbook_ext.reports.ledger_pack import artifacts_of, shared_files
@@ -65,7 +66,7 @@ def policy_shipment(folder: Path, repo: str) -> Shipment:
     for name in manifest["files"]:
         path = policy / name
         if "/" in name:
-            left_out[name] = "a checkpoint to resume training from"
+            left_out[name] = "a policy that training kept on its way" if name.startswith(KEPT) else "no part of the policy itself"
         elif path.suffix in _PICKLES:
             left_out[name] = "a pickle, which runs code where it is loaded"
         elif path.suffix not in LOADED:
@@ -81,7 +82,8 @@ def data_shipment(folder: Path, repo: str) -> Shipment:
     """Returns what goes of the run up to runs/<run>/iter<N>: texts, rankings, pairs, manifests, evaluations; no weights."""
     policy = TrainedPolicy(folder)
     run, number = policy.run, int(folder.name.removeprefix("iter")) if folder.name.startswith("iter") else -1
-    later = {path.name for path in run.glob("iter*") if path.name[4:].isdigit() and int(path.name[4:]) > number}
+    trained = {path.name: iteration_of(path.name)[4:] for path in run.glob("iter*")}
+    later = {name for name, digits in trained.items() if digits.isdigit() and int(digits) > number}
     artifacts = [each for each in artifacts_of(run) if each.relative_to(run).parts[0] not in {*later, "report"}]
     files: dict[str, Path | bytes] = dict(shared_files(run, artifacts))
     rows = [name for name in sorted(files) if name.endswith(".jsonl")]
