@@ -167,11 +167,11 @@ def test_a_value_of_another_form_is_a_mistake_of_one_line(folder: Path, setting:
 
 
 def test_every_stage_of_a_run_can_have_resources_of_its_own(folder: Path) -> None:
-    sets = "benchmarks: {sets: {x: {source: test, measures: [single]}}}\n"
+    sets = "benchmarks: {sets: {x: {source: test, measures: [single]}}, harness: {tasks: [hellaswag]}}\n"
     run = mine(
         f"rank: {{ranker: reward_model}}\nevaluate: {{judge: apart}}\nhealth: {{max_kl: 9}}\ndata: {{dataset: a/b}}\n{sets}"
     )
-    run = asked_for(run, ["x"])
+    run = asked_for(run, ["x", "harness"])
     stages = {rule.settings.stage for rule in run_rules(run)} | {"checkpoint"}
     assert stages == set(SlurmStages.model_fields)
     for rule in run_rules(run):
