@@ -114,7 +114,7 @@ def test_goals_of_one_run_share_their_sets() -> None:
 def test_a_pairs_walk_makes_nothing_and_hands_its_name_on_as_it_was_typed() -> None:
     plan = plan_goals(["mine-selm-explain"], {"PAIR": "it's $(x)"}, ["PAIR"])
     assert not plan.wanted
-    assert plan.lines[-2].endswith("scripts/explain_pair.py runs/mine-selm --pair $(call quoted,$(value PAIR))")
+    assert plan.lines[-2].endswith("scripts/explain_pair.py runs/mine-selm --pair=$(call quoted,$(value PAIR))")
 
 
 def test_an_upload_waits_for_its_policy() -> None:

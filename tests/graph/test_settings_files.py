@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -75,13 +74,13 @@ def test_a_failed_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.Mo
     write_run(mine("seed: 1\n"), Path("runs"))
     before = Path("runs/mine-selm/data/data.yaml").read_text()
 
-    def full(path: Path, text: str, **_: Any) -> None:
+    def full(path: Path, content: bytes) -> int:
         if path.name.endswith(".partial"):
             path.touch()
             raise OSError(28, "No space left on device")
 
     changed = mine("seed: 2\n")
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write_run(changed, Path("runs"))
     assert Path("runs/mine-selm/data/data.yaml").read_text() == before

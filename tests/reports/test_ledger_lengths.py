@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from handbook_ext.core.machine import has_package
-from handbook_ext.evaluation.set_evaluation import read_set_evaluation
+from handbook_ext.evaluation.set_evaluation import parsed_set_evaluation
 from handbook_ext.reports.ledger_lengths import controlled_again, controlled_fault
 from handbook_ext.reports.ledger_sets import not_recomputed, set_faults
 
@@ -53,7 +53,7 @@ def test_the_fit_is_the_one_that_graded_and_another_value_is_a_fault(
     fit = partial(alpaca_eval.length_controlled, places=range(COUNT))  # The instructions are none of AlpacaEval's.
     monkeypatch.setattr(alpaca_eval, "length_controlled", fit)
     path, prompts = evaluated / "iter1/quiz/eval.json", evaluated / "prompts/quiz/prompts.jsonl"
-    found = read_set_evaluation(path)
+    found = parsed_set_evaluation(path)
     again, _ = controlled_again(found, path, prompts, gamed)
     texts = [json.loads(line)["outputs"]["other"] for line in prompts.read_text().splitlines()]
     rows = [
