@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from handbook_ext.core.artifacts import read_manifest
+from handbook_ext.core.artifacts import read_manifest, sha256_of
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.jsonl import read_rows, write_json
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
@@ -50,9 +50,12 @@ def main(argv: list[str]) -> None:
     names = [f"{path.parts[-4]} {path.parts[-3]}" for path in answers]
     inputs = {"prompts": os.path.relpath(prompts[0], folder), "answers": [os.path.relpath(path, folder) for path in answers]}
     settings = MatrixStage(
-        stage=MATRIX, recipe=arguments.runs[0].name, inputs=inputs, set=arguments.set, policies=names, judge=graded.judge
-    )
+        stage=MATRIX, recipe=arguments.runs[0].name, inputs=inputs, set=arguments.set, policies=names,
+        length_control=graded.length_control, judge=graded.judge,
+    )  # fmt: skip
     stage = Stage(folder / MatrixStage.artifact, settings)
+    if graded.length_control is not None and Path(graded.length_control).is_file():
+        stage.external = {graded.length_control: sha256_of(Path(graded.length_control))}
     if not stage.finished():
         judge = AlpacaJudge(graded.judge.model, endpoint_of(graded.judge), cache=VerdictCache(replies_file(folder), MATRIX))
         instructions = [row.prompt[-1]["content"] for row in read_rows(prompts[0], SetPrompt)]

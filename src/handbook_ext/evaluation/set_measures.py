@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
@@ -152,11 +151,6 @@ class SetGrader:
             found.verdicts[name] = [
                 [run if turn is None else run[turn : turn + 1] for run in prompt] for prompt in judged.verdicts
             ]
-
-
-def mean_tokens(answers: Sequence[SetAnswer]) -> float:
-    """Returns the mean tokens of an answer."""
-    return fmean(turn.tokens for row in answers for turn in row.answers)
 
 
 def replies_file(run: Path) -> Path:

@@ -75,6 +75,7 @@ class MatrixStage(StageSettings):
     artifact: ClassVar[str] = "matrix.json"
     set: str
     policies: list[str]
+    length_control: str | None
     judge: GraderSettings
 
 
