@@ -137,6 +137,7 @@ def test_a_set_with_the_name_of_something_else_is_refused(name: str) -> None:
     ("text", "message"),
     [
         ("{source: test, measures: [alpaca_eval]}", "compares with a baseline; set baseline to one of: start"),
+        ("{source: test, measures: [pairwise], baseline: none}", "set baseline to one of: start"),
         ("{source: test, measures: []}", "measures"),
         ("{source: none.jsonl, measures: [single]}", "benchmarks.sets.x.source: 'none.jsonl' does not exist"),
         ("{source: test, measures: [single], outputs: {A-B: 'https://x/y.json'}}", "is no name of a measure"),

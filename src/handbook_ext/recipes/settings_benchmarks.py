@@ -87,7 +87,8 @@ class PromptSetSettings(DecodingSettings):
     @model_validator(mode="after")
     def _consistent(self) -> PromptSetSettings:
         """Raises for a baseline that is not there, or where there is none to compare with."""
-        if "alpaca_eval" in self.measures and self.baseline not in (START_ANSWERS, *self.outputs):
+        stated = self.baseline is not None or "alpaca_eval" in self.measures
+        if stated and self.baseline not in (START_ANSWERS, *self.outputs):
             named = ", ".join([*self.outputs, START_ANSWERS])
             raise ValueError(f"measure alpaca_eval compares with a baseline; set baseline to one of: {named}")
         for name in self.outputs:
