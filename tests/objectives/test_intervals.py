@@ -3,13 +3,32 @@
 import numpy as np
 import pytest
 
-from handbook_ext.objectives.metrics import Interval, Scores, compare_scores, hierarchical_interval, summarise_scores
+from handbook_ext.objectives.metrics import (
+    Interval,
+    Scores,
+    compare_scores,
+    hierarchical_interval,
+    summarise_scores,
+    word_verdict,
+)
 
 
 def test_a_side_is_taken_by_both_intervals_and_not_at_the_threshold() -> None:
     """Value 2 between 1 and 3: the bootstrap alone says above 0.5 and below 3.5; two seeds 1.8 apart say neither."""
-    assert [Interval(2.0, 1.0, 3.0).side(threshold) for threshold in (0.5, 1.0, 2.0, 3.0, 3.5)] == [1, 0, 0, 0, -1]
+    assert [Interval(2.0, 1.0, 3.0, seeds=0.0).side(threshold) for threshold in (0.5, 1.0, 2.0, 3.0, 3.5)] == [1, 0, 0, 0, -1]
     assert [Interval(2.0, 1.0, 3.0, seeds=1.8).side(threshold) for threshold in (0.1, 0.5, 3.5, 3.9)] == [1, 0, 0, -1]
+
+
+def test_one_seed_never_takes_a_side() -> None:
+    """130 wins of 300 are beyond chance for these two policies, and say nothing about those that another seed trains."""
+    found = hierarchical_interval([[1.0] * 130 + [0.0] * 170])
+    assert found.high < 0.5 and found.seeds is None
+    assert (found.side(0.5), found.side_here(0.5)) == (0, -1)
+    assert word_verdict("iter1", "the start", found).startswith(
+        "iter1 against the start, one seed and so no verdict: wins 43.3 %"
+    )
+    two = hierarchical_interval([[1.0] * 130 + [0.0] * 170] * 2)
+    assert (two.seeds, two.side(0.5), two.side_here(0.5)) == (0.0, -1, -1)
 
 
 def test_the_confidence_is_the_share_between_the_ends() -> None:

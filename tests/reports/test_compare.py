@@ -22,9 +22,12 @@ from tests.reports.test_run_report import make_run, write_manifest
 FEW = {"resamples": 50, "confidence": 0.9}
 
 
-def runs_of(tmp_path: Path, **gains: float) -> list[Compared]:
-    """A run of each name whose reward grows by so much in each of its three iterations."""
-    return read_compared([make_run(tmp_path / name, gain=gain, recipe=name) for name, gain in gains.items()])
+def runs_of(tmp_path: Path, seeds: int = 2, **gains: float) -> list[Compared]:
+    """Seeds of a run of each name, alike, whose reward grows by so much in each of its three iterations."""
+    return read_compared([
+        make_run(tmp_path / f"{name}-seed{seed}", gain=gain, recipe=name, seed=seed)
+        for name, gain in gains.items() for seed in range(1, seeds + 1)
+    ])  # fmt: skip
 
 
 def test_seeds_of_one_run_stand_under_one_name(tmp_path: Path) -> None:
@@ -54,10 +57,19 @@ def test_the_last_policies_are_tested_on_the_prompts_of_both(tmp_path: Path) -> 
     found, why_not = pairwise_tests(runs_of(tmp_path, a=0.2, b=0.0), **FEW)
     assert why_not == [] and [test["decoding"] for test in found] == ["greedy", "sampled"]
     test = found[0]
-    assert (test["ours"], test["theirs"], test["prompts"], test["seeds"]) == ("a iter2", "b iter2", [40], 1)
+    assert (test["ours"], test["theirs"], test["prompts"], test["seeds"]) == ("a iter2", "b iter2", [40, 40], 2)
     assert test["win_rate"].side(0.5) == 1 and test["gain"].value == pytest.approx(0.6, abs=0.05)
     assert test["p"] == test["p_holm"] < 1e-6 and test["side"] == 1
     assert test["words"].startswith("a iter2 beats b iter2: wins 100.0 % [100.0, 100.0] of prompts, p = ")
+
+
+def test_one_seed_each_is_no_verdict(tmp_path: Path) -> None:
+    """The p-value is of these two policies; whether the recipe is better, another seed would have to say."""
+    found, _ = pairwise_tests(runs_of(tmp_path, seeds=1, a=0.2, b=0.0, c=0.1), **FEW)
+    assert found[0]["p"] < 1e-6 and {test["side"] for test in found} == {0}
+    assert found[0]["words"].startswith("a iter2 against b iter2, one seed each and so no verdict: wins 100.0 %")
+    summary = {"tests": found, "primary": "sampled", "runs": [{}] * 3}
+    assert compared_verdict(summary).startswith("One seed each, and so no verdict about any two of the 3 runs, sampled at")
 
 
 def test_seeds_are_tested_together_and_count_as_little_as_they_are(tmp_path: Path) -> None:
@@ -95,8 +107,11 @@ def test_a_difference_that_correction_undoes_is_none() -> None:
     def one(label: str, wins: int) -> Compared:
         rewards = np.array([1.0] * wins + [-1.0] * (20 - wins))
         scores = {"sampled": Scores(names, rewards, rewards, 0.7)}
-        run = FinishedRun(Path(label), label, 1, "oracle", "", {"iter1": scores}, {}, [], [], [], [])
-        return Compared(label, [run])
+        runs = [
+            FinishedRun(Path(f"{label}{seed}"), label, seed, "oracle", "", {"iter1": scores}, {}, [], [], [], [])
+            for seed in (1, 2)
+        ]
+        return Compared(label, runs)
 
     def tested(*runs: Compared) -> list[int]:
         family = pairwise_tests(runs, resamples=200, confidence=0.95)[0]
@@ -105,7 +120,8 @@ def test_a_difference_that_correction_undoes_is_none() -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("handbook_ext.reports.pairing.prompts_of", lambda folder: {})
         middle = one("m", 0)
-        middle.runs[0].policies["iter1"]["sampled"] = Scores(names, np.zeros(20), np.zeros(20), 0.7)
+        for run in middle.runs:
+            run.policies["iter1"]["sampled"] = Scores(names, np.zeros(20), np.zeros(20), 0.7)
         assert tested(one("a", 15), middle) == [1]
         assert tested(one("a", 15), middle, one("b", 15)) == [0, 0, 0]
 
@@ -169,7 +185,7 @@ def test_seeds_are_matched_and_single_runs_by_their_prompts(tmp_path: Path) -> N
 def said(*tests: tuple[str, str, int], primary: str = "sampled") -> str:
     from handbook_ext.objectives.metrics import Interval
 
-    shares = {1: Interval(0.7, 0.6, 0.8), 0: Interval(0.5, 0.4, 0.6), -1: Interval(0.3, 0.2, 0.4)}
+    shares = {1: Interval(0.7, 0.6, 0.8, 0.1), 0: Interval(0.5, 0.4, 0.6, 0.1), -1: Interval(0.3, 0.2, 0.4, 0.1)}
     rows = [
         {"ours": ours, "theirs": theirs, "side": side, "win_rate": shares[side], "words": f"{ours} and {theirs}",
          "decoding": "sampled", "temperature": 0.7}

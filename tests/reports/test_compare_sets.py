@@ -44,12 +44,13 @@ def write(run: Path, one: SetEvaluation, name: str = "mtbench", policy: str = "i
     manifest_path(path).write_text(json.dumps(manifest | {"sha256": sha256_of(path)}))
 
 
-def runs_of(tmp_path: Path, **evaluations: SetEvaluation | None) -> list[Compared]:
+def runs_of(tmp_path: Path, *, seeds: int = 1, **evaluations: SetEvaluation | None) -> list[Compared]:
     folders = []
     for name, one in evaluations.items():
-        folders.append(make_run(tmp_path / name, recipe=name))
-        if one is not None:
-            write(folders[-1], one)
+        for seed in range(1, seeds + 1):
+            folders.append(make_run(tmp_path / (name if seed == 1 else f"{name}-seed{seed}"), recipe=name, seed=seed))
+            if one is not None:
+                write(folders[-1], one)
     return read_compared(folders)
 
 
@@ -75,7 +76,10 @@ def test_measures_of_two_runs_are_tested_prompt_by_prompt(tmp_path: Path) -> Non
         {"set": "mtbench", "measure": "average", "unit": "1-10", "values": ["5.00 ± 0.25", "5.00 ± 0.25", "-"]}
     ]
     (test,) = found["tests"]
-    assert (test["ours"], test["theirs"], test["prompts"], test["side"]) == ("a iter2", "b iter2", [12], 1)
+    assert (test["ours"], test["theirs"], test["prompts"], test["side"]) == ("a iter2", "b iter2", [12], 0)
+    assert test["words"].startswith("a iter2 against b iter2, one seed each and so no verdict: wins 100.0 %")
+    (test,) = summarise_sets(runs_of(tmp_path / "more", seeds=2, a=high, b=low), **FEW)["tests"]
+    assert (test["prompts"], test["side"]) == ([12, 12], 1)
     assert test["gain"].value == pytest.approx(2.5) and test["p"] == pytest.approx(2 / 2**12)
     assert test["words"].startswith("a iter2 is higher on mtbench average than b iter2: wins 100.0 %")
     assert found["left_out"] == []

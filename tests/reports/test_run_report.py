@@ -118,11 +118,11 @@ def test_summary_of_seeds_with_a_recipe_beside(tmp_path: Path) -> None:
     summary = numbers(*ours, beside=tuple(other))
     last = summary["recipes"][0]["policies"][-1]["sampled"]
     assert (summary["recipes"][0]["seeds"], summary["recipes"][0]["left_out"]) == ([1, 2], [["iter3"], []])
-    assert last["vs_start"]["win_rate"].side(0.5) == 1
+    assert last["vs_start"]["win_rate"].side_here(0.5) == 1
     assert last["vs_start"]["gain"].value == pytest.approx(0.3, abs=0.05)
     assert [one["recipe"] for one in summary["beside"]] == ["tiny-dpo"]
     assert (summary["beside"][0]["policy"], summary["beside"][0]["seeds"]) == (["iter2"], 1)
-    assert summary["beside"][0]["decodings"]["greedy"]["win_rate"].side(0.5) == 1
+    assert summary["beside"][0]["decodings"]["greedy"]["win_rate"].side_here(0.5) == 1
 
 
 def test_report_of_one_run(tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +139,10 @@ def test_report_of_one_run(tmp_path: Path, script: ModuleType, capsys: pytest.Ca
     win = summary["recipes"][0]["policies"][-1]["greedy"]["vs_start"]["win_rate"]
     assert win["low"] <= win["value"] <= win["high"]
     share = f"{100 * win['value']:.1f} % [{100 * win['low']:.1f}, {100 * win['high']:.1f}]"
-    assert f"iter2 beats the SFT policy in {share} of 40 prompts, decoded greedily" in summary["conclusions"][0]
+    assert (
+        f"iter2 against the SFT policy, one seed and so no verdict: wins {share} of 40 prompts, decoded greedily"
+        in summary["conclusions"][0]
+    )
     assert "one seed and ignores training noise" in summary["conclusions"][0] and summary["warnings"] == []
     printed = capsys.readouterr().out
     assert "true reward, greedy" in printed and str(report / "report.html") in printed
@@ -157,9 +160,9 @@ def test_report_of_seeds_says_what_its_intervals_cover(tmp_path: Path, script: M
     text = (out / "report.md").read_text()
     assert text.startswith("# tiny-selm, 2 seeds\n")
     assert "of 40 prompts for each of 2 seeds" in text and "over seeds and prompts" in text
-    assert "tiny-dpo: iter2 falls behind the SFT policy, winning only" in text
-    assert "- tiny-dpo: iter2 fell against iter1: true reward -0." in text
-    assert "tiny-selm iter2 beats tiny-dpo iter2 in " in text
+    assert "tiny-dpo: iter2 against the SFT policy, one seed and so no verdict: wins" in text
+    assert "- tiny-dpo: iter2 fell against iter1, in this one seed: true reward -0." in text
+    assert "tiny-selm iter2 against tiny-dpo iter2, one seed and so no verdict: wins" in text
 
 
 def test_report_without_training_logs_or_manifests(tmp_path: Path, script: ModuleType) -> None:
@@ -173,7 +176,7 @@ def test_report_without_training_logs_or_manifests(tmp_path: Path, script: Modul
     text = (tmp_path / "report" / "report.md").read_text()
     assert not (tmp_path / "report" / "training_curves.png").exists()
     assert "reward (by reward_model), greedy" in text and "true reward" not in text
-    assert "iter1 cannot be told apart from the starting policy" in text
+    assert "iter1 against the starting policy, one seed and so no verdict: wins" in text
     assert "The rewards come from reward_model: of policies that it labelled" in text
     assert "## tiny-selm: Stages" not in text
 

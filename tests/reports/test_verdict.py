@@ -30,32 +30,48 @@ def run_of(*means: float, **changes: Any) -> FinishedRun:
     return replace(finished(), policies=policies, history={}, health=[], **changes)
 
 
-def numbers(*runs: FinishedRun) -> dict[str, Any]:
-    return summarise([[run] for run in runs], title="t", resamples=50, confidence=0.9)
+def numbers(*runs: FinishedRun, seeds: int = 1) -> dict[str, Any]:
+    """The numbers of recipes of one run each, or of that many seeds that agree."""
+    groups = [[replace(run, seed=seed) for seed in range(1, seeds + 1)] for run in runs]
+    return summarise(groups, title="t", resamples=50, confidence=0.9)
 
 
 @pytest.mark.parametrize(
     ("means", "sentence"),
     [
-        ((0.0, 1.0), "iter0 beats the start: wins 100.0 % of prompts [100.0, 100.0], sampled at temperature 0.7."),
-        ((1.0, 2.0, 0.0), "iter1 falls behind the start: wins 0.0 % of prompts [0.0, 0.0], sampled at temperature 0.7."),
+        ((0.0, 1.0), "iter0 beats the start: wins 100.0 % of prompts [100.0, 100.0], over 2 seeds, sampled at temperature 0.7."),
+        (
+            (1.0, 2.0, 0.0),
+            "iter1 falls behind the start: wins 0.0 % of prompts [0.0, 0.0], over 2 seeds, sampled at temperature 0.7.",
+        ),
         (
             (1.0, 1.0),
-            "iter0 cannot be told apart from the start: wins 50.0 % of prompts [50.0, 50.0], sampled at temperature 0.7.",
+            "iter0 cannot be told apart from the start: wins 50.0 % of prompts [50.0, 50.0], over 2 seeds, "
+            "sampled at temperature 0.7.",
         ),
         ((1.0,), "no iteration has been evaluated, so there is nothing to compare with the start."),
     ],
 )
 def test_the_last_policy_is_held_against_the_start(means: tuple[float, ...], sentence: str) -> None:
-    assert verdict(numbers(run_of(*means))) == sentence
+    assert verdict(numbers(run_of(*means), seeds=2)) == sentence
 
 
 def test_another_decoding_that_says_otherwise_is_told() -> None:
     run = run_of(0.0, 1.0)
     run.policies["iter0"]["greedy"] = run.policies["sft"]["greedy"]
-    assert verdict(numbers(run)).endswith("0.7; decoded greedily it cannot be told apart (wins 50.0 % [50.0, 50.0]).")
+    assert verdict(numbers(run, seeds=2)).endswith("0.7; decoded greedily it cannot be told apart (wins 50.0 % [50.0, 50.0]).")
     run.policies["iter0"]["greedy"] = decoded(-1.0)["greedy"]
-    assert verdict(numbers(run)).endswith("; decoded greedily it falls behind (wins 0.0 % [0.0, 0.0]).")
+    assert verdict(numbers(run, seeds=2)).endswith("; decoded greedily it falls behind (wins 0.0 % [0.0, 0.0]).")
+
+
+def test_one_seed_is_no_verdict() -> None:
+    """However many prompts it won: the interval over them does not know what another seed would have trained."""
+    run = run_of(0.0, 1.0)
+    assert verdict(numbers(run)) == (
+        "iter0 against the start: wins 100.0 % of prompts [100.0, 100.0], one seed and so no verdict, sampled at temperature 0.7."
+    )
+    run.policies["iter0"]["greedy"] = decoded(-1.0)["greedy"]
+    assert verdict(numbers(run)).endswith("; decoded greedily it wins 0.0 % [0.0, 0.0].")
 
 
 def test_several_recipes_are_named_and_seeds_counted() -> None:
@@ -63,12 +79,12 @@ def test_several_recipes_are_named_and_seeds_counted() -> None:
     summary = summarise([ours, [run_of(0.0, -1.0, recipe="b")]], title="t", resamples=50, confidence=0.9)
     assert verdict(summary) == (
         "tiny-selm iter0 beats the start: wins 100.0 % of prompts [100.0, 100.0], over 2 seeds, sampled at temperature 0.7. "
-        "b iter0 falls behind the start: wins 0.0 % of prompts [0.0, 0.0], sampled at temperature 0.7."
+        "b iter0 against the start: wins 0.0 % of prompts [0.0, 0.0], one seed and so no verdict, sampled at temperature 0.7."
     )
 
 
 def test_a_win_rate_is_called_as_both_of_its_intervals_have_it() -> None:
-    assert verdict_words(Interval(0.7, 0.6, 0.8)) == "beats the start: wins 70.0 % of prompts [60.0, 80.0]"
+    assert verdict_words(Interval(0.7, 0.6, 0.8, seeds=0.1)) == "beats the start: wins 70.0 % of prompts [60.0, 80.0]"
     # Three seeds of which one disagrees: the bootstrap alone would say that it beats.
     assert verdict_words(Interval(0.7, 0.6, 0.8, seeds=0.3), "iter1").startswith("cannot be told apart from iter1: wins 70.0 %")
 
@@ -78,7 +94,8 @@ def test_an_iteration_that_fell_is_named_with_its_numbers() -> None:
     (fall,) = falls([[run]], numbers(run))
     assert (fall["recipe"], fall["policy"], fall["went_with"]) == ("tiny-selm", "iter1", [])
     assert fall["sentence"] == (
-        "iter1 fell against iter0: true reward -0.500 [-0.500, -0.500], wins 0.0 % [0.0, 0.0] of prompts, sampled at temperature "
+        "iter1 fell against iter0, in this one seed: true reward -0.500 [-0.500, -0.500], "
+        "wins 0.0 % [0.0, 0.0] of prompts, sampled at temperature "
         "0.7 and decoded greedily. Nothing that is measured here stands out beside it."
     )
     run.policies["iter1"]["sampled"] = decoded(1.5)["sampled"]
@@ -86,7 +103,8 @@ def test_an_iteration_that_fell_is_named_with_its_numbers() -> None:
     assert "wins 0.0 % [0.0, 0.0] of prompts, decoded greedily." in fall["sentence"]
     assert after["policy"] == "iter2" and "sampled at temperature 0.7. " in after["sentence"]
     first = run_of(1.0, 0.0)
-    assert falls([[first]], numbers(first))[0]["sentence"].startswith("iter0 fell against the start: ")
+    assert falls([[first]], numbers(first))[0]["sentence"].startswith("iter0 fell against the start, in this one seed: ")
+    assert falls([[first]], numbers(first, seeds=2))[0]["sentence"].startswith("iter0 fell against the start: ")
     both = falls([[run], [replace(first, recipe="b")]], numbers(run, replace(first, recipe="b")))
     assert [each["sentence"].split(" fell")[0] for each in both] == ["tiny-selm: iter1", "tiny-selm: iter2", "b: iter0"]
 

@@ -21,8 +21,9 @@ from handbook_ext.reports.paper_verdicts import (
     judged,
     margin_of,
     paper_error,
-    pipeline_error,
     pipeline_spread,
+    rule_in_words,
+    run_to_run_error,
     scale_of,
     summary_of,
 )
@@ -113,8 +114,8 @@ def test_scales_and_margins_follow_from_the_measure() -> None:
     assert [margin_of(column(name), 1694) for name in (LC, MT_BENCH, "AlpacaEval 2 length")] == pytest.approx([5.0, 0.45, 84.7])
     assert scale_of(column("EQ-Bench, 0-shot", "selm2")) == 100.0
     assert (scale_of(column("Vicuna single", "sera1")), scale_of(column("Vicuna vs SFT", "sera1"))) == (9.0, 100.0)
-    assert pipeline_error(column(MT_BENCH)) == pipeline_error(column("Vicuna single", "sera1")) < pipeline_error(column(LC))
-    assert pipeline_error(column("AlpacaEval 2 length")) == pipeline_error(column("average", "selm2")) == 0.0
+    assert run_to_run_error(column(MT_BENCH)) == run_to_run_error(column("Vicuna single", "sera1")) < run_to_run_error(column(LC))
+    assert run_to_run_error(column("AlpacaEval 2 length")) == run_to_run_error(column("average", "selm2")) == 0.0
 
 
 @pytest.mark.parametrize(("ours", "model", "word", "why"), [
@@ -138,7 +139,7 @@ def test_nothing_of_another_model_is_ever_reproduced() -> None:
     for name in paper_table_names():
         table = read_paper_table(name)
         exact = {
-            key: Measurement(cell.number, cell.number, cell.number, judge=GPT4)
+            key: Measurement(cell.number, cell.number, cell.number, judge=GPT4, seeds=3)
             for key, cell in table.grid.items()
             if table.stand(*key) is not None and cell.number is not None
         }
@@ -168,9 +169,28 @@ def test_evaluation_and_training_are_told_apart_by_the_released_checkpoint() -> 
     assert found.training[CELL].word == "not comparable"
 
 
+def test_one_seed_borrows_the_run_to_run_variance_or_has_no_verdict() -> None:
+    """Where two releases of the authors give one, it is in the interval and said; else no number of prompts is a verdict."""
+    filling = Filling({CELL: of(24.25, 0.01)})
+    found = against_paper(SELM1, CELL, filling.ours[CELL])
+    assert found.high == pytest.approx(Z * math.hypot(0.01, 0.85, run_to_run_error(column(LC))))
+    assert any(line.startswith("One seed (1 cell): the interval is over prompts alone") for line in rule_in_words(SELM1, filling))
+    several = Filling({CELL: of(24.25, 0.01, seeds=3)})
+    assert not any(line.startswith("One seed") for line in rule_in_words(SELM1, several))
+    table = read_paper_table("selm2")
+    key = next(each for each in table.grid if each[2] == "average" and table.stand(*each) is not None)
+    exact = replace(of(float(table.grid[key].number or 0), 0.001), judge=None)
+    assert against_paper(table, key, exact).why.startswith("one seed")
+    assert against_paper(table, key, replace(exact, seeds=3)).word == "reproduced"
+    # The authors' own checkpoint was trained once, by them: there is no seed of ours in it.
+    assert against_paper(table, key, replace(exact, checkpoint="org/name")).word == "reproduced"
+    released = replace(exact, checkpoint="org/name")
+    assert judged(table, Filling({key: exact}, released={key: released})).training[key].word == "not comparable"
+
+
 def test_a_table_is_summed_up_in_one_sentence() -> None:
     keys = [("Zephyr-7B", row, LC) for row in ROWS]
-    ours = {keys[0]: of(24.3, 0.2), keys[1]: of(21.9, 0.2)}
+    ours = {keys[0]: of(24.3, 0.2, seeds=3), keys[1]: of(21.9, 0.2, seeds=3)}
     lacks = {("Zephyr-7B", ROWS[0], MT_BENCH): Lack("no judge")}
     filling = Filling(ours, lacks)
     found = summary_of(SELM1, filling, judged(SELM1, filling))
@@ -179,7 +199,11 @@ def test_a_table_is_summed_up_in_one_sentence() -> None:
         "+2.40 [+1.85, +2.95] in ours (yes); SELM beats iterative DPO at iteration 3 (Llama-3): +1.50 in the paper, "
         "not run in ours."
     )
-    weak = Filling({keys[0]: of(24.3), keys[1]: of(24.0)})
+    single = Filling({keys[0]: of(24.3, 0.2), keys[1]: of(21.9, 0.2, seeds=3)})
+    words = claim_in_ours(SELM1, SELM1.heading.claims[0], single)
+    half = Z * math.hypot(0.2, 0.2, run_to_run_error(column(LC)))
+    assert words.endswith(f"[{2.4 - half:+.2f}, {2.4 + half:+.2f}] in ours (cannot tell; one seed, run-to-run variance borrowed)")
+    weak = Filling({keys[0]: of(24.3, seeds=2), keys[1]: of(24.0, seeds=2)})
     assert claim_in_ours(SELM1, SELM1.heading.claims[0], weak).endswith("(cannot tell)")
     assert summary_of(SELM1, Filling(), judged(SELM1, Filling())) == "No cell of ours: the rows are quoted alone."
     assert judged(SELM1, Filling(lacks=lacks)).cells == {("Zephyr-7B", ROWS[0], MT_BENCH): Verdict("not run", why="no judge")}

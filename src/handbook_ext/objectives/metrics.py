@@ -23,21 +23,28 @@ CONFIDENCE = 0.95
 class Interval:
     """A mean with the two ends of its bootstrap interval, all in the unit of what was averaged.
 
-    `seeds` is half the width of Student's t interval over the means of the seeds, 0 where there is one seed.
+    `seeds` is half the width of Student's t interval over the means of the seeds; None of one seed, which says nothing
+    about how much another one differs.
     """
 
     value: float
     low: float
     high: float
-    seeds: float = 0.0
+    seeds: float | None = None
 
     def side(self, threshold: float) -> int:
-        """Returns 1 where both intervals lie above `threshold`, -1 where both lie below, else 0.
+        """Returns 1 where both intervals lie above `threshold`, -1 where both lie below, else 0; with one seed always 0.
 
         With few seeds the bootstrap alone is too narrow: it draws from the seeds at hand, as if there were no others.
         """
+        if self.seeds is None:
+            return 0
         low, high = min(self.low, self.value - self.seeds), max(self.high, self.value + self.seeds)
         return int(low > threshold) - int(high < threshold)
+
+    def side_here(self, threshold: float) -> int:
+        """Returns what `side` does, of these very policies where there is one seed: what another seed would say is left open."""
+        return int(self.low > threshold) - int(self.high < threshold) if self.seeds is None else self.side(threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +132,8 @@ def hierarchical_interval(
     of_seeds = np.array([array.mean() for array in arrays])
     count = len(arrays)
     # Student's t, since the spread is estimated from the same few means: for three seeds it is 4.30 standard errors, not 1.96.
-    spread = stdtrit(count - 1, 1 - tail) * of_seeds.std(ddof=1) / count**0.5 if count > 1 else 0.0
-    return Interval(float(of_seeds.mean()), float(low), float(high), float(spread))
+    spread = float(stdtrit(count - 1, 1 - tail) * of_seeds.std(ddof=1) / count**0.5) if count > 1 else None
+    return Interval(float(of_seeds.mean()), float(low), float(high), spread)
 
 
 def _nested_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.Generator) -> FloatArray:
@@ -223,6 +230,8 @@ def summarise_scores(
 def word_verdict(ours: str, theirs: str, won: Interval) -> str:
     """Returns a clause that names the better policy, but only where both intervals of the win rate agree (`Interval.side`)."""
     share = f"{100 * won.value:.1f} % [{100 * won.low:.1f}, {100 * won.high:.1f}]"
+    if won.seeds is None:
+        return f"{ours} against {theirs}, one seed and so no verdict: wins {share}"
     if won.side(0.5) > 0:
         return f"{ours} beats {theirs} in {share}"
     if won.side(0.5) < 0:

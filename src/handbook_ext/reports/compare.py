@@ -124,6 +124,8 @@ def compared_verdict(summary: Json) -> str:
     told = [test for test in family if test["side"]]
     if len(family) == 1:
         return f"{family[0]['words']}, {how}."
+    if all(test["win_rate"].seeds is None for test in family):
+        return f"One seed each, and so no verdict about any two of the {len(summary['runs'])} runs, {how} ({len(family)} tests)."
     if not told:
         return f"No two of the {len(summary['runs'])} runs can be told apart, {how} ({len(family)} tests)."
     beaten: dict[str, list[str]] = {}
@@ -132,6 +134,7 @@ def compared_verdict(summary: Json) -> str:
         won = test["win_rate"] if test["side"] > 0 else turned(test["win_rate"])
         beaten.setdefault(test[better], []).append(f"{test[worse]} ({percent(won)})")
     names = "; ".join(f"{better} beats {' and '.join(worse)}" for better, worse in beaten.items())
+    # A pair with one seed has no verdict: it is neither told apart nor found to be alike.
     rest = [f"{test['ours']} and {test['theirs']}" for test in family if not test["side"]]
     others = ", ".join(rest) if len(rest) <= NAMED else f"the other {len(rest)} pairs"
     return f"{names}{f'; {others} cannot be told apart' if rest else ''}; {how}."

@@ -82,4 +82,5 @@ def percent(interval: Interval | None) -> Interval | None:
     """Returns an interval of shares in %."""
     if interval is None:
         return None
-    return Interval(*(100 * each for each in (interval.value, interval.low, interval.high, interval.seeds)))
+    seeds = None if interval.seeds is None else 100 * interval.seeds
+    return Interval(*(100 * each for each in (interval.value, interval.low, interval.high)), seeds)

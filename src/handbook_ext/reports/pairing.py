@@ -107,11 +107,14 @@ def correct(family: Sequence[Json], confidence: float, verbs: tuple[str, str] = 
 def words_of(test: Json, level: float, verbs: tuple[str, str]) -> tuple[str, int]:
     """Returns a test in words, and 1, -1 or 0: better, worse, or not told apart.
 
-    Interval and corrected p-value must both say so, the interval over prompts and seeds.
+    Interval and corrected p-value must both say so, the interval over prompts and seeds. One seed each has no verdict: its
+    p-value is about these two policies, and another seed trains others.
     """
     won: Interval = test["win_rate"]
     p = f"p = {test['p_holm']:.2g}" + (f" after Holm's correction for {test['tests']} tests" if test["tests"] > 1 else "")
     share = f"wins {percent(won)} of prompts, {p}"
+    if won.seeds is None:
+        return f"{test['ours']} against {test['theirs']}, one seed each and so no verdict: {share}", 0
     side = won.side(0.5) if test["p_holm"] < level else 0
     if side:
         return f"{test['ours']} {verbs[side < 0]} {test['theirs']}: {share}", side

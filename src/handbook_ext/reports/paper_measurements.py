@@ -98,7 +98,7 @@ class Runs:
         return Measurement(
             value.value, low, high, way=way, over_prompts=error, n=value.n, missing=value.missing, judge=value.judge, seen=seen,
             prompts=evaluation.set.prompts, of=evaluation.set.of, judge_runs=value.runs, decoding=evaluation.decoding,
-            checkpoint=evaluation.policy.checkpoint,
+            checkpoint=evaluation.policy.checkpoint or (START if evaluation.policy.name == START else None),
         )  # fmt: skip
 
     def _refuse_stale(self, found: Sequence[tuple[Path, SetEvaluation]]) -> None:

@@ -18,6 +18,7 @@ POINTS = 9.0  # From 1 to 10.
 PERCENT = 100.0
 LC, MT_BENCH = "AlpacaEval 2 LC", "MT-Bench average"
 """The columns of which the authors' own two evaluations exist."""
+ONE_SEED = "one seed, and no run-to-run variance is published for this measure"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def against_paper(table: PaperTable, key: Key, ours: Measurement, model: str | N
     why = _why_not(table, column, ours, model)
     if why:
         return Verdict(NOT_COMPARABLE, gap, why=why)
-    noise = Noise(ours.error or 0.0, paper_error(column, ours), pipeline_error(column))
+    noise = Noise(ours.error or 0.0, paper_error(column, ours), run_to_run_error(column))
     return verdict_of(gap, noise, margin_of(column, printed), ours.confidence)
 
 
@@ -75,11 +76,12 @@ def paper_error(column: Column, ours: Measurement) -> float:
     return error * (math.sqrt(2) if column.over is not None and column.measure == "lc_win_rate" else 1.0)
 
 
-def pipeline_error(column: Column) -> float:
-    """Returns by how much two evaluations of one model differ: the root mean square between SELM's table 1 and its model cards.
+def run_to_run_error(column: Column) -> float:
+    """Returns by how much two runs of one recipe differ: the root mean square between SELM's table 1 and its model cards.
 
-    Measured for length-controlled win rates and for MT-Bench; assumed equal for other judged measures in percent and on 1 to 10.
-    What no judge marks (harness, lengths, a run's own files) has none: 0 is assumed.
+    Training, judge and pipeline are in it, whatever of them the authors ran twice. Measured for length-controlled win rates and
+    for MT-Bench; assumed equal for other judged measures in percent and on 1 to 10. For what no judge marks (harness, lengths, a
+    run's own files) nobody publishes one: 0, and a value of one seed then has no verdict.
     """
     if column.set in (HARNESS, RUN) or column.measure == "length":
         return 0.0
@@ -143,22 +145,28 @@ def claim_in_ours(table: PaperTable, claim: PaperClaim, filling: Filling) -> str
     gap, error = difference(ours[0], ours[1])
     if error is None:
         return f"{said}{gap:+.{digits}f} in ours, without an interval"
+    column = next(each for each in table.heading.columns if each.name == claim.column)
+    borrowed = ""
+    if any(_one_seed(each) for each in ours if each is not None):
+        if not run_to_run_error(column):
+            return f"{said}{gap:+.{digits}f} in ours, one seed and so no verdict"
+        error, borrowed = math.hypot(error, run_to_run_error(column)), "; one seed, run-to-run variance borrowed"
     found = verdict_of(gap, Noise(error), 0.0, ours[0].confidence)
     answer = beats(gap, error, ours[0].confidence)
-    return f"{said}{gap:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}] in ours ({answer})"
+    return f"{said}{gap:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}] in ours ({answer}{borrowed})"
 
 
 def rule_in_words(table: PaperTable, filling: Filling) -> list[str]:
     """Returns the lines that say by which rule and assumptions the verdicts of a table with values of ours came about."""
     if not filling.ours and not filling.released:
         return []
-    judged_columns = [column for column in table.heading.columns if column.set is not None and pipeline_error(column)]
+    judged_columns = [column for column in table.heading.columns if column.set is not None and run_to_run_error(column)]
     root, least, greatest, count = pipeline_spread(LC)
     lines = [
         f"Verdicts: reproduced, where the interval of the difference lies within {100 * MARGIN:g} % of the scale (5 points of a "
         "percentage, 0.45 of 1 to 10) or, where the scale has no end, of the paper's value; not reproduced, where it does not "
-        "and holds no 0; within noise otherwise. The interval adds our error, the paper's, and that of judge and pipeline, all "
-        "as if independent."
+        "and holds no 0; within noise otherwise. The interval adds our error, the paper's, and that from run to run, all as if "
+        "independent."
     ]
     if any(column.measure == "lc_win_rate" for column in table.heading.columns):
         lines.append(
@@ -170,9 +178,16 @@ def rule_in_words(table: PaperTable, filling: Filling) -> list[str]:
     if judged_columns:
         marks = pipeline_spread(MT_BENCH)[0]
         lines.append(
-            f"Judge and pipeline: the authors' model cards differ from their table 1 by {least:.1f} to {greatest:.1f} LC points "
+            "From run to run (training, judge, pipeline): "
+            f"the authors' model cards differ from their table 1 by {least:.1f} to {greatest:.1f} LC points "
             f"for the same {count} models (root mean square {root:.2f}; MT-Bench {marks:.2f}); assumed for the other judged "
             "columns of the same scale."
+        )
+    single = [key for key, each in filling.ours.items() if _one_seed(each)]
+    if single:
+        lines.append(
+            f"One seed ({len(single)} {'cell' if len(single) == 1 else 'cells'}): the interval is over prompts alone. What "
+            "another seed would change is borrowed from that run-to-run variance; where there is none, there is no verdict."
         )
     return lines
 
@@ -190,6 +205,10 @@ def _against_released(ours: Measurement, released: Measurement, column: Column, 
         return Verdict(NOT_COMPARABLE, gap, why="the released checkpoint was evaluated by another judge or decoding")
     if error is None:
         return Verdict(NOT_COMPARABLE, gap, why="without an interval")
+    if _one_seed(ours):
+        if not run_to_run_error(column):
+            return Verdict(NOT_COMPARABLE, gap, why=ONE_SEED)
+        error = math.hypot(error, run_to_run_error(column))
     return verdict_of(gap, Noise(error), margin_of(column, printed if printed is not None else released.value), ours.confidence)
 
 
@@ -202,7 +221,14 @@ def _why_not(table: PaperTable, column: Column, ours: Measurement, model: str | 
         return f"another judge: {ours.judge.model}, where the paper has {paper.words}"
     if column.measure == "annotation_hours":
         return "another machine"
-    return "no interval" if ours.error is None else ""
+    if ours.error is None:
+        return "no interval"
+    return ONE_SEED if _one_seed(ours) and not run_to_run_error(column) else ""
+
+
+def _one_seed(ours: Measurement) -> bool:
+    """Returns whether a value is of one training of ours: how much another seed's differs is then not in its error."""
+    return ours.seeds == 1 and ours.checkpoint is None
 
 
 def judge_of(table: PaperTable, column: Column) -> Judge | None:

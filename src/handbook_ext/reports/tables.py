@@ -20,6 +20,7 @@ from handbook_ext.reports.evaluations import Evaluator, judged_by_all, read_eval
 from handbook_ext.selection.sera import jaccard
 
 VERDICTS = {1: "agrees", 0: "cannot tell", -1: "disagrees"}
+ONE_SEED = "one seed, no verdict"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
 
 
 def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootstrap: Any) -> dict[str, Any]:
-    """Returns a claim's statistic with its interval, and the verdict: agrees, disagrees or cannot tell.
+    """Returns a claim's statistic with its interval, and the verdict: agrees, disagrees or cannot tell; none of one seed.
 
     The statistic is the win rate of the better row over the worse, or the difference of their shares of flipped labels. There
     is no win rate where the two rows were evaluated by different judges or on different prompts.
@@ -107,7 +108,10 @@ def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootst
     if claim.by == "flipped labels":
         difference = flip_rate_difference(better.swapped, worse.swapped, **bootstrap)
         # The better row keeps fewer flipped labels, so a difference below 0 agrees.
-        return judged | {"difference": difference, "verdict": VERDICTS[-difference.side(0)]}
+        return judged | {
+            "difference": difference,
+            "verdict": ONE_SEED if difference.seeds is None else VERDICTS[-difference.side(0)],
+        }
     matched = zip(better.scores[decoding], worse.scores[decoding], strict=True)
     if better.evaluators != worse.evaluators or not all(
         comparable({decoding: ours}, {decoding: theirs}) for ours, theirs in matched
@@ -115,7 +119,7 @@ def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootst
         verdict = "has no answer: the two are not judged by the same model on the same prompts"
         return judged | {"win_rate": None, "verdict": verdict}
     won = compare_scores(better.scores[decoding], worse.scores[decoding], **bootstrap)["win_rate"]
-    return judged | {"win_rate": won, "verdict": VERDICTS[won.side(0.5)]}
+    return judged | {"win_rate": won, "verdict": ONE_SEED if won.seeds is None else VERDICTS[won.side(0.5)]}
 
 
 def flip_rate_difference(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[str, bool]], **bootstrap: Any) -> Interval:

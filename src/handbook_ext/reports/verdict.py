@@ -69,7 +69,7 @@ def verdict(summary: Json) -> str:
         others = [
             f"{decoding_words(recipe['temperatures'][key])} it {verdict_words(one, short=True)}"
             for key, one in won.items()
-            if one.side(0.5) != won[primary].side(0.5)
+            if one.side_here(0.5) != won[primary].side_here(0.5)
         ]
         sentences.append("; ".join([words, *others]) + ".")
     return " ".join(sentences)
@@ -79,6 +79,8 @@ def verdict_words(won: Interval, than: str = "the start", *, short: bool = False
     """Returns what a win rate says of a policy and another one: `beats the start: wins 71.0 % of prompts [66.0, 76.0]`."""
     share = f"wins {percent(won)}" if short else f"wins {100 * won.value:.1f} % of prompts {percent(won, brackets=True)}"
     side = won.side(0.5)
+    if won.seeds is None:
+        return share if short else f"against {than}: {share}, one seed and so no verdict"
     if short:
         return f"{('falls behind', 'cannot be told apart', 'beats it')[side + 1]} ({share})"
     if side == 0:
@@ -104,17 +106,18 @@ def falls(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> list[Json]:
         many = f"{recipe['recipe']}: " if len(groups) > 1 else ""
         for before, now in zip(recipe["policies"], recipe["policies"][1:], strict=False):
             gains = {key: now[key]["vs_previous"] for key in recipe["temperatures"]}
-            fell = {key: each for key, each in gains.items() if each["gain"].side(0) < 0}
+            fell = {key: each for key, each in gains.items() if each["gain"].side_here(0) < 0}
             if not fell:
                 continue
             shown = min(fell, key=lambda key: key != summary["primary"])
             gain, won = fell[shown]["gain"], fell[shown]["win_rate"]
+            seed = ", in this one seed" if gain.seeds is None else ""
             how = " and ".join(decoding_words(recipe["temperatures"][key]) for key in dict.fromkeys([shown, *fell]))
             signs = went_with(runs, before, now, summary["primary"])
             words = f"It went with: {'; '.join(signs)}" if signs else "Nothing that is measured here stands out beside it"
             than = "the start" if before is recipe["policies"][0] else before["policy"]
             change = f"{summary['reward']} {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}], wins {percent(won)} of prompts"
-            sentence = f"{many}{now['policy']} fell against {than}: {change}, {how}. {words}."
+            sentence = f"{many}{now['policy']} fell against {than}{seed}: {change}, {how}. {words}."
             found.append({"recipe": recipe["recipe"], "policy": now["policy"], "sentence": sentence, "went_with": signs})
     return found
 

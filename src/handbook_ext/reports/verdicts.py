@@ -17,16 +17,16 @@ MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Noise:
-    """The standard errors of a difference: of our value, of the paper's, and between two evaluations of one model."""
+    """The standard errors of a difference: of our value, of the paper's, and between two runs of one recipe."""
 
     ours: float
     paper: float = 0.0
-    pipeline: float = 0.0
+    runs: float = 0.0
 
     @property
     def error(self) -> float:
         """The standard error of the difference: the root of the sum of the squares."""
-        return math.hypot(self.ours, self.paper, self.pipeline)
+        return math.hypot(self.ours, self.paper, self.runs)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def verdict_of(difference: float, noise: Noise, margin: float, confidence: float
     """Returns the verdict about a difference d of two values, of ours less the paper's, exactly by this rule.
 
     s is the root of the sum of the squares of three standard errors: of our value, of the paper's value, and of the difference
-    between two evaluations of one model by one recipe (judge and pipeline). The interval of the difference is d - z s to d + z s,
+    between two runs of one recipe (training, judge and pipeline). The interval of the difference is d - z s to d + z s,
     z being the two-sided normal quantile of `confidence`. Then it is
 
     - *reproduced* where the whole interval lies within -margin and margin, the ends included;
@@ -54,7 +54,7 @@ def verdict_of(difference: float, noise: Noise, margin: float, confidence: float
 
     So a value with a wide interval is never reproduced, however near it lies. Raises ValueError for a negative margin or error.
     """
-    if margin < 0 or min(noise.ours, noise.paper, noise.pipeline) < 0:
+    if margin < 0 or min(noise.ours, noise.paper, noise.runs) < 0:
         raise ValueError(f"margin {margin} and errors {noise} must not be negative")
     half = normal_quantile(confidence) * noise.error
     low, high = difference - half, difference + half
