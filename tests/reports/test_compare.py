@@ -17,7 +17,7 @@ from handbook_ext.reports.compare import compared_verdict, pairwise_tests, read_
 from handbook_ext.reports.pairing import Compared, matched_seeds, on_shared_prompts
 from handbook_ext.reports.run_report import FinishedRun, read_run, summarise_recipe
 from tests.recipe_folder import ROOT
-from tests.reports.test_run_report import make_run, write_manifest
+from tests.reports.written_run import make_run, write_manifest
 
 FEW = {"resamples": 50, "confidence": 0.9}
 

@@ -14,7 +14,7 @@ from handbook_ext.reports.compare import read_compared, summarise_compared
 from handbook_ext.reports.compare_sets import by_prompt, in_words, matched_verdicts, summarise_sets
 from handbook_ext.reports.pages import render_comparison
 from handbook_ext.reports.pairing import Compared
-from tests.reports.test_run_report import make_run, write_manifest
+from tests.reports.written_run import make_run, write_manifest
 
 FEW = {"resamples": 50, "confidence": 0.9}
 JUDGE = {"model": "judge-1", "kind": "single", "local": True, "temperature": 0.0}

@@ -15,7 +15,7 @@ from handbook_ext.reports.run_report import read_run, summarise
 from handbook_ext.reports.training_pairs import shown_pairs
 from tests.reports.browser import CHROMIUM, WHY_SKIPPED, asked
 from tests.reports.made_run import make_judged_run
-from tests.reports.test_run_report import make_run
+from tests.reports.written_run import make_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_SKIPPED)
 FEW = {"resamples": 50, "confidence": 0.9}

@@ -124,7 +124,7 @@ def test_a_value_of_ours_stands_beside_the_papers_with_interval_and_difference()
     shown = [lines[LC][name] for name in ("recipe", "policy", "paper", "ours", "low", "high", "difference")]
     assert shown == ["zephyr-selm", "iter3", "24.25", "23.904", "22.5", "25.31", "-0.346"]
     length = (*LC[:2], "AlpacaEval 2 length")
-    page = render_paper_table(table, "md", Filling({length: Measurement(1700.2, 1650, 1750)}))
+    page = render_paper_table(table, "md", Filling({length: Measurement(1700.2, 1650, 1750, seeds=3)}))
     assert "1694 (1700 [1650, 1750], +6, reproduced)" in page
 
 

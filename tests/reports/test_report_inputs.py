@@ -10,7 +10,8 @@ import pytest
 
 from handbook_ext.core.artifacts import manifest_path
 from handbook_ext.reports.run_report import read_run
-from tests.reports.test_run_report import SCRIPT, make_run, write_evaluation, write_manifest
+from tests.reports.test_run_report import SCRIPT
+from tests.reports.written_run import make_run, write_evaluation, write_manifest
 
 
 @pytest.mark.parametrize("asked", [None, ["iter1"], ["sft", "iter1"]])

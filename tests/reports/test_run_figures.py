@@ -17,7 +17,7 @@ from handbook_ext.reports.run_figures import BINS, answer_cap, draw_figures, dra
 from handbook_ext.reports.run_report import read_run, summarise
 from handbook_ext.reports.table_figures import differences, differences_by_side, win_rates
 from tests.reports.test_run_numbers import finished, scores
-from tests.reports.test_run_report import make_run
+from tests.reports.written_run import make_run
 
 
 def test_the_longest_that_an_answer_may_be_stands_where_lengths_do(tmp_path: Path) -> None:

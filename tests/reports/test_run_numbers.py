@@ -25,7 +25,7 @@ from handbook_ext.reports.run_report import (
     summarise,
     summarise_recipe,
 )
-from tests.reports.test_run_report import make_run, write_evaluation
+from tests.reports.written_run import make_run, write_evaluation
 
 FEW = {"resamples": 20, "confidence": 0.9}
 

@@ -44,5 +44,5 @@ def latex_cell(paper: str, ours: str | None) -> str:
 
 
 def markdown_escaped(text: object) -> str:
-    """Returns text that Markdown prints as it stands, in the cell of a table too."""
-    return re.sub(r"([\\`*_<|])", r"\\\1", str(text)).replace("\n", " ")
+    """Returns text that Markdown prints as it stands, in the cell of a table too: no tag, picture, link or heading of its own."""
+    return re.sub(r"([\\`*_<|\[\]]|^[#>+-])", r"\\\1", " ".join(str(text).splitlines()))

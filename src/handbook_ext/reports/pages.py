@@ -17,6 +17,7 @@ from handbook_ext.reports import run_figures, table_figures
 from handbook_ext.reports.answers import short
 from handbook_ext.reports.compare import compared_verdict
 from handbook_ext.reports.evaluations import Json
+from handbook_ext.reports.page_environment import markdown_escaped
 from handbook_ext.reports.pairing import Compared
 from handbook_ext.reports.run_report import FinishedRun
 from handbook_ext.reports.table_summary import TableNumbers
@@ -24,11 +25,11 @@ from handbook_ext.reports.verdict import falls, verdict
 
 
 def environment() -> jinja2.Environment:
-    """Returns the templates of the pages; names from recipes are escaped in HTML, in Markdown they stay as they are."""
+    """Returns the templates of the pages; HTML escapes by itself, texts of data and recipes pass the filter `md` in Markdown."""
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("handbook_ext.reports"), autoescape=jinja2.select_autoescape(["html.j2"], default=False)
     )
-    pages.filters |= {"fromjson": json.loads, "oneline": one_line}
+    pages.filters |= {"fromjson": json.loads, "oneline": one_line, "md": markdown_escaped}
     return pages
 
 
