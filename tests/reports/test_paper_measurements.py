@@ -23,6 +23,7 @@ from handbook_ext.reports.paper_measurements import read_filling
 from handbook_ext.reports.paper_pages import render_paper_table
 from handbook_ext.reports.paper_tables import read_paper_table
 from handbook_ext.reports.run_sets import sets_of
+from handbook_ext.reports.set_results import set_measures
 from tests.reports.set_files import GPT4_TURBO, measure, row, write_set
 from tests.reports.test_paper_pages import html_rows, latex_rows, markdown_rows
 from tests.workspace import ROOT
@@ -101,6 +102,11 @@ def test_a_judge_that_stopped_and_a_policy_that_was_trained_again_are_told(tmp_p
         (policy / "manifest.json").write_text(json.dumps(manifest | {"policy": sha}))
         assert (SELM3 in read_filling(SELM1, tmp_path).ours) == there
     assert "is of another policy than" in read_filling(SELM1, tmp_path).lacks[SELM3].reason
+    # Another seed, which is as it was measured, still fills the cell alone.
+    write_set(tmp_path / "zephyr-selm-seed2/iter3", {"lc_win_rate": measure(20.0)})
+    filling = read_filling(SELM1, tmp_path)
+    assert (filling.ours[SELM3].value, filling.ours[SELM3].seeds) == (20.0, 1)
+    assert any(note.startswith("left out: ") and "is of another policy than" in note for note in filling.notes)
 
 
 def test_a_damaged_evaluation_is_an_error_and_no_reason(tmp_path: Path) -> None:
@@ -130,6 +136,7 @@ def test_a_report_leaves_out_what_was_measured_on_a_policy_that_was_trained_agai
         (run / "iter3/policy/manifest.json").write_text(json.dumps(manifest | {"policy": sha}))
         found = sets_of(run, ["sft", "iter2", "iter3"])
         assert found is not None and found["policies"] == policies
+        assert {each.policy for each in set_measures(run, ["iter2", "iter3"])} == {*policies}
         told = [each for each in found["remarks"] if "is of another policy" in each and "SETS=alpaca" in each]
         assert len(told) == 2 - len(policies)
 

@@ -46,8 +46,12 @@ def test_the_cells_of_a_run_are_those_that_its_recipe_stands_for(tmp_path: Path)
     assert not any(row.startswith("DPO Iter") for _, row, _ in cells)
     assert cells[CELL] == {
         "table": CELL[0], "row": CELL[1], "column": CELL[2], "policy": "iter3", "paper": "24.25",
-        "ours": "24.00\u2020 [23.02, 24.98]", "verdict": "reproduced", "why": "",
+        "ours": "24.00\u2020 [23.02, 24.98]", "verdict": "reproduced", "why": "", "seeds": 1,
     }  # fmt: skip
+    write_set(tmp_path / "zephyr-selm-seed2/iter3", {"lc_win_rate": measure(25.0, 0.5)})
+    more = reproduction(tmp_path / "zephyr-selm", "zephyr-selm")
+    assert by_cell(more)[CELL]["seeds"] == 2
+    assert more is not None and more["sentence"].endswith(" Up to 2 seeds beside this run are pooled in a cell.")
     start = cells["selm1", "Zephyr-7B-SFT", "AlpacaEval 2 LC"]
     assert (start["policy"], start["ours"], start["verdict"]) == ("start", "not run", "not run")
     assert start["why"].endswith("make zephyr-selm-start-eval SETS=alpaca")

@@ -55,6 +55,18 @@ def test_a_part_of_a_set_what_training_has_seen_and_unread_verdicts_are_told(tmp
     ]
 
 
+def test_what_training_has_seen_is_told_of_each_policy_where_they_differ(tmp_path: Path) -> None:
+    """The policy that a run starts from was trained by others: it is the first, and speaks for itself alone."""
+    write_set(tmp_path / "start", {"lc_win_rate": measure(9.0)})
+    write_set(tmp_path / "iter1", {"lc_win_rate": measure(9.0)}, prompts=100, overlap=3)
+    write_set(tmp_path / "iter2", {"lc_win_rate": measure(9.0)}, prompts=100, overlap=3)
+    found = sets_of(tmp_path, POLICIES)
+    assert found is not None and found["remarks"] == [
+        "alpaca: the first 100 of its 805 prompts (iter1, iter2)",
+        "alpaca: training has seen 3 of the 805 prompts (iter1, iter2)",
+    ]
+
+
 def test_an_unread_verdict_is_counted_once_however_many_measures_are_made_of_it(tmp_path: Path) -> None:
     turns = GPT4_TURBO | {"kind": "single"}
     marks = {name: measure(5.0, missing=missing, judge=turns) for name, missing in (("average", 5), ("turn1", 2), ("turn2", 3))}

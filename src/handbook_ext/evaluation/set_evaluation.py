@@ -138,3 +138,18 @@ def set_evaluations(run: Path) -> dict[tuple[str, str], Path]:
     """Returns the evaluations that are finished in a run's folder, by policy and set."""
     found = sorted(run.glob("*/*/eval.json"))
     return {(path.parts[-3], path.parts[-2]): path for path in found if path.with_name("eval.manifest.json").is_file()}
+
+
+def current_evaluations(run: Path) -> tuple[dict[tuple[str, str], SetEvaluation], dict[tuple[str, str], str]]:
+    """Returns a run's finished evaluations by policy and set, and of those whose policy was trained again since, what is wrong.
+
+    Raises UserError for one that cannot be read.
+    """
+    current, stale = {}, {}
+    for key, path in set_evaluations(run).items():
+        one = read_set_evaluation(path)
+        if (told := of_another_policy(path, one)) is None:
+            current[key] = one
+        else:
+            stale[key] = told
+    return current, stale

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation, read_set_evaluation, set_evaluations
+from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation, current_evaluations
 from handbook_ext.objectives.metrics import Scores
 from handbook_ext.reports.evaluations import Json, read_json
 from handbook_ext.reports.pairing import Compared, correct, paired, same_seeds
@@ -23,7 +23,8 @@ def summarise_sets(compared: Sequence[Compared], **bootstrap: Any) -> Json:
     """Returns the measures of the sets that several runs' last policies have: `rows`, `tests`, and what is left out, in words."""
     found = {each.label: [read_sets(run, each.last) for run in each.runs] for each in compared}
     names = list(dict.fromkeys(name for runs in found.values() for run in runs for name in run))
-    rows, tests, left_out = [], [], []
+    stale = [current_evaluations(run.folder)[1] for each in compared for run in each.runs]
+    rows, tests, left_out = [], [], [told for each in stale for told in each.values()]
     for name in names:
         of_set = {label: [run[name] for run in runs if name in run] for label, runs in found.items()}
         if sum(map(bool, of_set.values())) < 2:
@@ -48,9 +49,9 @@ def summarise_sets(compared: Sequence[Compared], **bootstrap: Any) -> Json:
 
 
 def read_sets(run: FinishedRun, policy: str) -> Sets:
-    """Returns the finished evaluations of a run's policy by set."""
-    found = set_evaluations(run.folder)
-    return {name: read_set_evaluation(path) for (owner, name), path in found.items() if owner == policy}
+    """Returns the finished evaluations of a run's policy by set, without those made before it was trained again."""
+    current, _ = current_evaluations(run.folder)
+    return {name: one for (owner, name), one in current.items() if owner == policy}
 
 
 def in_words(measures: Sequence[MeasuredValue]) -> str:

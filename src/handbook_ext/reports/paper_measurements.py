@@ -79,7 +79,7 @@ class Runs:
                 )
             there = f"{folders[0] / policy / name / 'eval.json'} is not there"
             raise NotRunError(f"{there}: make {goal} SETS={name}{checkpoints}", recipe, policy, name)
-        self._refuse_stale(found)
+        found = self._current(found)
         alike = [self._value(path, each, measure) for path, each in found if _alike(each, found[0][1], measure)]
         for path, each in found:
             if not _alike(each, found[0][1], measure):
@@ -101,11 +101,13 @@ class Runs:
             checkpoint=evaluation.policy.checkpoint or (START if evaluation.policy.name == START else None),
         )  # fmt: skip
 
-    def _refuse_stale(self, found: Sequence[tuple[Path, SetEvaluation]]) -> None:
-        """Raises NotRunError where a run's policy is no longer the one that was evaluated."""
-        for path, evaluation in found:
-            if (stale := of_another_policy(path, evaluation)) is not None:
-                raise NotRunError(stale)
+    def _current(self, found: Sequence[tuple[Path, SetEvaluation]]) -> list[tuple[Path, SetEvaluation]]:
+        """Returns the evaluations of the policies that are there now; the others are told. Raises NotRunError where none is."""
+        stale = {path: told for path, evaluation in found if (told := of_another_policy(path, evaluation)) is not None}
+        if len(stale) == len(found):
+            raise NotRunError(next(iter(stale.values())))
+        self.notes |= dict.fromkeys(f"left out: {told}" for told in stale.values())
+        return [(path, evaluation) for path, evaluation in found if path not in stale]
 
 
 def seed_folders(runs: Path, recipe: str) -> list[Path]:

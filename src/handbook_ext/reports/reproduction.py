@@ -22,8 +22,8 @@ Json = dict[str, Any]
 def reproduction(folder: Path, recipe: str) -> Json | None:
     """Returns the paper's part of a run's report, None for a recipe that stands for no cell of a printed table.
 
-    `sentence` counts the verdicts; `cells` are the run's cells with the paper's value, ours in words, its verdict and why it is
-    not run; `deviations` what the run did otherwise than its paper, none where nothing of it is finished.
+    `sentence` counts the verdicts; `cells` are the run's cells with the paper's value, ours in words, its verdict, why it is not
+    run, and the seeds in it; `deviations` what the run did otherwise than its paper, none where nothing of it is finished.
     """
     cells: list[Json] = []
     otherwise: dict[str, Json] = {}
@@ -37,12 +37,14 @@ def reproduction(folder: Path, recipe: str) -> Json | None:
             otherwise[each.what] = asdict(each)
     if not cells:
         return None
+    pooled = max((cell["seeds"] for cell in cells), default=1)
     counts = Counter(cell["verdict"] for cell in cells)
     run = len(cells) - counts[NOT_RUN]
     words = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != NOT_RUN)
     told = f"{run} were run{f': {words}' if words else ''}"
     return {
-        "sentence": f"Of the {len(cells)} cells of the papers' tables that {recipe} stands for, {told}.",
+        "sentence": f"Of the {len(cells)} cells of the papers' tables that {recipe} stands for, {told}."
+        + (f" Up to {pooled} seeds beside this run are pooled in a cell." if pooled > 1 else ""),
         "cells": cells, "deviations": list(otherwise.values()),
     }  # fmt: skip
 
@@ -53,8 +55,9 @@ def _cells(table: PaperTable, filling: Filling, recipe: str) -> Iterator[Json]:
     for key, stand in filling.stands.items():
         if stand.recipe != recipe or key not in verdicts.cells:
             continue
-        cell, verdict = table.grid[key], verdicts.cells[key]
+        cell, verdict, ours = table.grid[key], verdicts.cells[key], filling.ours.get(key)
         yield {
             "table": table.name, "row": key[1], "column": key[2], "policy": stand.policy or "last", "paper": cell.value,
-            "ours": in_words(cell, filling.ours.get(key), None), "verdict": verdict.word, "why": verdict.why,
+            "ours": in_words(cell, ours, None), "verdict": verdict.word, "why": verdict.why,
+            "seeds": 1 if ours is None else ours.seeds,
         }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from handbook_ext.evaluation.set_evaluation import SetEvaluation, of_another_policy, read_set_evaluation, set_evaluations
+from handbook_ext.evaluation.set_evaluation import SetEvaluation, current_evaluations
 from handbook_ext.graph.rules_benchmarks import RELEASED
 from handbook_ext.reports.compare_sets import in_words
 from handbook_ext.reports.evaluations import Json
@@ -21,10 +21,7 @@ def sets_of(folder: Path, policies: Iterable[str]) -> Json | None:
     and a value in words by policy. `remarks` say how many of a set's prompts were asked, what training has seen, what is missing.
     An evaluation of a policy that was trained again since is left out, and a remark says so.
     """
-    paths = set_evaluations(folder)
-    every = {key: read_set_evaluation(path) for key, path in paths.items()}
-    stale = {key: told for key, one in every.items() if (told := of_another_policy(paths[key], one)) is not None}
-    found = {key: one for key, one in every.items() if key not in stale}
+    found, stale = current_evaluations(folder)
     released = sorted({policy for policy, _ in found if policy.startswith(RELEASED)})
     names = [name for name in (*policies, *released) if any(policy == name for policy, _ in found)]
     if not names and not stale:
@@ -44,15 +41,22 @@ def sets_of(folder: Path, policies: Iterable[str]) -> Json | None:
 
 def _remarks(name: str, by_policy: dict[str, SetEvaluation]) -> list[str]:
     """Returns what a reader of a set's values must know."""
-    one = next(iter(by_policy.values()))
-    remarks = []
-    if one.set.prompts < one.set.of:
-        remarks.append(f"{name}: the first {one.set.prompts} of its {one.set.of} prompts")
-    if one.contaminated.overlap:
-        remarks.append(f"{name}: training has seen {one.contaminated.overlap} of the {one.contaminated.of} prompts")
+    asked = {policy: (one.set.prompts, one.set.of) for policy, one in by_policy.items()}
+    seen = {policy: (one.contaminated.overlap, one.contaminated.of) for policy, one in by_policy.items()}
+    remarks = [f"{name}: the first {count} of its {of} prompts{whose}" for (count, of), whose in _by_value(asked) if count < of]
+    remarks += [
+        f"{name}: training has seen {count} of the {of} prompts{whose}" for (count, of), whose in _by_value(seen) if count
+    ]
     missing = {policy: _missing(found) for policy, found in by_policy.items()}
     told = ", ".join(f"{count} of {policy}" for policy, count in missing.items() if count)
     return [*remarks, *([f"{name}: verdicts that could not be read: {told}"] if told else [])]
+
+
+def _by_value(values: dict[str, tuple[int, int]]) -> list[tuple[tuple[int, int], str]]:
+    """Returns each value once, with the policies that have it in words; without words where all have the same."""
+    every = list(dict.fromkeys(values.values()))
+    named = {one: ", ".join(policy for policy, value in values.items() if value == one) for one in every}
+    return [(one, f" ({named[one]})" if len(every) > 1 else "") for one in every]
 
 
 def _missing(found: SetEvaluation) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation, read_set_evaluation, set_evaluations
+from handbook_ext.evaluation.set_evaluation import MeasuredValue, SetEvaluation, current_evaluations
 
 # Where the prompts of a set are from, as the hub calls it.
 DATA_IDS = {"alpaca": "tatsu-lab/alpaca_eval", "mtbench": "HuggingFaceH4/mt_bench_prompts"}
@@ -41,12 +41,15 @@ class SetMeasure:
 
 
 def set_measures(run: Path, policies: Sequence[str]) -> list[SetMeasure]:
-    """Returns every measure of the policies on prompt sets, in the order of the policies, sets and measures."""
+    """Returns every measure of the policies on prompt sets, in the order of the policies, sets and measures.
+
+    An evaluation of a policy that was trained again since says nothing about the one that is there, and is left out.
+    """
+    current, _ = current_evaluations(run)
     return [
         SetMeasure(policy, chosen, name, one, found)
-        for (policy, chosen), path in sorted(set_evaluations(run).items(), key=lambda each: policies_first(each[0], policies))
+        for (policy, chosen), found in sorted(current.items(), key=lambda each: policies_first(each[0], policies))
         if policy in policies
-        for found in [read_set_evaluation(path)]
         for name, one in found.measures.items()
     ]
 
