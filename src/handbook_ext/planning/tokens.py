@@ -15,7 +15,8 @@ from handbook_ext.graph.stages import CheckStage, Limits
 from handbook_ext.judging.reward_model import judged_ids
 from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import encode_pairs
-from handbook_ext.policies.models import generation_ends, load_tokenizer, loading_errors
+from handbook_ext.policies.loading import loading_errors
+from handbook_ext.policies.models import generation_ends, load_tokenizer
 from handbook_ext.policies.text_tokens import TextTokens
 from handbook_ext.recipes.settings import RankSettings
 from handbook_ext.sampling.generation import jobs_of
