@@ -51,7 +51,7 @@ class MarkComplete(TrainerCallback):
 
 
 def checksums(folder: Path) -> dict[str, list[int | None]]:
-    """Returns size in bytes and CRC-32 of each file of a checkpoint by its relative name; None for files of over CHECKED bytes."""
+    """Returns size in bytes and CRC-32 of each file of a checkpoint by its relative name; no CRC (None) of files above 2 GiB."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((COMPLETE, f".{COMPLETE}")))
     return {path.relative_to(folder).as_posix(): _record(path) for path in files}
 
@@ -120,9 +120,8 @@ def resume_point(workspace: Path, launch: Launch) -> str | None:
 def _complete(folder: Path) -> list[Path]:
     """Returns the whole checkpoints of a folder, the newest last."""
     # By number: as text, checkpoint-9 comes after checkpoint-10.
-    return sorted(
-        (path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")), key=lambda path: int(path.name.split("-")[-1])
-    )
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
 
 
 def _record(path: Path) -> list[int | None]:

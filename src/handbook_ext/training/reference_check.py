@@ -48,8 +48,8 @@ class ReferenceCheck:
             return None
         if math.isnan(difference):
             return (
-                "the untrained policy's log-probs, or those stored for it, are NaN: the policy has weights or activations that are "
-                "no numbers; train from another, or set model.dtype: float32 if it overflows in bfloat16"
+                "the untrained policy's log-probs, or those stored for it, are NaN: the policy has weights or activations that "
+                "are no numbers; train from another, or set model.dtype: float32 if it overflows in bfloat16"
             )
         return (
             f"the untrained policy differs from its stored log-probs by {difference / max(tokens, 1):.2g} nats per token, in the "
