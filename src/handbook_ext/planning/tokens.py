@@ -15,8 +15,7 @@ from handbook_ext.graph.stages import CheckStage, Limits
 from handbook_ext.judging.reward_model import judged_ids
 from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import encode_pairs
-from handbook_ext.policies.loading import loading_errors
-from handbook_ext.policies.models import generation_ends, load_tokenizer
+from handbook_ext.policies.models import generation_ends, load_tokenizer, loading_errors
 from handbook_ext.policies.text_tokens import TextTokens
 from handbook_ext.recipes.settings import RankSettings
 from handbook_ext.sampling.generation import jobs_of
@@ -212,7 +211,7 @@ def refuse_wrong_judging(rank: RankSettings, examples: Sequence[OfflinePair]) ->
     """Raises UserError where a reward model's template leaves out a text, or writes not exactly one BOS."""
     source = str(rank.model)
     with loading_errors(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=rank.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=rank.revision, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise UserError(f"rank.model: the tokenizer of {source} has no chat template; use a reward model that has one")
     for row in examples:

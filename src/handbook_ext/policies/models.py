@@ -92,10 +92,18 @@ def generation_ends(source: str, settings: ModelSettings, *, trained_here: bool)
     except OSError:
         if adapter is not None:
             return generation_ends(adapter.base, _of_base(settings, adapter), trained_here=False)
-        with loading_errors(source):
-            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
-        found = getattr(config, "eos_token_id", None)
+        found = getattr(config_of(source, settings, trained_here=trained_here), "eos_token_id", None)
     return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+
+
+def config_of(source: str, settings: ModelSettings, *, trained_here: bool) -> Any:
+    """Returns the configuration of a checkpoint; an adapter has its base's. Raises UserError where there is none."""
+    revision = None if trained_here else settings.revision
+    with loading_errors(source):
+        adapter = find_adapter(source, revision)
+        if adapter is not None:
+            return config_of(adapter.base, _of_base(settings, adapter), trained_here=False)
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
 
 
 def policy_hash(source: str, settings: ModelSettings, hash_of: Callable[[Path], str] = sha256_of) -> str:
