@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.utils import hub
 
 from handbook_ext.core.errors import UserError
@@ -252,6 +255,27 @@ def test_what_is_no_pairrm_is_refused_in_a_line(folders: dict[str, Path], tmp_pa
     (odd / "model.safetensors").write_bytes((folders["PairRM"] / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"was made for another vocabulary|do not fit"):
         load_pairrm(str(odd))
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda w: w.pop("head_layer.1.bias"), r"lacks 1 weight \(head_layer.1.bias\)"),
+        (lambda w: w.update(more=torch.ones(1)), r"has 1 weight \(more\)"),
+        (lambda w: w["head_layer.1.bias"].fill_(float("nan")), r"the weight head_layer.1.bias holds NaN"),
+    ],
+    ids=["missing", "unexpected", "nan"],
+)
+def test_weights_that_are_not_those_of_a_pairrm_are_refused_by_name(
+    edit: Callable[[Any], Any], words: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folders["PairRM"], tmp_path / "edited")
+    weights = load_file(tmp_path / "edited/model.safetensors")
+    edit(weights)
+    save_file(weights, tmp_path / "edited/model.safetensors")
+    with pytest.raises(UserError, match=words) as refused:
+        load_pairrm(str(tmp_path / "edited"))
+    assert "\n" not in str(refused.value)
 
 
 def test_the_text_encoder_takes_all_sets_in_one_batch(folders: dict[str, Path]) -> None:

@@ -190,8 +190,6 @@ def test_a_checkpoint_in_a_folder_must_be_whole(folder: Path) -> None:
     assert told("mine-selm-iter0") == []
     (own / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model.safetensors", "v": "gone.safetensors"}}')
     assert "holds no whole checkpoint: config.json with all its safetensors files" in told("mine-selm-iter0")[1]
-    mine(CHECKPOINT.format("./nowhere/at/all", ""))
-    assert "there is no folder './nowhere/at/all'; correct the path" in told("mine-selm-iter0")[1]
 
 
 @pytest.mark.parametrize("cut", [slice(0, -1), slice(0, 0), slice(0, 12), slice(9, None)])

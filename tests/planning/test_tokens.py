@@ -12,7 +12,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair, assistant, user
 from handbook_ext.graph.rules_run import check_rule
 from handbook_ext.graph.stages import CheckStage
-from handbook_ext.planning import tokens
+from handbook_ext.planning import context, tokens
 from tests.conftest import TEXTS
 from tests.policies.families import FAMILIES, tokenizer_of
 from tests.recipe_folder import enter_folder, mine
@@ -63,6 +63,22 @@ def rows(count: int = 6, words: int = 1) -> list[OfflinePair]:
         OfflinePair.of(f"p{n}", user(" ".join([TEXTS[0]] * (1 + n % 3) * words)), assistant(TEXTS[1]), assistant(TEXTS[2]))
         for n in range(count)
     ]
+
+
+def test_a_limit_beyond_the_context_of_the_policy_is_refused(saved: Callable[..., Path]) -> None:
+    start = START.format(saved(), "null") + "sft: null\n"
+    context.refuse_unfitting(settings_of(start + "train: {max_length: 2048}\n"))
+    with pytest.raises(UserError, match=r"iter0: train.max_length is 2049, but the context of .*start is 2048 tokens; set it"):
+        context.refuse_unfitting(settings_of(start + "train: {max_length: 2049}\n"))
+    with pytest.raises(UserError, match=r"sft.max_length is 2049, but the context of model.architecture is 2048 tokens"):
+        context.refuse_unfitting(settings_of("sft: {max_length: 2049}\n"))
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(saved: Callable[..., Path]) -> None:
+    folder = saved()
+    (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 319}')
+    with pytest.raises(UserError, match=r"numbers its entries up to 319 \(.*\), but the embedding has 319 rows"):
+        context.refuse_unfitting(settings_of(START.format(folder, "null") + "sft: null\n"))
 
 
 def test_a_checkpoint_that_renders_well_is_accepted_and_nothing_is_cut(saved: Callable[..., Path]) -> None:

@@ -127,6 +127,18 @@ def halve(path: Path) -> None:
     save_file({name: weight for name, weight in load_file(path).items() if "layers.0" in name}, path)
 
 
+def rename(path: Path) -> None:
+    """Adds the weights of a layer that the base does not have."""
+    weights = load_file(path)
+    save_file(weights | {name.replace("layers.1", "layers.5"): each.clone() for name, each in weights.items()}, path)
+
+
+def poison(path: Path) -> None:
+    weights = load_file(path)
+    weights[min(weights)].view(-1)[0] = float("nan")
+    save_file(weights, path)
+
+
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
@@ -136,8 +148,13 @@ def halve(path: Path) -> None:
         (lambda a: spoil(a, r=7), "does not fit its base .*size mismatch"),
         (lambda a: (a / "adapter_model.safetensors").write_bytes(b"no"), "does not fit its base"),
         (lambda a: halve(a / "adapter_model.safetensors"), r"does not fit its base .*missing adapter keys.*layers\.1"),
+        (
+            lambda a: rename(a / "adapter_model.safetensors"),
+            r"has 8 weights \(.*layers\.5\..*, \.\.\.\), which this",
+        ),
+        (lambda a: poison(a / "adapter_model.safetensors"), r"the weight gpt_neox\.layers\.0\..* holds NaN"),
     ],
-    ids=["no_base", "unnamed_base", "pickle", "rank", "broken", "half"],
+    ids=["no_base", "unnamed_base", "pickle", "rank", "broken", "half", "unexpected", "nan"],
 )
 def test_an_adapter_that_cannot_be_had_is_one_line(saved: Path, mistake: Callable[[Path], Any], words: str) -> None:
     mistake(saved / "adapter")

@@ -46,16 +46,21 @@ def test_training_resumes_from_its_own_kind_of_launch_and_says_what_it_cannot_re
     launch, own = under(kind, monkeypatch, processes), FOLDERS[kind, processes]
     for step, folder in enumerate(sorted(set(FOLDERS.values())), start=1):
         (tmp_path / folder / f"checkpoint-{step}").mkdir(parents=True)
-        (tmp_path / folder / f"checkpoint-{step}" / COMPLETE).touch()
+        (tmp_path / folder / f"checkpoint-{step}" / COMPLETE).write_text('{"files": {}}')
+    first: dict[str, Any] = {}  # What the first process tells the others.
+    monkeypatch.setattr(Launch, "told", lambda self, value: first.setdefault("told", value) if self.main else first["told"])
     found = resume_point(tmp_path, launch)
     assert found is not None and Path(found).parent == tmp_path / own
     assert capsys.readouterr().err == ""
+    assert resume_point(tmp_path, Launch(1, processes, launch.device)) == found
+    assert capsys.readouterr().err == ""
     (Path(found) / COMPLETE).unlink()
-    assert resume_point(tmp_path, Launch(1, processes, launch.device)) is None
-    assert capsys.readouterr().err == ""  # The first process alone says it.
+    first.clear()
     assert resume_point(tmp_path, launch) is None
     others = ", ".join(sorted({*FOLDERS.values()} - {own}))
     assert f"this one ({own}) cannot read {others}; it starts from the beginning" in capsys.readouterr().err
+    assert resume_point(tmp_path, Launch(1, processes, launch.device)) is None
+    assert capsys.readouterr().err == ""  # The first process alone says it.
 
 
 def test_a_first_start_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,3 +286,18 @@ iterations: {iter0: {}, iter1: {select: {rule: sera}, train: {truncation: always
 """
     with pytest.raises(UserError, match=r"iter1: train.max_length, .*truncation, legacy_template must be the same in all iterat"):
         mine(text)
+
+
+def test_a_checkpoint_lies_beside_the_recipe_or_here_and_what_is_no_folder_is_of_the_hub(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    for name in ("recipes/mine/models/x", "models/x", "models/y", "recipes/mine/org/own"):
+        (folder / name).mkdir(parents=True)
+    for stated, found in {
+        "./models/x": "recipes/mine/models/x", "models/x": "recipes/mine/models/x", "./models/y": "./models/y",
+        "models/y": "models/y", f"{folder}/models/y": f"{folder}/models/y", "~/models/y": f"{folder}/models/y",
+        "org/own": "recipes/mine/org/own", "org/other": "org/other",
+    }.items():  # fmt: skip
+        run = mine(f"model: {{name_or_path: {stated}}}\nrank: {{fit: {{model: {stated}}}}}\n")
+        assert (run.settings.model.name_or_path, run.settings.rank.fit.model) == (found, found)

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from handbook_ext.core.errors import UserError
 from handbook_ext.judging.deberta import DebertaReader, readable
 from handbook_ext.policies.fetching import fetched
-from handbook_ext.policies.models import loading_errors, without_dropout
+from handbook_ext.policies.loading import first_not_finite, loading_errors, refuse_other_weights
+from handbook_ext.policies.models import without_dropout
 
 SOURCE, CANDIDATE1, CANDIDATE2, CANDIDATE = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
 MARKERS = (SOURCE, CANDIDATE1, CANDIDATE2, CANDIDATE)
@@ -82,22 +83,38 @@ def load_pairrm(source: str, revision: str | None = None) -> tuple[PairNetwork, 
         )
     base = str(about.get("model_name") or folder) if original else str(folder)
     with loading_errors(base):
-        config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     # As special tokens, so that none of them comes out of a text.
     tokenizer.add_tokens(list(MARKERS), special_tokens=True)
     without_dropout(config)
-    state = load_file(weights)
+    with loading_errors(f"rank.model: {source}"):
+        state = load_file(weights)
     embeddings = [name for name in state if name.endswith("word_embeddings.weight")]
     if not embeddings:
         raise UserError(f"rank.model: {source} has no word embeddings among its weights; name a PairRM")
     config.vocab_size = len(state[embeddings[0]])
     network = PairNetwork(config, int(about.get("n_tasks") or 1))
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"rank.model: the weights of {source} do not fit {base} ({str(error).splitlines()[1].strip()})") from None
+    fill(network, state, source, base)
     if config.vocab_size < len(tokenizer) or (original and config.vocab_size > len(tokenizer)):
         raise UserError(
             f"rank.model: {source} was made for another vocabulary than that of {base}; name the model of its training"
         )
     return network, tokenizer
+
+
+def fill(network: PairNetwork, state: dict[str, Tensor], source: str, base: str) -> None:
+    """Puts stored weights into the network; raises UserError where they are not exactly its own, or not finite numbers."""
+    wanted = {name: list(weight.shape) for name, weight in network.state_dict().items()}
+    shapes = {
+        name: f"{list(weight.shape)} instead of {wanted[name]}"
+        for name, weight in state.items()
+        if name in wanted and list(weight.shape) != wanted[name]
+    }
+    refuse_other_weights(
+        f"rank.model: {source}", wanted.keys() - state.keys(), state.keys() - wanted.keys(), shapes, f"PairRM on {base}"
+    )
+    broken = first_not_finite(state.items())
+    if broken is not None:
+        raise UserError(f"rank.model: {source}: {broken}; fetch it again, or name another")
+    network.load_state_dict(state)

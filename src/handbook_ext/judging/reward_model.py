@@ -13,6 +13,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages, assistant
 from handbook_ext.judging.ranker import Pointwise, Verdict, by_length
 from handbook_ext.policies.conversations import conversation, kept_end
+from handbook_ext.policies.loading import load_whole, loading_errors, refuse_not_finite
 from handbook_ext.policies.models import without_dropout
 from handbook_ext.policies.text_tokens import TextTokens
 
@@ -33,12 +34,15 @@ class RewardModel(Pointwise):
         Raises UserError for what is no classifier, or has not that output.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            with loading_errors(source):
+                tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
             dtype = torch.bfloat16 if bf16 else None
-            model = AutoModelForSequenceClassification.from_pretrained(source, revision=revision, dtype=dtype)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"rank.model: {source} cannot be loaded as a sequence classifier ({first})") from None
+            model = load_whole(
+                AutoModelForSequenceClassification, source, revision=revision, dtype=dtype, trust_remote_code=False
+            )
+            refuse_not_finite(model, source)
+        except UserError as error:
+            raise UserError(f"rank.model: {source} cannot be loaded as a sequence classifier: {error}") from None
         self.column = output_column(model.config.id2label, output, source)
         if text == "template" and not tokenizer.chat_template:
             raise UserError(f"rank.text: template: the tokenizer of {source} has no chat template; set rank.text: pair")

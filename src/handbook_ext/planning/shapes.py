@@ -11,6 +11,7 @@ from handbook_ext.core.artifacts import json_object
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.rule import policy_artifact
 from handbook_ext.planning.hub import snapshot
+from handbook_ext.recipes.architecture import misfit
 from handbook_ext.recipes.run import Run
 
 # Families whose feed-forward part has two matrices and whose linear layers have biases; those of all others are taken to have
@@ -149,6 +150,9 @@ def shape_of(config: Mapping[str, Any], basis: str) -> Shape:
     """
     if any(config.get(name) for name in EXPERTS):
         raise UserError(f"{basis}: a mixture of experts, whose memory and time this plan does not know; plan a dense model")
+    fault = misfit(config)
+    if fault is not None:
+        raise UserError(f"{basis}: {fault}; no such model can be built, so correct it")
     try:
         hidden = int(config.get("hidden_size") or config["n_embd"])
         heads = int(config.get("num_attention_heads") or config["n_head"])

@@ -211,7 +211,7 @@ def refuse_wrong_judging(rank: RankSettings, examples: Sequence[OfflinePair]) ->
     """Raises UserError where a reward model's template leaves out a text, or writes not exactly one BOS."""
     source = str(rank.model)
     with loading_errors(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=rank.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=rank.revision, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise UserError(f"rank.model: the tokenizer of {source} has no chat template; use a reward model that has one")
     for row in examples:

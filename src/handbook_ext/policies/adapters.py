@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 
 from handbook_ext.core.artifacts import ADAPTER_CONFIG, sha256_of
 from handbook_ext.core.errors import UserError
+from handbook_ext.policies.loading import refuse_diverged, refuse_other_weights
 from handbook_ext.policies.saving import save_whole
 from handbook_ext.recipes.settings import LoraSettings
 
@@ -85,6 +86,10 @@ def load_adapter(adapter: AdapterFiles, load_base: Callable[[], PreTrainedModel]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserWarning) as error:
         reason = " ".join(f"{error}".split())[:ERROR_LENGTH] or type(error).__name__
         raise UserError(f"{adapter.source}: this adapter does not fit its base {adapter.base} ({reason})") from None
+    known = {*get_peft_model_state_dict(policy, save_embedding_layers=False), *policy.state_dict()}
+    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:  # What it has no layer for, peft leaves out.
+        unexpected = set(file.keys()) - known
+    refuse_other_weights(adapter.source, (), unexpected, {}, f"adapter on {adapter.base}")
     if not hasattr(policy.base_model, "merge_and_unload"):
         kind = policy.active_peft_config.peft_type.value
         raise UserError(f"{adapter.source}: an adapter of type {kind} cannot be merged into its base; give one of type LORA")
@@ -150,9 +155,11 @@ def save_adapted(
     if trainer.is_world_process_zero():
         for name in ("training_args.bin", "README.md"):  # A pickle, and a model card that names a local path.
             (adapter_folder / name).unlink(missing_ok=True)
+        refuse_diverged(adapter_folder)
         _rewrite_config(adapter_folder / CONFIG, base)
         tokenizer.save_pretrained(adapter_folder)
         load_adapter(AdapterFiles(str(adapter_folder), adapter_folder, base or "", None), load_base).save_pretrained(folder)
+        refuse_diverged(folder)
         tokenizer.save_pretrained(folder)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
 

@@ -11,7 +11,7 @@ from tokenizers import decoders, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.policies.models import loading_errors
+from handbook_ext.policies.loading import load_whole, loading_errors, refuse_not_finite
 
 # How texts are cut before BPE, by `tokenizer.ggml.pre`, which transformers does not read; a name that is missing here keeps
 # transformers' choice, that of GPT-2. "smollm" is the tokenizer.json of the SmolLM2 models: each digit is a piece of its own.
@@ -31,7 +31,10 @@ def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     from gguf import GGUFReader, LlamaFileType  # noqa: PLC0415 - an extra
 
     with loading_errors(str(file)):
-        quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=getattr(torch, dtype))
+        quantised = load_whole(
+            AutoModelForCausalLM, file.parent, shown=str(file), gguf_file=file.name, dtype=getattr(torch, dtype)
+        )
+        refuse_not_finite(quantised, str(file))
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         fields = {name: field.contents() for name, field in GGUFReader(file).fields.items() if name in READ}
     # transformers saves no model that was loaded from GGUF: its weights go into a plain one of the same configuration.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -26,6 +24,7 @@ from transformers.utils import cached_file
 from handbook_ext.core.artifacts import checkpoint_files, sha256_of, weights_hash
 from handbook_ext.core.errors import UserError
 from handbook_ext.policies.adapters import AdapterFiles, find_adapter, load_adapter
+from handbook_ext.policies.loading import load_whole, loading_errors, refuse_not_finite
 from handbook_ext.policies.templates import apply_template
 from handbook_ext.recipes.settings import ModelSettings
 
@@ -36,7 +35,8 @@ def load_policy(source: str, settings: ModelSettings, *, trained_here: bool) -> 
     """Returns the policy in evaluation mode with dropout off, in the type and attention of the settings.
 
     trained_here: a stage of the run made it, so that the recipe's hub revision does not concern it. A folder or hub id that
-    holds an adapter gives its base with the adapter merged. Raises UserError where the policy cannot be loaded.
+    holds an adapter gives its base with the adapter merged. Raises UserError where the policy cannot be loaded, lacks a weight
+    or has one that is no number.
     """
     kwargs: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype),
@@ -47,12 +47,14 @@ def load_policy(source: str, settings: ModelSettings, *, trained_here: bool) -> 
     with loading_errors(source):
         adapter = find_adapter(source, kwargs["revision"])
         if adapter is not None:
-            return load_adapter(
-                adapter, lambda: load_policy(adapter.base, _of_base(settings, adapter), trained_here=False)
-            ).eval()
+            merged = load_adapter(adapter, lambda: load_policy(adapter.base, _of_base(settings, adapter), trained_here=False))
+            refuse_not_finite(merged, source)
+            return merged.eval()
         config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code, revision=kwargs["revision"])
         without_dropout(config)
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, **kwargs)
+    model: PreTrainedModel = load_whole(AutoModelForCausalLM, source, config=config, **kwargs)
+    if not trained_here:  # Training publishes none that is not finite.
+        refuse_not_finite(model, source)
     return model.eval()
 
 
@@ -90,10 +92,18 @@ def generation_ends(source: str, settings: ModelSettings, *, trained_here: bool)
     except OSError:
         if adapter is not None:
             return generation_ends(adapter.base, _of_base(settings, adapter), trained_here=False)
-        with loading_errors(source):
-            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
-        found = getattr(config, "eos_token_id", None)
+        found = getattr(config_of(source, settings, trained_here=trained_here), "eos_token_id", None)
     return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+
+
+def config_of(source: str, settings: ModelSettings, *, trained_here: bool) -> Any:
+    """Returns the configuration of a checkpoint; an adapter has its base's. Raises UserError where there is none."""
+    revision = None if trained_here else settings.revision
+    with loading_errors(source):
+        adapter = find_adapter(source, revision)
+        if adapter is not None:
+            return config_of(adapter.base, _of_base(settings, adapter), trained_here=False)
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
 
 
 def policy_hash(source: str, settings: ModelSettings, hash_of: Callable[[Path], str] = sha256_of) -> str:
@@ -191,17 +201,3 @@ def train_tokenizer(texts: Iterable[str], settings: ModelSettings) -> PreTrained
     )  # fmt: skip
     apply_template(tokenizer, settings.chat_template or "zephyr", "the trained tokenizer")
     return tokenizer
-
-
-@contextmanager
-def loading_errors(source: str) -> Iterator[None]:
-    """Returns a context that raises UserError, in one line, for what the libraries raise when a checkpoint cannot be loaded."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{source}: cannot be loaded ({reason}); check the name, the network and your access, or give a folder"
-        ) from None

@@ -13,7 +13,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.found_files import found, found_sets
 from handbook_ext.recipes.parts import RANKERS
 from handbook_ext.recipes.settings import DATA_SUFFIXES, CheckedData, DataSettings, RankSettings, Recipe
-from handbook_ext.recipes.yaml_tree import Key, Tree, dotted, nearest
+from handbook_ext.recipes.yaml_tree import Key, Tree, dotted, nearest, shown
 
 LONGEST = 60
 OTHER_FILES = (".csv", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow", ".yaml", ".yml", ".xlsx")
@@ -145,13 +145,32 @@ def derived(settings: Recipe, tree: Tree, engine: str) -> Recipe:
         model = model.model_copy(update={"chat_template": found(("model", "chat_template"), template, tree)})
     if rank.rubric not in (None, "tiny"):
         rank = rank.model_copy(update={"rubric": found(("rank", "rubric"), str(rank.rubric), tree)})
-    _check_checkpoint(("model", "name_or_path"), model.name_or_path, tree)
-    if RANKERS[rank.ranker].on_device:
-        _check_checkpoint(("rank", "model"), rank.model, tree)
-    _check_checkpoint(("rank", "fit", "model"), rank.fit.model, tree)
+    place = _found_checkpoint(("model", "name_or_path"), model.name_or_path, tree)
+    body = _found_checkpoint(("rank", "fit", "model"), rank.fit.model, tree)
+    judge = _found_checkpoint(("rank", "model"), rank.model, tree) if RANKERS[rank.ranker].on_device else rank.model
+    model = model.model_copy(update={"name_or_path": place})
+    rank = rank.model_copy(update={"model": judge, "fit": rank.fit.model_copy(update={"model": body})})
     generate = settings.generate.model_copy(update={"engine": engine})
     sets = found_sets(settings.benchmarks, tree)
     return settings.model_copy(update={"model": model, "data": data, "rank": rank, "generate": generate, "benchmarks": sets})
+
+
+def _found_checkpoint(key: Key, value: str | None, tree: Tree) -> str | None:
+    """Returns a checkpoint's folder, looked for beside the recipe that states it, then from the current folder, or a hub id.
+
+    Raises UserError for what can only be a folder and is none: nothing asks the hub for it.
+    """
+    _check_checkpoint(key, value, tree)
+    if value is None:
+        return None
+    place = os.path.expanduser(value)
+    beside = tree.where(key).file.parent / place
+    if os.path.isdir(beside) and os.path.realpath(beside) != os.path.realpath(place):
+        return shown(beside)
+    if os.path.isdir(place):
+        return place
+    path_alone = value.startswith((".", "/", "~")) or value.count("/") > 1
+    return found(key, place, tree, os.path.isdir) if path_alone else value
 
 
 def _check_checkpoint(key: Key, value: str | None, tree: Tree) -> None:

