@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from handbook_ext.core.artifacts import (
+    HASHES,
     Files,
     current_hash,
     file_records,
@@ -28,10 +29,10 @@ from handbook_ext.core.artifacts import (
     json_object,
     manifest_path,
     remembered_hashes,
-    verified,
     weights_hash,
 )  # fmt: skip
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.integrity import verified
 from handbook_ext.core.jsonl import write_json
 from handbook_ext.core.provenance import code_state, hardware, launch_facts, package_versions, peak_memory
 from handbook_ext.core.stage_settings import StageSettings, determinants, differences, key_of, read_settings_as
@@ -92,7 +93,7 @@ class Stage(Generic[S]):
     @cached_property
     def hash_of(self) -> Callable[[Path], str]:
         """Returns the function that hashes files outside the run, such as a checkpoint's, each read once per run."""
-        return remembered_hashes(self.run / ".hashes.json")
+        return remembered_hashes(self.run / HASHES)
 
     @property
     def workspace(self) -> Path:
@@ -113,7 +114,11 @@ class Stage(Generic[S]):
         self.artifact.parent.mkdir(parents=True, exist_ok=True)
         self._lock(self.artifact.parent)
         # Relative names, so that a run folder may be moved.
-        self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs()}
+        # What another run expects of its own stages is its own matter: a comparison takes their artifacts as they are.
+        self.hashes = {
+            os.path.relpath(path, self.artifact.parent): verified(path, settings=path.is_relative_to(self.run))
+            for path in self.inputs()
+        }
         if self._up_to_date():
             # Make compares times alone: an input that was written anew with equal content would start this stage each time.
             for each in (self.artifact, manifest_path(self.artifact)):

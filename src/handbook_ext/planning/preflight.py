@@ -14,7 +14,7 @@ from handbook_ext.core.stage import Stage
 from handbook_ext.graph.rule import StageRule, whole_of
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.graph.stages import DataStage
-from handbook_ext.graph.why import EDITED, reasons
+from handbook_ext.graph.why import State, states
 from handbook_ext.planning.lacks import FINDERS, Lack
 from handbook_ext.planning.space import disk_needed, free_disk, held_by, memory_needed, size, weights_of
 from handbook_ext.recipes.run import Run
@@ -46,13 +46,25 @@ def pending_of(runs: Mapping[str, Run], wanted: Wanted, folder: Path) -> list[Pe
 
 def unfinished(run: Run, wanted: Wanted, folder: Path) -> list[StageRule]:
     """Returns the stages of a run that are still to be made for what is wanted, in their order; `folder` is that of all runs."""
+    return [rule for rule, state in states_of(run, wanted, folder) if state.why]
+
+
+def edited(runs: Mapping[str, Run], wanted: Wanted, folder: Path) -> list[str]:
+    """Returns a line for each finished artifact that a goal needs and that is not what its stage made."""
+    names = dict.fromkeys(run for run, _ in wanted)
+    found = ((name, state) for name in names for _, state in states_of(runs[name], wanted, folder))
+    return [f"{folder / name / state.artifact} {state.edited}" for name, state in found if state.edited is not None]
+
+
+def states_of(run: Run, wanted: Wanted, folder: Path) -> list[tuple[StageRule, State]]:
+    """Returns the stages of a run that what is wanted needs, in their order, each with the state of its artifact."""
     rules = run_rules(run)
     needed = {artifact for name, artifact in wanted if name == run.name}
     for rule in reversed(rules):
         if rule.artifact in needed:
             needed |= {whole_of(each) for each in (*rule.inputs, *rule.after)}
-    why = dict(reasons(rules, folder / run.name))
-    return [rule for rule in rules if rule.artifact in needed and why[rule.artifact] not in ([], [EDITED])]
+    found = zip(rules, states(rules, folder / run.name), strict=True)
+    return [(rule, state) for rule, state in found if rule.artifact in needed]
 
 
 def missing(goals: Mapping[str, Sequence[Pending]]) -> list[str]:
