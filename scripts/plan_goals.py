@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         path = runs / ".goals" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.mk"
         replaced(path, text)
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written ({error.strerror}); check RUNS and the disk") from None
+        raise UserError(not_written(error, runs)) from None
     lacking = {name: run.recipe for run in plan.runs.values() for name in extras_here(run)}
     if arguments.preflight:
         lacking = preflight(plan, runs)
@@ -52,6 +52,17 @@ def main(argv: list[str]) -> None:
     # Make makes what it includes before anything else, and starts anew: so an extra is there before the first stage.
     extras = [f"{EXTRA}{name}" for name in lacking] if arguments.preflight else []
     print(" ".join([*extras, str(path), *(str(runs / name / "run.mk") for name in plan.runs)]))
+
+
+def not_written(error: OSError, runs: Path) -> str:
+    """Returns why a file of the plan cannot be written, and what to do."""
+    path = Path(error.filename or runs)
+    in_the_way = next((each for each in path.parents if each.exists() and not each.is_dir()), None)
+    if in_the_way is not None:
+        return f"{in_the_way}: is a file, and a folder is needed there; move it away, or give another RUNS"
+    if path.is_dir() and path != runs:
+        return f"{path}: is a folder, and a file is needed there; move it away"
+    return f"{path}: cannot be written ({error.strerror}); check RUNS and the disk"
 
 
 def preflight(plan: Plan, runs: Path) -> list[str]:

@@ -9,39 +9,19 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.core.artifacts import manifest_path, recorded_hash
-from handbook_ext.core.stage import Stage
 from handbook_ext.graph.makefile import write_run
-from handbook_ext.graph.run_rules import StageRule, run_rules
+from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.graph.why import states, why_text
 from handbook_ext.recipes.run import Run
+from tests.finished_run import FOLDER, RECIPE, finished_run, make
 from tests.recipe_folder import enter_folder, mine
-
-RECIPE = "rank: {ranker: reward_model}\nhealth: {max_length_gap: 9}\n"
-FOLDER = Path("runs/mine-selm")
-
-
-def make(run: Run, rule: StageRule, text: str = "1") -> None:
-    """Makes the artifact of a rule as its stage would, with a text for content."""
-    write_run(run, FOLDER.parent)
-    stage = Stage.open(FOLDER / rule.folder, type(rule.settings))
-    assert not stage.finished()
-    if stage.artifact.suffix:
-        stage.out.write_text(text)
-    else:
-        stage.out.mkdir()
-        for name in ("train.jsonl", "test.jsonl", "sft.jsonl"):
-            (stage.out / name).write_text(text)
-    stage.publish({"in": 0, "out": 0})
 
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of which every stage is done, the check of the last iteration's health among them."""
     enter_folder(tmp_path, monkeypatch)
-    run = mine(RECIPE)
-    for rule in run_rules(run):
-        make(run, rule)
-    return run
+    return finished_run()
 
 
 def told(run: Run) -> dict[str, list[str]]:

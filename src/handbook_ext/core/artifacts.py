@@ -8,6 +8,7 @@ file of the recorded size and time has the recorded hash, and any other is read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -150,8 +151,9 @@ def remembered_hashes(cache: Path) -> Callable[[Path], str]:
         recorded = (record.get("size"), record.get("mtime_ns")) if isinstance(record, dict) and "sha256" in record else None
         if record is None or recorded != (stat.st_size, stat.st_mtime_ns):
             record = known[full] = _record(path)
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(cache, json.dumps(known))
+            with contextlib.suppress(OSError):  # Of a finished run on a disk that is read-only, say.
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                replace_text(cache, json.dumps(known))
         return str(record["sha256"])
 
     return hash_of
