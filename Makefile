@@ -6,6 +6,7 @@
 # make zephyr-selm-plan GPUS=4 VRAM=40        steps, memory, time and disk on that machine, and what must change to fit; WRITE= leaves it
 # make calibrate                              measures what this machine computes, for its plans' times
 # make tiny-selm-why                          why each stage would run again: which setting or input changed
+# make tiny-selm-verify                       reads every file of a run again: which are as their stages made them, which are not
 # make tiny-sera SET="train.beta=0.5"         one try, in a folder of its own; DATA=folder likewise
 # make zephyr-selm LAUNCH=fsdp2 GPUS=4        the same run elsewhere
 # make zephyr-selm-iter3 CLUSTER=slurm        its stages as jobs of Slurm, each after those it needs; repeated, it goes on; -n prints them

@@ -14,7 +14,7 @@ from handbook_ext.graph.folders import request_file
 from handbook_ext.graph.goals import VARIABLES, WHY, Plan, plan_goals, runs_folder
 from handbook_ext.graph.makefile import replaced, write_run
 from handbook_ext.graph.why import why_text
-from handbook_ext.planning.preflight import missing, pending_of, unknown_sizes
+from handbook_ext.planning.preflight import Looked, edited, missing, pending_of, unknown_sizes
 from handbook_ext.recipes.listing import extras_here
 
 EXTRA = ".venv/extra-"  # The file by which make knows that an extra is installed.
@@ -42,27 +42,40 @@ def main(argv: list[str]) -> None:
         path = runs / ".goals" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.mk"
         replaced(path, text)
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written ({error.strerror}); check RUNS and the disk") from None
+        raise UserError(not_written(error, runs)) from None
     lacking = {name: run.recipe for run in plan.runs.values() for name in extras_here(run)}
     if arguments.preflight:
         lacking = preflight(plan, runs)
     else:
-        sys.stderr.write(
-            "".join(f"note: {recipe}: the extra {name} is missing, and make installs it\n" for name, recipe in lacking.items())
-        )
+        notes = [f"{recipe}: the extra {name} is missing, and make installs it" for name, recipe in lacking.items()]
+        sys.stderr.write("".join(f"note: {line}\n" for line in [*edited(plan.runs, plan.wanted, runs), *notes]))
     # Make makes what it includes before anything else, and starts anew: so an extra is there before the first stage.
     extras = [f"{EXTRA}{name}" for name in lacking] if arguments.preflight else []
     print(" ".join([*extras, str(path), *(str(runs / name / "run.mk") for name in plan.runs)]))
 
 
+def not_written(error: OSError, runs: Path) -> str:
+    """Returns why a file of the plan cannot be written, and what to do."""
+    path = Path(error.filename or runs)
+    in_the_way = next((each for each in path.parents if each.exists() and not each.is_dir()), None)
+    if in_the_way is not None:
+        return f"{in_the_way}: is a file, and a folder is needed there; move it away, or give another RUNS"
+    if path.is_dir() and path != runs:
+        return f"{path}: is a folder, and a file is needed there; move it away"
+    return f"{path}: cannot be written ({error.strerror}); check RUNS and the disk"
+
+
 def preflight(plan: Plan, runs: Path) -> list[str]:
     """Returns the extras that must be installed before the stages still to be made.
 
-    Raises UserError, a line for each, for all that these need and cannot have here.
+    Raises UserError, a line for each, for all that these need and cannot have here, and for finished artifacts that are not what
+    their stages made.
     """
-    goals = {goal: pending_of(plan.runs, wanted, runs) for goal, wanted in plan.wanted.items()}
-    lines = missing(goals)
-    if lines or any(goal.endswith("-check") for goal in goals):
+    looked: Looked = {}
+    goals = {goal: pending_of(plan.runs, wanted, runs, looked) for goal, wanted in plan.wanted.items()}
+    lacks = missing(goals)
+    lines = [*edited(plan.runs, plan.wanted, runs, looked), *lacks]
+    if lacks or any(goal.endswith("-check") for goal in goals):
         sys.stderr.write("".join(f"note: {line}\n" for line in unknown_sizes(goals)))
     if lines:
         raise UserError(*lines)

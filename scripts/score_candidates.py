@@ -4,8 +4,8 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from handbook_ext.core.artifacts import verified
 from handbook_ext.core.errors import run_main, stage_folder
+from handbook_ext.core.integrity import verified
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Completion, OfflinePair
 from handbook_ext.core.shards import batched, fill_shards, forget_other_shards

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.core import artifacts
-from handbook_ext.core.artifacts import checkpoint_files, read_manifest, recorded_hash, sha256_of, verified, weights_hash
+from handbook_ext.core.artifacts import checkpoint_files, read_manifest, recorded_hash, sha256_of, weights_hash
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.integrity import verified
 from handbook_ext.core.kept import identity_of, iteration_of, place_of
 from tests.core.test_stage import COUNTS, stage_of
 

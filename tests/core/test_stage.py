@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ConfigDict
 
-from handbook_ext.core.artifacts import manifest_path, sha256_of, verified
+from handbook_ext.core.artifacts import manifest_path, sha256_of
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.integrity import verified
 from handbook_ext.core.stage import Stage
 from handbook_ext.core.stage_settings import StageSettings
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from handbook_ext.core.errors import UserError
+from tests.manifests import BARE
 from tests.recipe_folder import ROOT
 
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "compare_answers.py"))
@@ -22,7 +23,7 @@ def write_answers(run: Path, policy: str, sha256: str = "s", judge: Any = None) 
     for folder, name, sha in ((run / policy / "alpaca", "answers", policy), (run / "prompts" / "alpaca", "prompts", sha256)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.jsonl").touch()
-        manifest = dict.fromkeys(("stage", "files", "key", "inputs", "settings", "counts"), "x") | {"sha256": sha}
+        manifest = BARE | {"sha256": sha}
         (folder / f"{name}.manifest.json").write_text(json.dumps(manifest))
     settings = {
         "stage": "grade", "recipe": run.name, "overrides": [], "seed": 1, "inputs": {}, "policy": policy, "set": "alpaca",

@@ -14,7 +14,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.goals import Plan, plan_goals
 from handbook_ext.graph.makefile import write_run
-from handbook_ext.graph.stages import SFTStage
+from handbook_ext.graph.stages import DataStage, SFTStage
 from handbook_ext.recipes.run import Run
 from tests.recipe_folder import enter_folder, mine
 
@@ -36,8 +36,7 @@ def opened() -> Stage[SFTStage]:
     """The SFT stage with an input that is there already."""
     rows = RUN / "data/rows"
     if not manifest_path(rows).is_file():
-        rows.mkdir(parents=True)
-        stage = Stage(rows, Stage.open(RUN, SFTStage).settings.model_copy(update={"inputs": {}, "stage": "data"}))
+        stage = Stage.open(RUN, DataStage)
         assert not stage.finished()
         stage.out.mkdir()
         (stage.out / "sft.jsonl").write_text("{}\n")

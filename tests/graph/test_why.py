@@ -8,45 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from handbook_ext.core.artifacts import recorded_hash
-from handbook_ext.core.stage import Stage
+from handbook_ext.core.artifacts import manifest_path, recorded_hash
 from handbook_ext.graph.makefile import write_run
-from handbook_ext.graph.run_rules import StageRule, run_rules
-from handbook_ext.graph.why import EDITED, reasons, why_text
+from handbook_ext.graph.run_rules import run_rules
+from handbook_ext.graph.why import states, why_text
 from handbook_ext.recipes.run import Run
+from tests.finished_run import FOLDER, RECIPE, finished_run, make
 from tests.recipe_folder import enter_folder, mine
-
-RECIPE = "rank: {ranker: reward_model}\nhealth: {max_length_gap: 9}\n"
-FOLDER = Path("runs/mine-selm")
-
-
-def make(run: Run, rule: StageRule, text: str = "1") -> None:
-    """Makes the artifact of a rule as its stage would, with a text for content."""
-    write_run(run, FOLDER.parent)
-    stage = Stage.open(FOLDER / rule.folder, type(rule.settings))
-    assert not stage.finished()
-    if stage.artifact.suffix:
-        stage.out.write_text(text)
-    else:
-        stage.out.mkdir()
-        for name in ("train.jsonl", "test.jsonl", "sft.jsonl"):
-            (stage.out / name).write_text(text)
-    stage.publish({"in": 0, "out": 0})
 
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of which every stage is done, the check of the last iteration's health among them."""
     enter_folder(tmp_path, monkeypatch)
-    run = mine(RECIPE)
-    for rule in run_rules(run):
-        make(run, rule)
-    return run
+    return finished_run()
 
 
 def told(run: Run) -> dict[str, list[str]]:
     """The reasons, of the artifacts that have one."""
-    return {artifact: why for artifact, why in reasons(run_rules(run), FOLDER) if why}
+    return {each.artifact: each.told for each in states(run_rules(run), FOLDER) if each.told}
+
+
+def told_of_rows(run: Run) -> list[str]:
+    """What is told of the rows of data."""
+    return states(run_rules(run)[:1], FOLDER)[0].told
 
 
 def test_a_finished_run_is_up_to_date_and_each_of_its_stages_is_needed_by_the_report(finished: Run) -> None:
@@ -103,9 +88,14 @@ def test_an_input_that_is_another_one_is_told_with_both_hashes(finished: Run) ->
 @pytest.mark.parametrize("path", ["iter1/pairs.jsonl", "data/rows/train.jsonl"])
 def test_what_was_changed_by_hand_is_told_and_nothing_waits_for_it(finished: Run, path: str) -> None:
     (FOLDER / path).write_text("by hand")
-    count = len(run_rules(finished))
-    artifact = path.removesuffix("/train.jsonl")
-    assert why_text(finished, FOLDER) == f"{artifact}: {EDITED}\n{count - 1} of {count} stages of mine-selm are up to date\n"
+    count, artifact = len(run_rules(finished)), path.removesuffix("/train.jsonl")
+    manifest = manifest_path(FOLDER / artifact)
+    first, last = why_text(finished, FOLDER).splitlines()
+    assert first == (
+        f"{artifact}: is not what its stage made: {Path(path).name} is changed; what reads it refuses: restore it, or delete "
+        f"{manifest}, and make makes it again"
+    )
+    assert last == f"{count - 1} of {count} stages of mine-selm are up to date"
 
 
 def test_a_stage_whose_input_was_changed_by_hand_makes_nothing(finished: Run) -> None:
@@ -125,8 +115,8 @@ def test_a_file_outside_the_run_that_changed_since_is_named(tmp_path: Path, monk
         (tmp_path / f"{name}.jsonl").write_text("{}")
     run = mine(f"data: {{train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl}}\n")
     make(run, run_rules(run)[0])
-    assert reasons(run_rules(run)[:1], FOLDER) == [("data/rows", [])]
+    assert told_of_rows(run) == []
     os.utime(tmp_path / "train.jsonl", ns=(1, 1))  # Older than the rows, as a copy with its times kept: make goes by the stamp.
     write_run(run, FOLDER.parent)
     why = "a file outside the run changed, of: train.jsonl, test.jsonl; its content decides"
-    assert reasons(run_rules(run)[:1], FOLDER) == [("data/rows", [why])]
+    assert told_of_rows(run) == [why]

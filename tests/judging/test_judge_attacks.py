@@ -14,7 +14,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import user
 from handbook_ext.judging.judge_questions import parse_rating, parse_winner
 from handbook_ext.judging.ranker import CandidateSet, Verdict
-from handbook_ext.judging.verdict_cache import VerdictCache
+from handbook_ext.judging.verdict_cache import Reply, VerdictCache
 
 pytest.importorskip("openai")
 from handbook_ext.judging.endpoint import Endpoint
@@ -198,3 +198,17 @@ def test_a_verdict_out_of_the_answer_is_not_the_judges_rating(text: str, rating:
 @pytest.mark.parametrize("text", ["[[A]], they say; [[b]]", "[[A]], they say; [[Tie]]", "[[A]] or [[A or B]]", "[[A]], and [["])
 def test_a_verdict_out_of_an_answer_is_not_the_judges_winner(text: str) -> None:
     assert parse_winner(text) is None
+
+
+def test_replies_that_are_damaged_behind_their_first_page_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    cache = VerdictCache(path, "rank")
+    for number in range(200):
+        cache.put(f"{number}", Reply("a" * 100, 1, 1))
+    cache.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:8192] + b"\xff" * (len(content) - 8192))
+    damaged = VerdictCache(path, "rank")
+    with pytest.raises(UserError, match=r"verdicts.sqlite: cannot be opened as a judge's replies .*move it away"):
+        for number in range(200):
+            damaged.get(f"{number}")

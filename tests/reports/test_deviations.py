@@ -42,11 +42,11 @@ def write_run(folder: Path, run: Run, change: Callable[[str, dict[str, Any]], No
     for rule in run_rules(run):
         path = manifest_path(folder / rule.artifact)
         manifest = {
-            "stage": rule.settings.stage, "sha256": "", "files": {}, "key": "", "inputs": {}, "recipe": run.recipe,
+            "stage": rule.settings.stage, "sha256": "", "files": {}, "key": "", "inputs": {}, "recipe": run.recipe, 
             "overrides": list(run.overrides), "settings": rule.settings.model_dump(mode="json"),
             "counts": {"in": 63135, "out": 63135, "dropped": {}}, "rows": {"train": 61135, "test": 2000},
             "launch": {"launcher": "accelerate", "processes": run.launch.processes},
-            "hardware": {"gpus": ["NVIDIA A100-SXM4-80GB"] * 8}, "packages": dict(PINS),
+            "hardware": {"gpus": ["NVIDIA A100-SXM4-80GB"] * 8}, "packages": dict(PINS), "policy": None,
         }  # fmt: skip
         change(rule.settings.stage, manifest)
         path.parent.mkdir(parents=True, exist_ok=True)

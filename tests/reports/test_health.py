@@ -21,10 +21,9 @@ from handbook_ext.reports.health import (
     summary_line,
     training_health,
 )
+from tests.manifests import BARE
 
 ASK = user("Which?")
-# What every manifest has.
-BARE = {"stage": "x", "counts": {}, "sha256": "0" * 64, "files": {}, "settings": {}, "inputs": {}, "key": ""}
 
 
 def pair(chosen: str, rejected: str, explore: str | None = None, **columns: Any) -> PreferencePair:

@@ -36,7 +36,7 @@ def write_manifest(path: Path, stage: str, commit: str = "c" * 40) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     counts = {"in": 10, "out": 8, "dropped": {"identical|pair": 2}}
     manifest = {"stage": stage, "seconds": 1.5, "counts": counts, "code": {"commit": commit, "dirty": False}, "inputs": {}}
-    manifest |= {"sha256": "0" * 64, "files": {}, "settings": {}, "key": ""}
+    manifest |= {"sha256": "0" * 64, "files": {}, "settings": {}, "key": "", "policy": None}
     path.write_text(json.dumps(manifest | {"hardware": {"cores": 2}, "packages": {"torch": "2.13.0"}, "seed": 1}))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from handbook_ext.core.artifacts import NEEDED_OF_MANIFEST
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.objectives.reward_form import RewardForm, ipo_log_ratios, mean_log_probs, summed_log_ratios
@@ -16,6 +15,7 @@ from handbook_ext.selection.ensemble import EnsembleTerm, StoredLogProbs, ensemb
 from handbook_ext.selection.log_prob_store import store_row
 from handbook_ext.selection.rules import Selected
 from handbook_ext.selection.sera import counts, jaccard, top_k_indices
+from tests.manifests import BARE
 from tests.selection.rows import explored_text, id_of, log_probs, offline, samples, selected, texts_of
 
 # Six offline pairs with log-ratio margins 3, -1, 2, 2, 0.5, 2 under `one` against `zero`.
@@ -205,7 +205,7 @@ def test_log_prob_selectors_read_the_policy_that_starts_the_iteration(
         folder.mkdir(parents=True)
         lines = [json.dumps(store_row(hashes[policy], id_of(*text), *value)) for text, value in texts.items()]
         (folder / "0.jsonl").write_text("\n".join(lines))
-        manifest = {**dict.fromkeys(NEEDED_OF_MANIFEST), "external": hashes if policy == "iter2" else {}}
+        manifest = {**BARE, "external": hashes if policy == "iter2" else {}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
     folders = [tmp_path / policy / "logprobs" for policy in ("sft", "iter1", "iter2")]
     terms = [EnsembleTerm(0.7, "iter2", "iter1"), EnsembleTerm(0.3, "iter1", "sft")]

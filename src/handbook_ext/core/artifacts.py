@@ -8,6 +8,7 @@ file of the recorded size and time has the recorded hash, and any other is read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,13 @@ from typing import Any
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import replace_text
+from handbook_ext.core.manifests import finished_manifest, json_object, manifest_path, read_manifest
+
+__all__ = [
+    "ADAPTER_CONFIG", "HASHES", "LOADED", "START", "UNHASHED", "WEIGHTS", "Files", "checkpoint_files", "current_hash",
+    "file_records", "files_of", "finished_manifest", "flush_folder", "hash_of_files", "json_object", "manifest_path", "part_of",
+    "read_manifest", "recorded_hash", "remembered_hashes", "sha256_of", "weights_hash",
+]  # fmt: skip
 
 Files = dict[str, dict[str, Any]]
 """For each file of an artifact by its relative name: sha256, size (bytes) and mtime_ns."""
@@ -24,10 +32,11 @@ Files = dict[str, dict[str, Any]]
 START = "start"
 """The folder of the policy that a run starts from where that is the recipe's checkpoint: no stage makes it."""
 
+HASHES = ".hashes.json"
+"""The file of a run that remembers the hashes of files with another time than a manifest has, or with none."""
+
 # What is written beside the result: it differs between equal makes, and a manifest cannot hold its own hash.
 UNHASHED = {"manifest.json", "trainer_state.json"}
-# What every manifest has; one without is damaged.
-NEEDED_OF_MANIFEST = {"stage", "sha256", "files", "key", "inputs", "settings", "counts"}
 WEIGHTS = {".safetensors", ".bin"}
 ADAPTER_CONFIG = "adapter_config.json"
 # Suffixes of what transformers reads from a checkpoint. ".py": the code of a model that needs trust_remote_code.
@@ -44,7 +53,7 @@ def sha256_of(path: Path) -> str:
 
 def file_records(artifact: Path) -> Files:
     """Returns hash, size and time of every file of an artifact; reads each file once."""
-    return {name: _record(path) for name, path in _files_of(artifact).items()}
+    return {name: _record(path) for name, path in files_of(artifact).items()}
 
 
 def hash_of_files(artifact: Path, files: Files) -> str:
@@ -100,93 +109,25 @@ def _base_of(folder: Path) -> Path | None:
     return next((path for path in (folder / named, Path(named)) if named and os.path.isdir(path)), None)
 
 
-def manifest_path(artifact: Path) -> Path:
-    """Returns where an artifact's manifest lies: in a folder, or beside a file."""
-    if artifact.suffix in {".jsonl", ".json"}:
-        return artifact.with_name(artifact.stem + ".manifest.json")
-    return artifact / "manifest.json"
-
-
-def read_manifest(artifact: Path) -> dict[str, Any]:
-    """Returns the manifest; raises UserError where there is none, so that the artifact is not finished, or a damaged one."""
-    manifest = finished_manifest(artifact)
-    if manifest is None:
-        path = manifest_path(artifact)
-        fault = f"{path} is damaged; delete it" if path.is_file() else f"{path.name} is missing"
-        raise UserError(f"{artifact} is not finished: {fault}, and run make, which makes it again")
-    return manifest
-
-
-def finished_manifest(artifact: Path) -> dict[str, Any] | None:
-    """Returns the manifest of an artifact; None where it is missing or damaged: the artifact is then to be made again."""
-    manifest = json_object(manifest_path(artifact))
-    return manifest if manifest is not None and manifest.keys() >= NEEDED_OF_MANIFEST else None
-
-
-def json_object(path: Path) -> dict[str, Any] | None:
-    """Returns the mapping in a JSON file; None where it is missing, or damaged as by a full disk or a kill."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def recorded_hash(artifact: Path) -> str | None:
-    """Returns the hash that its manifest gives an artifact, or a part of one; None where no manifest records it."""
-    if manifest_path(artifact).is_file():
-        return str(read_manifest(artifact)["sha256"])
-    if manifest_path(artifact.parent).is_file():
-        part = part_of(read_manifest(artifact.parent)["files"], artifact.name)
-        if artifact.name in part:
-            return str(part[artifact.name]["sha256"])
-        return hash_of_files(artifact, part) if part else None
-    return None
+    """Returns the hash that its manifest gives an artifact, or a part of one; None where no manifest records it.
 
-
-def verified(artifact: Path) -> str:
-    """Returns the hash of an artifact or part; raises UserError for one that was changed, or is stale.
-
-    It is stale where the manifest of an input now has another hash than when the artifact was made from it.
+    A damaged manifest records nothing.
     """
-    whole = _whole(artifact)
-    manifest, found = read_manifest(whole), unchanged(artifact)
-    # One level, and by manifests alone: the stages before have verified the same of their own inputs.
-    for name, before in manifest["inputs"].items():
-        source = Path(os.path.normpath(whole.parent / name))
-        if (now := recorded_hash(source)) not in (None, before):
-            raise UserError(
-                f"{artifact} is stale: it was made from another {source} (sha256 {before[:12]}, now "
-                f"{str(now)[:12]}); run make, which makes it again"
-            )
-    return found
-
-
-def unchanged(artifact: Path) -> str:
-    """Returns the hash of an artifact or part; raises UserError where it is no longer what its stage made."""
-    whole = _whole(artifact)
-    manifest = read_manifest(whole)
-    if not artifact.exists():
-        raise UserError(f"{artifact} is missing though its manifest exists; delete {manifest_path(whole)}, run make")
-    files = manifest["files"] if whole == artifact else part_of(manifest["files"], artifact.name)
-    found, expected = current_hash(artifact, files), recorded_hash(artifact)
-    if found != expected:
-        raise UserError(
-            f"{artifact} was changed after stage '{manifest['stage']}' made it (sha256 {found[:12]}, its manifest says "
-            f"{str(expected)[:12]}); restore it, or delete it and {manifest_path(whole).name} to make it again"
-        )
-    return found
-
-
-def _whole(artifact: Path) -> Path:
-    """Returns the artifact whose manifest records an artifact or part."""
-    return artifact if manifest_path(artifact).is_file() or recorded_hash(artifact) is None else artifact.parent
+    if manifest_path(artifact).is_file():
+        own = finished_manifest(artifact)
+        return None if own is None else str(own["sha256"])
+    whole = finished_manifest(artifact.parent)
+    part = {} if whole is None else part_of(whole["files"], artifact.name)
+    if artifact.name in part:
+        return str(part[artifact.name]["sha256"])
+    return hash_of_files(artifact, part) if part else None
 
 
 def current_hash(artifact: Path, recorded: Files) -> str:
     """Returns the hash of an artifact as it is now; a file of its recorded size and time is not read."""
     files = {}
-    for name, path in _files_of(artifact).items():
+    for name, path in files_of(artifact).items():
         record, stat = recorded.get(name), path.stat()
         same = record is not None and (record["size"], record["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
         files[name] = record if same and record is not None else _record(path)
@@ -203,15 +144,16 @@ def remembered_hashes(cache: Path) -> Callable[[Path], str]:
     def hash_of(path: Path) -> str:
         """Returns the hash of a file, or of a folder through those of its files."""
         if path.is_dir():
-            lines = [f"{name} {hash_of(file)}" for name, file in _files_of(path).items()]
+            lines = [f"{name} {hash_of(file)}" for name, file in files_of(path).items()]
             return hashlib.sha256("\n".join(lines).encode()).hexdigest()
         full, stat = os.path.abspath(path), path.stat()
         record = known.get(full)
         recorded = (record.get("size"), record.get("mtime_ns")) if isinstance(record, dict) and "sha256" in record else None
         if record is None or recorded != (stat.st_size, stat.st_mtime_ns):
             record = known[full] = _record(path)
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(cache, json.dumps(known))
+            with contextlib.suppress(OSError):  # Of a finished run on a disk that is read-only, say.
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                replace_text(cache, json.dumps(known))
         return str(record["sha256"])
 
     return hash_of
@@ -224,7 +166,7 @@ def part_of(files: Files, name: str) -> Files:
     return {each.removeprefix(f"{name}/"): record for each, record in files.items() if each.startswith(f"{name}/")}
 
 
-def _files_of(artifact: Path) -> dict[str, Path]:
+def files_of(artifact: Path) -> dict[str, Path]:
     """Returns an artifact's files by relative name, in the order of their paths."""
     if artifact.is_file():
         return {artifact.name: artifact}

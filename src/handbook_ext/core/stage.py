@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from handbook_ext.core.artifacts import (
+    HASHES,
     Files,
     current_hash,
     file_records,
@@ -28,12 +29,13 @@ from handbook_ext.core.artifacts import (
     json_object,
     manifest_path,
     remembered_hashes,
-    verified,
     weights_hash,
 )  # fmt: skip
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.integrity import verified
 from handbook_ext.core.jsonl import write_json
 from handbook_ext.core.provenance import code_state, hardware, launch_facts, package_versions, peak_memory
+from handbook_ext.core.sharing import share_file, sibling_of
 from handbook_ext.core.stage_settings import StageSettings, determinants, differences, key_of, read_settings_as
 
 # Set to 1, a stage reuses the artifact of a sibling run with identical settings and inputs.
@@ -92,7 +94,7 @@ class Stage(Generic[S]):
     @cached_property
     def hash_of(self) -> Callable[[Path], str]:
         """Returns the function that hashes files outside the run, such as a checkpoint's, each read once per run."""
-        return remembered_hashes(self.run / ".hashes.json")
+        return remembered_hashes(self.run / HASHES)
 
     @property
     def workspace(self) -> Path:
@@ -113,7 +115,11 @@ class Stage(Generic[S]):
         self.artifact.parent.mkdir(parents=True, exist_ok=True)
         self._lock(self.artifact.parent)
         # Relative names, so that a run folder may be moved.
-        self.hashes = {os.path.relpath(path, self.artifact.parent): verified(path) for path in self.inputs()}
+        # What another run expects of its own stages is its own matter: a comparison takes their artifacts as they are.
+        self.hashes = {
+            os.path.relpath(path, self.artifact.parent): verified(path, settings=path.is_relative_to(self.run))
+            for path in self.inputs()
+        }
         if self._up_to_date():
             # Make compares times alone: an input that was written anew with equal content would start this stage each time.
             for each in (self.artifact, manifest_path(self.artifact)):
@@ -188,27 +194,21 @@ class Stage(Generic[S]):
     def _reuse_sibling(self) -> bool:
         """Returns whether a sibling run has an artifact of identical settings and inputs, which is then published here as well.
 
-        The files of a folder are linked, not copied: methods that share an SFT policy keep its weights on disk once.
+        Methods that share an SFT policy keep its weights on disk once.
         """
-        inside = self.artifact.relative_to(self.run)
-        for path in sorted(self.run.parent.glob(f"*/{manifest_path(inside)}")):
-            sibling = self.run.parent / path.relative_to(self.run.parent).parts[0] / inside
-            manifest = finished_manifest(sibling)
-            if manifest is None or manifest["key"] != self._key() or not sibling.exists():
-                continue
-            # The manifest alone does not suffice: somebody may have changed the artifact since.
-            if current_hash(sibling, manifest["files"]) != manifest["sha256"]:
-                continue
-            if sibling.is_dir():
-                shutil.rmtree(self.out, ignore_errors=True)  # Shards that a killed process had finished.
-                shutil.copytree(sibling, self.out, copy_function=os.link, ignore=shutil.ignore_patterns("manifest.json"))
-            else:
-                shutil.copyfile(sibling, self.out)  # Not linked: a new modification time, or make would start the stage again.
-            findings = {name: manifest[name] for name in manifest.keys() - OWN_FACTS}
-            linked = manifest["files"] if sibling.is_dir() else None
-            self.publish(manifest["counts"], files=linked, **findings, shared_from=str(sibling))
-            return True
-        return False
+        found = sibling_of(self.run, self.artifact, self._key())
+        if found is None:
+            return False
+        sibling, manifest = found
+        if sibling.is_dir():
+            shutil.rmtree(self.out, ignore_errors=True)  # Shards that a killed process had finished.
+            shutil.copytree(sibling, self.out, copy_function=share_file, ignore=shutil.ignore_patterns("manifest.json"))
+        else:
+            shutil.copyfile(sibling, self.out)  # Not linked: a new modification time, or make would start the stage again.
+        findings = {name: manifest[name] for name in manifest.keys() - OWN_FACTS}
+        linked = manifest["files"] if sibling.is_dir() else None
+        self.publish(manifest["counts"], files=linked, **findings, shared_from=str(sibling))
+        return True
 
     def _up_to_date(self) -> bool:
         """Returns whether the artifact is there as its manifest describes it, made from these settings and inputs."""

@@ -15,6 +15,7 @@ from handbook_ext.core.errors import UserError
 
 # The recipe's name is not part of a stage's identity: recipes with equal settings share artifacts.
 NOT_IDENTITY = {"recipe", "overrides"}
+SHOWN = 60  # Characters of a value in a line.
 
 
 class StageSettings(BaseModel):
@@ -84,3 +85,9 @@ def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, An
     for name in sorted({*before, *after}):
         found += differences(before.get(name), after.get(name), f"{prefix}.{name}" if prefix else name)
     return found
+
+
+def shortened(value: Any) -> str:
+    """Returns a value of a setting as JSON, cut to what a line has room for."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from handbook_ext.core.artifacts import finished_manifest, unchanged
+from handbook_ext.core.artifacts import finished_manifest
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.integrity import unchanged
 from handbook_ext.core.set_records import SetTurn
 from handbook_ext.graph.stages_benchmarks import SET_FORMAT
 

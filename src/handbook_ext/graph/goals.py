@@ -76,12 +76,12 @@ class _Planner:
         self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(f'{self._folder(run)}/{request_file(request)}')}")
 
     def plan_run(self, goal: str) -> None:
-        """Plans a run's report, an iteration, the reasons why stages would run, or a file of a run."""
+        """Plans a run's report, an iteration, the reasons why stages would run, what is still as it was made, or a file."""
         if "/" in goal:
             self._plan_file(goal)
             return
         # One suffix: whatever is left must be the name of a run.
-        name, suffix = re.fullmatch(r"(.+?)(-iter[0-9]+|-report|-why|-check)?", goal).groups()  # type: ignore[union-attr]
+        name, suffix = re.fullmatch(r"(.+?)(-iter[0-9]+|-report|-why|-check|-verify)?", goal).groups()  # type: ignore[union-attr]
         run = self._run(name)
         folder = self._folder(run)
         if suffix is not None and suffix.startswith("-iter"):
@@ -89,6 +89,8 @@ class _Planner:
         elif suffix == "-why":
             self.plan.explained.append(run.name)
             self.plan.goal(goal, [], f"@cat {folder}/{WHY}")
+        elif suffix == "-verify":
+            self.plan.goal(goal, [], f"@$(PYTHON) scripts/verify_run.py $(said) -- {goal}")
         elif suffix == "-check":
             # What the whole run would lack is told, but nothing of it is made.
             self.plan.want(goal, run, "report")

@@ -53,16 +53,22 @@ def begun_with(folder: Path) -> str | None:
 
 
 def _expose_stale(rule: StageRule, folder: Path) -> None:
-    """Makes a settings file newer than an artifact that other settings made, since make looks at times alone.
+    """Makes a settings file newer than an artifact that its stage must make again, since make looks at times alone.
 
     Times mislead where a recipe was changed and planned while the stage ran, where an artifact was copied from another run,
-    and where the clock of another machine was ahead.
+    where the clock of another machine was ahead, where a manifest is damaged, and where files of a folder were deleted. Files
+    that a device computes are not made again unasked.
     """
     artifact = folder / rule.artifact
+    there = [path for path in (artifact, manifest_path(artifact)) if path.exists()]
+    if len(there) < 2:
+        return  # Make makes it.
     manifest = finished_manifest(artifact)
-    if manifest is None or identity(manifest["settings"]) == identity(rule.settings.model_dump(mode="json")):
-        return
-    settings, made = folder / rule.settings_file, max(path.stat().st_mtime_ns for path in (artifact, manifest_path(artifact)))
+    if manifest is not None and identity(manifest["settings"]) == identity(rule.settings.model_dump(mode="json")):
+        lacking = not artifact.is_file() and not all((artifact / name).exists() for name in manifest["files"])
+        if not lacking or rule.on_device:
+            return
+    settings, made = folder / rule.settings_file, max(path.stat().st_mtime_ns for path in there)
     if settings.stat().st_mtime_ns <= made:
         now = max(time.time_ns(), made + 1_000_000)
         os.utime(settings, ns=(now, now))

@@ -2,52 +2,86 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handbook_ext.core.artifacts import current_hash, manifest_path, recorded_hash
-from handbook_ext.core.stage_settings import NOT_IDENTITY, differences
+from handbook_ext.core.artifacts import HASHES, recorded_hash, remembered_hashes
+from handbook_ext.core.integrity import Damage, damage_of
+from handbook_ext.core.manifests import finished_manifest, manifest_path
+from handbook_ext.core.stage_settings import differences, identity, shortened
 from handbook_ext.graph.makefile import stamp_file
 from handbook_ext.graph.rule import whole_of
 from handbook_ext.graph.run_rules import StageRule, run_rules
 from handbook_ext.recipes.run import Run
 
-SHOWN = 60  # Characters of a value.
-EDITED = "its files were changed by hand: the stages that read it will refuse; restore it, or delete it with its manifest"
+EDITED = "is not what its stage made"
+
+
+@dataclass(frozen=True)
+class State:
+    """An artifact of a run: why its stage would run, or what of a finished one is not as it was made, or neither."""
+
+    artifact: str
+    why: tuple[str, ...] = ()
+    edited: str | None = None
+
+    @property
+    def told(self) -> list[str]:
+        """Returns what there is to be told of it."""
+        return [*self.why] if self.edited is None else [self.edited]
 
 
 def why_text(run: Run, folder: Path) -> str:
     """Returns a line for each stage of a run that would run, or whose artifact was changed by hand, and how many are neither."""
-    found = reasons(run_rules(run), folder)
-    lines = [f"{artifact}: {'; '.join(why)}" for artifact, why in found if why]
-    finished = sum(not why for _, why in found)
+    found = states(run_rules(run), folder)
+    lines = [f"{each.artifact}: {'; '.join(each.told)}" for each in found if each.told]
+    finished = sum(not each.told for each in found)
     return "\n".join([*lines, f"{finished} of {len(found)} stages of {run.name} are up to date"]) + "\n"
 
 
-def reasons(rules: Sequence[StageRule], folder: Path) -> list[tuple[str, list[str]]]:
-    """Returns each artifact of a run with why its stage would run, in the order of the stages; no reason: it is up to date.
+def states(rules: Sequence[StageRule], folder: Path) -> list[State]:
+    """Returns the state of each artifact of a run, in the order of the stages.
 
     An artifact that was changed by hand is not made again for that, and what reads it refuses: so nothing waits for either.
     """
-    found: list[tuple[str, list[str]]] = []
+    found: list[State] = []
     again: set[str] = set()
     edited: set[str] = set()
+    # A file that only has another time, as in a run that was copied, is read once.
+    hash_of = remembered_hashes(folder / HASHES)
     for rule in rules:
-        why = _own_reasons(rule, folder)
+        artifact = folder / rule.artifact
+        manifest = finished_manifest(artifact)
+        damage = None if manifest is None or not artifact.exists() else damage_of(artifact, manifest["files"], hash_of)
+        why = _own_reasons(rule, folder, manifest)
+        if damage and made_again(rule, damage):
+            why.append(str(damage))
         why += [f"{name} will be made first" for name in _of(again, rule.inputs)]
-        refused = _of(edited, rule.inputs)
-        if why and refused:
+        by_hand = None
+        if why:
+            refused = _of(edited, rule.inputs)
             why += [f"but {name} was changed by hand, so it will refuse" for name in refused]
-        elif why:
-            again.add(rule.artifact)
-        elif _changed_by_hand(folder / rule.artifact):
+            again |= set() if refused else {rule.artifact}
+        elif damage:
             edited.add(rule.artifact)
-            why = [EDITED]
-        found.append((rule.artifact, why))
+            by_hand = f"{EDITED}: {damage}; {remedy(artifact, damage)}"
+        found.append(State(rule.artifact, tuple(why), by_hand))
     return found
+
+
+def made_again(rule: StageRule, damage: Damage) -> bool:
+    """Tells whether a damaged artifact is made again without a question: nothing of anybody's is lost, and no device computes."""
+    return damage.only_missing and not rule.on_device
+
+
+def remedy(artifact: Path, damage: Damage) -> str:
+    """Returns what to do about an artifact that is not what its stage made."""
+    if damage.added and not (damage.changed or damage.missing):
+        return "move that elsewhere"
+    return f"what reads it refuses: restore it, or delete {manifest_path(artifact)}, and make makes it again"
 
 
 def _of(artifacts: set[str], names: Sequence[str]) -> list[str]:
@@ -55,25 +89,19 @@ def _of(artifacts: set[str], names: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if whole_of(name) in artifacts]
 
 
-def _changed_by_hand(artifact: Path) -> bool:
-    """Tells whether a finished artifact is another one than its manifest says."""
-    manifest = json.loads(manifest_path(artifact).read_text(encoding="utf-8"))
-    return bool(current_hash(artifact, manifest["files"]) != manifest["sha256"])
-
-
-def _own_reasons(rule: StageRule, folder: Path) -> list[str]:
-    """Returns why a stage would run whatever happens to the stages before it."""
+def _own_reasons(rule: StageRule, folder: Path, manifest: dict[str, Any] | None) -> list[str]:
+    """Returns why a stage would run whatever happens to the stages before it, and whatever files of its artifact are left."""
     artifact = folder / rule.artifact
     path = manifest_path(artifact)
     if not path.is_file():
         # The manifest of a folder goes with it.
         return ["its manifest is missing" if artifact.exists() else "it is not there: never made, or deleted"]
+    if manifest is None:
+        return ["its manifest is damaged"]
     if not artifact.exists():
         return ["it was deleted"]
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    before = {name: value for name, value in manifest["settings"].items() if name not in NOT_IDENTITY}
-    now = {name: value for name, value in rule.settings.model_dump(mode="json").items() if name not in NOT_IDENTITY}
-    why = [f"{name}: {_short(old)} -> {_short(new)}" for name, old, new in differences(before, now)]
+    changes = differences(identity(manifest["settings"]), identity(rule.settings.model_dump(mode="json")))
+    why = [f"{name}: {shortened(old)} -> {shortened(new)}" for name, old, new in changes]
     for name in rule.inputs:
         relative = os.path.relpath(folder / name, artifact.parent)
         old, new = manifest["inputs"].get(relative), recorded_hash(folder / name)
@@ -85,9 +113,3 @@ def _own_reasons(rule: StageRule, folder: Path) -> list[str]:
         names = ", ".join(path.name for path in rule.external[:3]) + ", ..." * (len(rule.external) > 3)
         why.append(f"a file outside the run changed, of: {names}; its content decides")
     return why
-
-
-def _short(value: Any) -> str:
-    """Returns a value as JSON, shortened."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

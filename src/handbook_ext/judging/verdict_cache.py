@@ -6,6 +6,8 @@ import hashlib
 import json
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,27 +38,41 @@ class VerdictCache:
         """Opens the file, and makes it where it is not there; raises UserError for one that cannot be such a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.asker = asker
-        try:
+        self.path = path
+        with self._usable(sqlite3.DatabaseError):
             self._base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
             _patiently(self._base, "PRAGMA journal_mode=WAL")
             self._base.execute(TABLE)
+
+    @contextmanager
+    def _usable(self, *kinds: type[sqlite3.DatabaseError]) -> Iterator[None]:
+        """Returns a context in which a damaged file is a UserError: the replies in it were paid for, so nothing deletes them.
+
+        Errors of other kinds, such as those of a full disk, pass unless they are among `kinds`.
+        """
+        try:
+            yield
         except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError and not isinstance(error, kinds):
+                raise
             raise UserError(
-                f"{path}: cannot be opened as a judge's replies ({error}); where no process uses it, move it away, "
+                f"{self.path}: cannot be opened as a judge's replies ({error}); where no process uses it, move it away, "
                 "and the judge is asked again"
             ) from None
 
     def get(self, key: str) -> Reply | None:
         """Returns the reply to a question, None where nobody has asked it yet."""
-        row = self._base.execute(
-            "SELECT text, prompt_tokens, completion_tokens, cut FROM whole_replies WHERE key = ?", (key,)
-        ).fetchone()
+        with self._usable():  # The file may be damaged behind its first page, which is all that opening has read.
+            row = self._base.execute(
+                "SELECT text, prompt_tokens, completion_tokens, cut FROM whole_replies WHERE key = ?", (key,)
+            ).fetchone()
         return None if row is None else Reply(*row[:3], bool(row[3]))
 
     def put(self, key: str, reply: Reply) -> None:
         """Keeps a reply; the first one counts where two processes have asked the same."""
         values = (key, self.asker, reply.text, reply.prompt_tokens, reply.completion_tokens, reply.cut)
-        self._base.execute("INSERT OR IGNORE INTO whole_replies VALUES (?, ?, ?, ?, ?, ?)", values)
+        with self._usable():
+            self._base.execute("INSERT OR IGNORE INTO whole_replies VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def totals(self) -> dict[str, int]:
         """Returns how many replies this asker has been given so far, killed attempts included, and their tokens."""

@@ -14,13 +14,16 @@ from handbook_ext.core.stage import Stage
 from handbook_ext.graph.rule import StageRule, whole_of
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.graph.stages import DataStage
-from handbook_ext.graph.why import EDITED, reasons
+from handbook_ext.graph.why import State, states
 from handbook_ext.planning.lacks import FINDERS, Lack
 from handbook_ext.planning.space import disk_needed, free_disk, held_by, memory_needed, size, weights_of
 from handbook_ext.recipes.run import Run
 
 Wanted = Mapping[tuple[str, str], None]
 """The artifacts that a goal asks for, each as the name of its run and its path in the run's folder, in their order."""
+
+Looked = dict[str, list[tuple[StageRule, State]]]
+"""By run the state of each of its artifacts, so that goals which share a run look at it once."""
 
 SHOWN = 3  # Artifacts that a line names.
 
@@ -34,25 +37,43 @@ class Pending:
     rules: tuple[StageRule, ...]
 
 
-def pending_of(runs: Mapping[str, Run], wanted: Wanted, folder: Path) -> list[Pending]:
+def pending_of(runs: Mapping[str, Run], wanted: Wanted, folder: Path, looked: Looked | None = None) -> list[Pending]:
     """Returns the stages still to be made for a goal, by run; none where it only prepares data."""
     found = []
     for name in dict.fromkeys(run for run, _ in wanted):
-        left = unfinished(runs[name], wanted, folder)
+        left = unfinished(runs[name], wanted, folder, looked)
         if any(not isinstance(rule.settings, DataStage) for rule in left):
             found.append(Pending(runs[name], folder / name, tuple(left)))
     return found
 
 
-def unfinished(run: Run, wanted: Wanted, folder: Path) -> list[StageRule]:
+def unfinished(run: Run, wanted: Wanted, folder: Path, looked: Looked | None = None) -> list[StageRule]:
     """Returns the stages of a run that are still to be made for what is wanted, in their order; `folder` is that of all runs."""
-    rules = run_rules(run)
+    return [rule for rule, state in _needed(run, wanted, folder, looked) if state.why]
+
+
+def edited(runs: Mapping[str, Run], goals: Mapping[str, Wanted], folder: Path, looked: Looked | None = None) -> list[str]:
+    """Returns a line for each finished artifact that goals need and that is not what its stage made; each once."""
+    found = {}
+    for wanted in goals.values():
+        for name in dict.fromkeys(run for run, _ in wanted):
+            for _, state in _needed(runs[name], wanted, folder, looked):
+                if state.edited is not None:
+                    found[f"{folder / name / state.artifact} {state.edited}"] = None
+    return [*found]
+
+
+def _needed(run: Run, wanted: Wanted, folder: Path, looked: Looked | None) -> list[tuple[StageRule, State]]:
+    """Returns the stages that what is wanted of a run needs, in their order, each with the state of its artifact."""
+    looked = {} if looked is None else looked
+    if run.name not in looked:
+        rules = run_rules(run)
+        looked[run.name] = list(zip(rules, states(rules, folder / run.name), strict=True))
     needed = {artifact for name, artifact in wanted if name == run.name}
-    for rule in reversed(rules):
+    for rule, _ in reversed(looked[run.name]):
         if rule.artifact in needed:
             needed |= {whole_of(each) for each in (*rule.inputs, *rule.after)}
-    why = dict(reasons(rules, folder / run.name))
-    return [rule for rule in rules if rule.artifact in needed and why[rule.artifact] not in ([], [EDITED])]
+    return [(rule, state) for rule, state in looked[run.name] if rule.artifact in needed]
 
 
 def missing(goals: Mapping[str, Sequence[Pending]]) -> list[str]:

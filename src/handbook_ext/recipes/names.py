@@ -26,7 +26,7 @@ PROJECT = (
 )  # fmt: skip
 TABLE = "table-"
 # What is put behind a run's name means a goal, so no recipe may end like one.
-_GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check|eval|explain|push|submit)")
+_GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check|verify|eval|explain|push|submit)")
 _SEED = re.compile(r"(.+)-seed(0|[1-9][0-9]{0,18})")
 
 

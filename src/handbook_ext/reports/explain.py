@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from handbook_ext.core.artifacts import finished_manifest, verified
+from handbook_ext.core.artifacts import finished_manifest
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.integrity import verified
 from handbook_ext.core.jsonl import iter_jsonl
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.graph.rule import ROWS

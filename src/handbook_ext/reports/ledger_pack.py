@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from handbook_ext.core.artifacts import manifest_path, read_manifest, verified
+from handbook_ext.core.artifacts import manifest_path, read_manifest
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.integrity import verified
 from handbook_ext.core.stage_settings import read_settings
 from handbook_ext.reports.ledger_archive import Ledger
 from handbook_ext.reports.privacy import home_paths, without_paths

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import jinja2
 
-from handbook_ext.core.artifacts import LOADED, read_manifest, sha256_of, verified
+from handbook_ext.core.artifacts import LOADED, read_manifest, sha256_of
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.integrity import verified
 from handbook_ext.core.kept import KEPT, iteration_of
 from handbook_ext.reports.card_facts import TrainedPolicy
 from handbook_ext.reports.hub import Kind, dataset_card

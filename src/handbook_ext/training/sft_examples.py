@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from handbook_ext.core.artifacts import json_object
+from handbook_ext.core.artifacts import json_object, sha256_of
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import write_json
 from handbook_ext.core.records import Demonstration
@@ -67,13 +67,14 @@ def examples_once(folder: Path, make: Callable[[], SFTExamples]) -> tuple[Datase
     So all processes of a launch, and a stage that resumes, share one encoding: call it where the first process goes first.
     """
     table, counts = folder / "examples.arrow", folder / "examples.json"
-    found = json_object(counts)
-    if found is None:
+    found = json_object(counts) or {}
+    # A table that was cut off since would be read as far as it goes, or not at all.
+    if not table.is_file() or found.get("sha256") != sha256_of(table):
         examples = make()
         examples.write(table)
-        found = examples.counts()
+        found = {"counts": examples.counts(), "sha256": sha256_of(table)}
         write_json(counts, found)  # Last: it says that the table is whole.
-    return Dataset.from_file(str(table)), found
+    return Dataset.from_file(str(table)), dict(found["counts"])
 
 
 def _lists(rows: Sequence[np.ndarray[Any, Any]]) -> pa.ListArray:
