@@ -141,3 +141,11 @@ def test_a_local_parquet_file_leaves_no_copy_in_the_cache(tmp_path: Path, monkey
         assert [row["prompt"] for _, row in rows_of(tmp_path / name)] == [words]
         assert as_pairs(tmp_path / name) == 1
     assert not cache.exists()
+
+
+def test_a_name_that_is_neither_a_file_nor_a_split_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(LINE))
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl\.gz' is no \.jsonl, \.json, \.parquet file, and data\.dataset names no data set"
+    ):
+        as_pairs(tmp_path / "rows.jsonl.gz")

@@ -191,6 +191,11 @@ def _raw_rows(
     """Yields rows, each behind its file and line or its split and row number; `key` is the setting that names the data."""
     if split.endswith(DATA_SUFFIXES):
         rows: Iterable[tuple[str, RawRow]] = rows_of(Path(split))
+    elif dataset is None:
+        kinds = ", ".join(DATA_SUFFIXES)
+        raise UserError(
+            f"data: {split!r} is no {kinds} file, and data.{key} names no data set that has it as a split; name one of both"
+        )
     else:
         try:
             table = datasets.load_dataset(dataset, config_name, split=split, revision=revision)
