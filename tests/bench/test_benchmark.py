@@ -161,6 +161,11 @@ def growth() -> Iterator[Main]:
     yield from script("bench_growth")
 
 
+@pytest.fixture
+def bench_rows() -> Iterator[Main]:
+    yield from script("bench_rows")
+
+
 def test_quick_benchmark_runs_and_agrees(
     main: Callable[[list[str]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,3 +225,15 @@ def test_losses_that_disagree_are_a_failure(growth: Main, tmp_path: Path, monkey
     with pytest.raises(SystemExit) as ended:
         growth(["--quick", "--out", str(tmp_path)])
     assert ended.value.code == 1
+
+
+def test_rows_are_measured_at_each_number_of_them(bench_rows: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every step has its seconds and its memory, in a process of its own."""
+    bench_rows(["--rows", "5", "20", "--out", str(tmp_path)])
+    steps = json.loads((tmp_path / "rows.json").read_text())["steps"]
+    assert {"data from Parquet", "read pairs", "select", "bootstrap"} < set(steps)
+    for numbers in steps.values():
+        assert list(numbers) == ["5", "20"] and all(seconds >= 0 for seconds, _ in numbers.values())
+    assert "20 rows" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--rows is 0"):
+        bench_rows(["--rows", "0"])

@@ -70,13 +70,13 @@ def test_stored_outputs_belong_by_their_text(tmp_path: Path) -> None:
     ("rows", "outputs", "message"),
     [
         ([], None, "has no row"),
-        ([{"question": "one"}], None, "row 1: has no prompt"),
-        ([{"turns": []}], None, "row 1: has no prompt"),
-        ([{"turns": ["one", " "]}], None, "row 1: a turn of the prompt is empty"),
+        ([{"question": "one"}], None, "jsonl:1: has no prompt"),
+        ([{"turns": []}], None, "jsonl:1: has no prompt"),
+        ([{"turns": ["one", " "]}], None, "jsonl:1: a turn of the prompt is empty"),
         ([{"idx": 1, "prompt": "a"}, {"idx": 1, "prompt": "b"}], None, "2 rows are called '1'"),
         ([{"prompt": assistant("a")}], None, "ends with a message of role 'assistant'"),
         ([{"prompt": "one"}], [{"instruction": "other", "output": "x"}], "has no output for prompt"),
-        ([{"prompt": "one"}], [{"instruction": "one"}], "row 1: has no answer"),
+        ([{"prompt": "one"}], [{"instruction": "one"}], "jsonl:1: has no answer"),
     ],
 )
 def test_a_mistake_in_a_set_is_told_with_its_row(tmp_path: Path, rows: Any, outputs: Any, message: str) -> None:
@@ -88,7 +88,7 @@ def test_a_mistake_in_a_set_is_told_with_its_row(tmp_path: Path, rows: Any, outp
 
 def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"set\.jsonl: is UTF-16 text; save it as UTF-8"):
         read_prompt_set(str(tmp_path / "set.jsonl"))
 
 

@@ -116,13 +116,11 @@ def test_a_demonstration_is_the_last_answer_behind_all_before_it() -> None:
     assert (found.prompt, found.completion, found.source) == (TURNS, assistant("d"), "f:1")
     assert found.prompt_id == content_id(TURNS)
     assert demonstration("f:1", chat("a", "b", prompt_id="mine"), RULES).prompt_id == "mine"
-    answers = {"messages": [*user("a"), *assistant("b"), *assistant("c")]}
-    assert demonstration("f:1", answers, RULES).completion == assistant("c")
     with refused("f:1: 'messages' must be a string or a list of messages"):
         demonstration("f:1", {"messages": "a"}, RULES)
     with refused("f:1: the row has no 'messages' (it has: text); demonstrations need `messages`, a list of turns"):
         demonstration("f:1", {"text": "a"}, RULES)
-    for turns, words in ((("a", " "), "the completion is empty"), (("", "b"), "the turn is empty")):
+    for turns, words in ((("a", " "), "the completion is empty"), (("", "b"), "the prompt is empty")):
         with refused(f"f:1: {words}; repair the row, or set data.empty_completions: drop"):
             demonstration("f:1", chat(*turns), RULES)
     for row, reason in (({"messages": user("a")}, "no answer"), ({"messages": assistant("b")}, "empty prompt")):

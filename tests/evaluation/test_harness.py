@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from handbook_ext.core.errors import UserError
 from handbook_ext.evaluation import harness
 from handbook_ext.evaluation.harness import Bench, run_harness
-from handbook_ext.evaluation.harness_library import VERSION
+from handbook_ext.evaluation.harness_library import VERSION, Catalogue
 from handbook_ext.evaluation.harness_measures import TaskResult, measures_of
+from handbook_ext.evaluation.harness_requests import TaskCannotRunError
 from handbook_ext.policies.launch import Launch
 from handbook_ext.policies.source import PolicySource
-from handbook_ext.recipes.settings_harness import PAPER_TASKS, HarnessSettings
+from handbook_ext.recipes.settings_harness import PAPER_TASKS, HarnessSettings, HarnessTask
 from tests.evaluation.harness_beside import beside, saved_policy
 from tests.evaluation.harness_data import OWN_ROWS, own_tasks, shipped_tasks
 
@@ -304,3 +305,11 @@ def test_a_measure_that_is_no_number_is_told(source: PolicySource, tmp_path: Pat
     (result,) = run_harness(source, settings, bench(tmp_path))
     assert result.not_run == "acc,none is not a finite number for this policy"
     assert VERSION.startswith("0.4.")
+
+
+def test_task_data_that_cannot_be_read_are_told_with_the_reason(tmp_path: Path) -> None:
+    for content, words in ((b"", "has no row"), (b"\0", "JSON parse error"), (b"[" * 100_000, "depth limit")):
+        (own_tasks(tmp_path) / "rows.jsonl").write_bytes(content)
+        with pytest.raises(TaskCannotRunError, match=words) as error:
+            Catalogue(["own_choice"], str(tmp_path)).load("own_choice", HarnessTask(), 1)
+        assert "\n" not in str(error.value)

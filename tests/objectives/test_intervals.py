@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from handbook_ext.bench.measuring import PeakMemory
+from handbook_ext.objectives import metrics
 from handbook_ext.objectives.metrics import (
     Interval,
     Scores,
@@ -97,3 +99,33 @@ def test_a_summary_passes_on_how_its_intervals_are_made() -> None:
         assert find(few).low != find(wide).low
         # Three seeds with the same prompts and rewards know no more than one.
         assert find(alone).high - find(alone).low == pytest.approx(width, rel=0.15)
+
+
+@pytest.mark.parametrize("crossed", [False, True], ids=["nested", "crossed"])
+def test_the_interval_is_that_of_all_draws_at_once_to_the_bit(crossed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn in parts, with the same random stream and the sums of the same draws; the formula here draws all at once."""
+    groups = [np.random.default_rng(seed).normal(size=61) for seed in range(3)]
+    rng = np.random.default_rng(9)
+    drawn = rng.integers(3, size=(500, 3))
+    if crossed:
+        picks = rng.integers(61, size=(500, 61))
+        by_seed = np.stack([group[picks].mean(axis=1) for group in groups], axis=1)
+        means = np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
+    else:
+        nested = np.empty(drawn.shape)
+        for index, group in enumerate(groups):
+            picks = rng.integers(61, size=(int((drawn == index).sum()), 61))
+            nested[drawn == index] = group[picks].mean(axis=1)
+        means = nested.mean(axis=1)
+    for at_once in (1, 61 * 7, metrics.DRAWN_AT_ONCE):
+        monkeypatch.setattr(metrics, "DRAWN_AT_ONCE", at_once)
+        found = hierarchical_interval(groups, crossed=crossed, resamples=500, seed=9)
+        assert [found.low, found.high] == np.quantile(means, [(1 - 0.95) / 2, 1 - (1 - 0.95) / 2]).tolist()
+
+
+def test_an_interval_of_many_prompts_needs_no_memory_for_all_draws() -> None:
+    """500 draws of 200,000 prompts are 0.8 GB, and as much again for their rewards."""
+    rewards = np.zeros(200_000)
+    with PeakMemory() as memory:
+        hierarchical_interval([rewards], resamples=500)
+    assert memory.bytes < 200 * 2**20

@@ -254,3 +254,15 @@ def test_a_legacy_prompt_ends_a_token_earlier_where_the_border_merges() -> None:
     assert prompt == [tokenizer.bos_token_id, *single, letters["q"]]
     assert chosen == [*merged, letters["a"], *single, tokenizer.eos_token_id]
     assert rejected == [*merged, letters["b"], *single, tokenizer.eos_token_id]
+
+
+def test_a_conversation_that_the_template_refuses_is_one_line(llama3: PreTrainedTokenizerFast) -> None:
+    strict = copy.deepcopy(llama3)
+    strict.chat_template = (
+        "{% if messages | length > 1 and messages[0]['role'] == messages[1]['role'] %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}" + LLAMA3_TEMPLATE
+    )
+    with pytest.raises(
+        UserError, match=r"refuses a conversation of the roles user, user \(roles must alternate\), .* 'What should"
+    ):
+        encoder_of(strict).prompt_ids(QUESTION * 2, "row 1")

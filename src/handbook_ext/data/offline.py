@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import datasets
-import pyarrow.parquet
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.jsonl import iter_jsonl
+from handbook_ext.core.jsonl import uncollected
 from handbook_ext.core.records import Demonstration, OfflinePair, assistant, content_id, derived_seed, user
+from handbook_ext.data.files import rows_of
 from handbook_ext.data.raw_places import CountedRows, distinct_ids, golden, numbered
 from handbook_ext.data.row_checks import RawRow, Rules
 from handbook_ext.data.rubric import TINY_RUBRIC, render
@@ -50,9 +50,10 @@ def load_offline_data(data: DataSettings, seed: int) -> OfflineData:
     """
     in_world = data.dataset == "tiny_world" and not data.train.endswith(DATA_SUFFIXES)
     _refuse_contradictions(data, in_world)
-    loaded = _tiny_world(data, seed) if in_world else _read(data, seed)
-    # Held-out pairs keep their labels: evaluation is against the true ones.
-    loaded.train = flipped(loaded.train, data.flip_rate, seed)
+    with uncollected():
+        loaded = _tiny_world(data, seed) if in_world else _read(data, seed)
+        # Held-out pairs keep their labels: evaluation is against the true ones.
+        loaded.train = flipped(loaded.train, data.flip_rate, seed)
     return loaded
 
 
@@ -118,19 +119,23 @@ def _pairs(data: DataSettings, name: str, rules: Rules, loaded: OfflineData) -> 
     split, limit = (data.train, data.train_rows) if name == "train" else (data.test, data.test_rows)
     raw = CountedRows(_raw_rows("dataset", data.dataset, split, limit, data.config_name, data.revision))
     pairs = numbered(read_pairs(raw, data.form, rules, loaded.dropped, loaded.left_out), raw)
-    return _some(distinct_ids(pairs), name, raw, loaded)
+    return _some(distinct_ids(pairs), f"{name}: {split}", raw, loaded)
 
 
 def _demonstrations(data: DataSettings, rules: Rules, loaded: OfflineData) -> list[Demonstration]:
     """Returns the demonstrations that the recipe names, counted."""
     revision = data.revision if data.sft_dataset == data.dataset else None
-    raw = CountedRows(_raw_rows("sft_dataset", data.sft_dataset, data.sft or SFT_SPLIT, data.sft_rows, None, revision))
-    return _some(numbered(read_demonstrations(raw, rules, loaded.dropped, loaded.left_out), raw), "sft", raw, loaded)
+    split = data.sft or SFT_SPLIT
+    raw = CountedRows(_raw_rows("sft_dataset", data.sft_dataset, split, data.sft_rows, None, revision))
+    made = numbered(read_demonstrations(raw, rules, loaded.dropped, loaded.left_out), raw)
+    return _some(made, f"sft: {split}", raw, loaded)
 
 
 def _some(kept: list[T], name: str, raw: CountedRows, loaded: OfflineData) -> list[T]:
     """Returns the rows, counted as read and as kept; a UserError when there is none."""
     loaded.read += raw.count
+    if not raw.count:
+        raise UserError(f"data.{name} has no row")
     if not kept:
         raise UserError(f"data.{name}: no usable row is left of {loaded.read} read; dropped: {dict(loaded.dropped) or 'none'}")
     loaded.kept += len(kept)
@@ -185,13 +190,12 @@ def _raw_rows(
 ) -> Iterator[tuple[str, RawRow]]:
     """Yields rows, each behind its file and line or its split and row number; `key` is the setting that names the data."""
     if split.endswith(DATA_SUFFIXES):
-        path = Path(split)
-        if not path.is_file():
-            raise UserError(f"data: {path} does not exist; give a .jsonl, .json or .parquet file")
-        if path.suffix == ".parquet":
-            rows: Iterable[tuple[str, RawRow]] = ((f"{path}: row {i}", row) for i, row in enumerate(_parquet(path), 1))
-        else:
-            rows = ((f"{path}:{number}", row) for number, row in iter_jsonl(path))
+        rows: Iterable[tuple[str, RawRow]] = rows_of(Path(split))
+    elif dataset is None:
+        kinds = ", ".join(DATA_SUFFIXES)
+        raise UserError(
+            f"data: {split!r} is no {kinds} file, and data.{key} names no data set that has it as a split; name one of both"
+        )
     else:
         try:
             table = datasets.load_dataset(dataset, config_name, split=split, revision=revision)
@@ -206,18 +210,3 @@ def _raw_rows(
         if limit is not None and count == limit:
             return
         yield row
-
-
-def _parquet(path: Path) -> Iterable[RawRow]:
-    """Returns the rows of a Parquet file; a UserError where it is none.
-
-    Dataset.from_parquet takes a name for a pattern (`*`, `[`) or an address (`://`), and its cache goes by path: a file that
-    was replaced would be read as it was.
-    """
-    try:
-        with path.open("rb") as stream:
-            table = pyarrow.parquet.read_table(stream)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: is no Parquet file that can be read ({error}); make it again") from None
-    rows: Iterable[RawRow] = datasets.Dataset(datasets.table.InMemoryTable(table))
-    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.parquet
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.jsonl import iter_jsonl
 from handbook_ext.core.records import Messages, OfflinePair, content_id, user
 from handbook_ext.core.set_records import SetPrompt
+from handbook_ext.data.files import rows_of
+from handbook_ext.data.row_checks import RawRow, check_prompt, messages, row_name
 from handbook_ext.recipes.settings_benchmarks import REMOTE
 
 PROMPT = ("turns", "instruction", "prompt", "text")
 """Columns that hold a prompt, the first that a row has: FastChat's, AlpacaEval's and Evol-Instruct's, the hub's, Vicuna's."""
-NAME = ("question_id", "prompt_id", "idx")
+NAME = ("question_id", "prompt_id", "idx", "id", "prompt_idx")
 CATEGORY = ("category", "dataset", "skill")
 ANSWER = ("output", "choices", "text")
-
-RawRow = dict[str, Any]
 
 
 def read_prompt_set(
@@ -35,15 +32,15 @@ def read_prompt_set(
     Reference answers belong to a prompt by its name, outputs by their text or, where they have none, by the name.
     Raises UserError for a file that cannot be had, a row without a prompt, two rows of one name, or outputs of other prompts.
     """
-    raw = _rows(source)
-    prompts = [_prompt(f"{source}: row {number}", row) for number, row in enumerate(raw, 1)]
+    prompts = [_prompt(where, row) for where, row in rows_of(fetched(source), source)]
     if not prompts:
         raise UserError(f"{source}: has no row; give a file with one prompt in each")
     name, count = Counter(each.prompt_id for each in prompts).most_common(1)[0]
     if count > 1:
         raise UserError(f"{source}: {count} rows are called {name!r}; give each a name of its own ({', '.join(NAME)})")
     if references is not None:
-        by_name = {str(_first(row, NAME)): _turns(row) for row in _rows(references)}
+        found = rows_of(fetched(references), references)
+        by_name = {row_name(where, _first(row, NAME)): _turns(where, row) for where, row in found}
         # Those of the file alone: FastChat's questions hold some of their own, which its judge is not shown.
         prompts = [each.model_copy(update={"references": by_name.get(each.prompt_id, [])}) for each in prompts]
         if not any(each.references for each in prompts):
@@ -81,35 +78,32 @@ def _prompt(where: str, row: RawRow) -> SetPrompt:
     turns = [found] if isinstance(found, str) else found
     if not isinstance(turns, list) or not turns:
         raise UserError(f"{where}: has no prompt; one of the columns {', '.join(PROMPT)} must hold a text, or the user's turns")
-    if all(isinstance(turn, dict) and isinstance(turn.get("content"), str) and "role" in turn for turn in turns):
-        prompt, follow_ups = [{"role": str(turn["role"]), "content": turn["content"]} for turn in turns], []
-        if prompt[-1]["role"] != "user":
-            raise UserError(f"{where}: the prompt ends with a message of role {prompt[-1]['role']!r}, not 'user'")
+    if all(isinstance(turn, dict) for turn in turns):
+        prompt, follow_ups = messages(where, "prompt", turns), []
+        check_prompt(where, prompt, None)
     elif all(isinstance(turn, str) and turn.strip() for turn in turns):
         prompt, follow_ups = user(turns[0]), turns[1:]
     else:
         raise UserError(f"{where}: a turn of the prompt is empty or no text; repair the row")
-    name, category = _first(row, NAME), _first(row, CATEGORY)
-    stated = row.get("reference") or []
-    references = [stated] if isinstance(stated, str) else stated
+    name, category = row_name(where, _first(row, NAME)), _first(row, CATEGORY)
     return SetPrompt(
-        prompt_id=content_id(prompt, follow_ups) if name is None else str(name), prompt=prompt, follow_ups=follow_ups,
-        category="" if category is None else str(category), references=references,
+        prompt_id=content_id(prompt, follow_ups) if name is None else name, prompt=prompt, follow_ups=follow_ups,
+        category="" if category is None else str(category), references=_texts(where, row.get("reference")),
     )  # fmt: skip
 
 
 def _with_outputs(prompts: list[SetPrompt], model: str, place: str) -> list[SetPrompt]:
     """Returns the prompts with the stored outputs of a model; raises UserError where one has none."""
     by_text: dict[str, str] = {}
-    by_name: dict[str, str] = {}
-    for number, row in enumerate(_rows(place), 1):
-        answer = _turns(row)
+    by_name: dict[str | None, str] = {}
+    for where, row in rows_of(fetched(place), place):
+        answer = _turns(where, row)
         if not answer:
-            raise UserError(f"{place}: row {number}: has no answer in any of {', '.join(ANSWER)}; repair the row")
+            raise UserError(f"{where}: has no answer in any of {', '.join(ANSWER)}; repair the row")
         question = _first(row, ("instruction", "prompt"))
         if isinstance(question, str):
             by_text[_plain(question)] = answer[0]
-        by_name[str(_first(row, NAME))] = answer[0]
+        by_name[row_name(where, _first(row, NAME))] = answer[0]
     found = []
     for each in prompts:
         text = by_text.get(_plain(each.prompt[-1]["content"]), None if by_text else by_name.get(each.prompt_id))
@@ -119,13 +113,20 @@ def _with_outputs(prompts: list[SetPrompt], model: str, place: str) -> list[SetP
     return found
 
 
-def _turns(row: RawRow) -> list[str]:
+def _turns(where: str, row: RawRow) -> list[str]:
     """Returns the texts of an answer, one per turn."""
     found = _first(row, ANSWER)
     if isinstance(found, list) and found and isinstance(found[0], dict):
-        found = found[0].get("turns", [])
-    turns = [found] if isinstance(found, str) else found
-    return [str(turn) for turn in turns] if isinstance(turns, list) else []
+        found = found[0].get("turns")
+    return _texts(where, found)
+
+
+def _texts(where: str, value: Any) -> list[str]:
+    """Returns the texts of a column that holds one, several or none; raises UserError for anything else."""
+    texts = [value] if isinstance(value, str) else value or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: an answer is {str(value)[:40]!r}, but must be a text, or one for each turn; repair the row")
+    return texts
 
 
 def _first(row: RawRow, names: Sequence[str]) -> Any:
@@ -143,22 +144,3 @@ def fetched(source: str) -> Path:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source}: cannot be fetched ({reason}); check the network, or name a local copy") from None
-
-
-def _rows(source: str) -> list[RawRow]:
-    """Returns the rows of a local file, or of one that is fetched; raises UserError where it cannot be had."""
-    path = fetched(source)
-    try:
-        if source.endswith(".parquet"):
-            with path.open("rb") as stream:
-                table: list[RawRow] = pyarrow.parquet.read_table(stream).to_pylist()
-            return table
-        if source.endswith(".json"):
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-            if isinstance(content, list) and all(isinstance(row, dict) for row in content):
-                return content
-        return [row for _, row in iter_jsonl(path)]
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise UserError(f"{source}: cannot be read ({error}); give a .json, .jsonl or .parquet file") from None
-    except json.JSONDecodeError:
-        return [row for _, row in iter_jsonl(path)]  # Lines, whatever the file is called.

@@ -31,21 +31,30 @@ def numbered(kept: Iterable[Kept], raw: CountedRows) -> list[Kept]:
 
     The reader must yield what it makes of a row before it reads the next one.
     """
-    rows = [row.model_copy(update={"raw_row": raw.count - 1}) for row in kept]
-    return [row.model_copy(update={"raw_rows": raw.count}) for row in rows]
+    rows = [(row, raw.count - 1) for row in kept]
+    return [row.model_copy(update={"raw_row": number, "raw_rows": raw.count}) for row, number in rows]
 
 
 def distinct_ids(pairs: Iterable[OfflinePair]) -> list[OfflinePair]:
     """Returns the pairs with distinct prompt ids: the second of a repeated prompt gets '#2' appended to its id.
 
-    The ids of its completions follow, so that equal texts of two rows are two completions of the score store.
+    A name that some row brings itself is left to that row, and the repeated one gets the next number. The ids of its completions
+    follow, so that equal texts of two rows are two completions of the score store.
     """
+    rows = list(pairs)
+    taken = {row.prompt_id for row in rows}
     seen: Counter[str] = Counter()
     result = []
-    for pair in pairs:
-        seen[pair.prompt_id] += 1
-        count = seen[pair.prompt_id]
-        result.append(pair if count == 1 else pair.renamed(f"{pair.prompt_id}#{count}"))
+    for row in rows:
+        name = row.prompt_id
+        seen[name] += 1
+        if seen[name] == 1:
+            result.append(row)
+            continue
+        while f"{name}#{seen[name]}" in taken:
+            seen[name] += 1
+        result.append(row.renamed(f"{name}#{seen[name]}"))
+        taken.add(result[-1].prompt_id)
     return result
 
 

@@ -10,7 +10,19 @@ from typing import Any
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Demonstration, Messages, OfflinePair, assistant, content_id, derived_seed, user
-from handbook_ext.data.row_checks import RawRow, Rules, Unusable, messages, need, refuse_empty, refuse_tie, score
+from handbook_ext.data.row_checks import (
+    RawRow,
+    Rules,
+    Unusable,
+    check_prompt,
+    check_same_prompt,
+    messages,
+    need,
+    refuse_empty,
+    refuse_tie,
+    row_name,
+    score,
+)
 
 # A turn begins a paragraph: "Human:" inside a sentence or after a single line break is text.
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):(?=\s|\Z)")
@@ -68,12 +80,13 @@ def plain_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
     other_prompt, rejected = _split(where, row, "rejected")
     if prompt != other_prompt:
         raise UserError(f"{where}: chosen and rejected answer different prompts; they must share all but the last message")
+    check_prompt(where, prompt, rules)
     refuse_empty(where, {"chosen": chosen[0]["content"], "rejected": rejected[0]["content"]}, rules)
     scores = [score(where, name, row.get(name)) for name in ("score_chosen", "score_rejected")]
     if scores[0] is not None and scores[0] == scores[1]:
         refuse_tie(where, f"chosen and rejected have the same score {scores[0]}", rules)
     return OfflinePair.of(
-        str(row.get("prompt_id") or content_id(prompt)), prompt, chosen, rejected,
+        row_name(where, row.get("prompt_id")) or content_id(prompt), prompt, chosen, rejected,
         score_chosen=scores[0], score_rejected=scores[1], source=where,
     )  # fmt: skip
 
@@ -146,9 +159,12 @@ def summary_pair(where: str, row: RawRow, rules: Rules) -> OfflinePair:
     need(where, row, ("info", "summaries", "choice"), "the form tldr is the configuration `comparisons`: set data.config_name")
     info, summaries, choice = row["info"], row["summaries"], row["choice"]
     texts = [each.get("text") if isinstance(each, dict) else None for each in summaries] if isinstance(summaries, list) else []
-    if not isinstance(info, dict) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+    sound = isinstance(info, dict) and all(
+        isinstance(info.get(key), str | None) for key in ("post", "article", "title", "subreddit")
+    )
+    if not sound or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: 'info' must be a mapping and 'summaries' two rows with 'text'; see data.form")
-    if isinstance(choice, bool) or choice not in (0, 1):
+    if not isinstance(choice, int) or isinstance(choice, bool) or choice not in (0, 1):
         raise UserError(f"{where}: 'choice' is {choice!r}, but must be 0 or 1, the preferred summary; repair or delete the row")
     kind = "post" if info.get("post") else "article"
     if not str(info.get(kind) or "").strip():
@@ -181,9 +197,8 @@ def demonstration(where: str, row: RawRow, rules: Rules) -> Demonstration:
     if not any(turn["role"] == "user" for turn in prompt):
         raise Unusable("empty prompt")
     refuse_empty(where, {"completion": completion[0]["content"]}, rules)
-    for turn in prompt:
-        refuse_empty(where, {"turn": turn["content"]}, rules)
-    prompt_id = str(row.get("prompt_id") or content_id(prompt))
+    check_prompt(where, prompt, rules)
+    prompt_id = row_name(where, row.get("prompt_id")) or content_id(prompt)
     return Demonstration(prompt_id=prompt_id, prompt=prompt, completion=completion, source=where)
 
 
@@ -217,6 +232,8 @@ def _split(where: str, row: RawRow, name: str) -> tuple[Messages, Messages]:
         raise UserError(f"{where}: '{name}' must end with a message of role 'assistant'")
     # The messages before win over the column `prompt`, which holds the first turn alone where a dialogue has several.
     if len(answer) > 1:
+        if prompt is not None:
+            check_same_prompt(where, prompt, answer[:-1])
         return answer[:-1], answer[-1:]
     if prompt is None:
         raise UserError(f"{where}: '{name}' holds the answer alone, so the row needs a 'prompt'")

@@ -96,8 +96,11 @@ class Catalogue:
         """
         try:
             task: Any = self.manager.load([name])["tasks"][name]
+        except StopIteration:  # Of `datasets`, where a file has no row to tell the columns by.
+            raise TaskCannotRunError("a file of its data has no row") from None
         except UNAVAILABLE as error:
-            said = " ".join(str(error).split())[:REASON]
+            # What the file has is said by the error within: of the one around it, that something happened.
+            said = " ".join(": ".join(str(each) for each in (error, error.__cause__) if each is not None).split())[:REASON]
             raise TaskCannotRunError(f"its data, or a package that it needs, cannot be had here ({said})") from None
         shots = asked.num_fewshot if asked.num_fewshot is not None else task.get_config("num_fewshot") or 0
         if shots:

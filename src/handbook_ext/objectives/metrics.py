@@ -17,6 +17,8 @@ FloatArray = NDArray[np.float64]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+DRAWN_AT_ONCE = 2**20
+"""Prompts that are drawn before their means are taken: 8 MiB, and as much again for their rewards."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,7 @@ def _nested_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.G
     means = np.empty(drawn.shape)
     for index, array in enumerate(arrays):
         here = drawn == index
-        picks = rng.integers(array.size, size=(int(here.sum()), array.size))
-        means[here] = array[picks].mean(axis=1)
+        [means[here]] = _means_of_draws([array], int(here.sum()), rng)
     return np.asarray(means.mean(axis=1))
 
 
@@ -155,12 +156,26 @@ def _crossed_means(arrays: Sequence[FloatArray], resamples: int, rng: np.random.
     if len({array.size for array in arrays}) > 1:
         sizes = [array.size for array in arrays]
         raise ValueError(f"seeds with {sizes} prompts do not share them; pass crossed=False or the same prompts")
-    stacked = np.stack(arrays)  # (seeds, prompts)
     drawn = rng.integers(len(arrays), size=(resamples, len(arrays)))
-    picks = rng.integers(stacked.shape[1], size=(resamples, stacked.shape[1]))
     # The same prompts for every seed of a resample, so that a hard prompt is hard in all of them, as it is in the data.
-    by_seed = np.stack([array[picks].mean(axis=1) for array in stacked], axis=1)
+    by_seed = np.ascontiguousarray(_means_of_draws(arrays, resamples, rng).T)
     return np.asarray(np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1))
+
+
+def _means_of_draws(arrays: Sequence[FloatArray], draws: int, rng: np.random.Generator) -> FloatArray:
+    """Returns the mean of each array over the prompts of each draw, (arrays, draws): a draw serves all arrays.
+
+    All draws at once would take gigabytes at tens of thousands of prompts. The random stream is the same in parts, and so are
+    the sums, each of one draw.
+    """
+    size = arrays[0].size
+    means = np.empty((len(arrays), draws))
+    step = max(1, DRAWN_AT_ONCE // size)
+    for start in range(0, draws, step):
+        picks = rng.integers(size, size=(min(step, draws - start), size))
+        for index, array in enumerate(arrays):
+            means[index, start : start + step] = array[picks].mean(axis=1)
+    return means
 
 
 def share_prompts(scores: Sequence[Scores]) -> bool:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from handbook_ext.core.errors import UserError
@@ -44,8 +45,18 @@ class TextTokens:
         self._literal: dict[str, list[int]] = {}
 
     def render(self, messages: Messages, *, prompt: bool = False) -> str:
-        """Returns the text of a conversation, with marks; `prompt` adds the header of the completion."""
-        return str(self.tokenizer.apply_chat_template(self._marked(messages), tokenize=False, add_generation_prompt=prompt))
+        """Returns the text of a conversation, with marks; `prompt` adds the header of the completion.
+
+        Raises UserError for one that the template refuses, such as two turns of the user in a row.
+        """
+        try:
+            return str(self.tokenizer.apply_chat_template(self._marked(messages), tokenize=False, add_generation_prompt=prompt))
+        except TemplateError as error:
+            roles, text = ", ".join(message["role"] for message in messages), messages[0]["content"][:40]
+            raise UserError(
+                f"model.chat_template: refuses a conversation of the roles {roles} ({error}), which begins {text!r}; repair such "
+                "rows, or take another template"
+            ) from None
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of rendered texts, which contain their special tokens already.

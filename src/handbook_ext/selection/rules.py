@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import uncollected
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.selection.judged import against_chosen_pairs, best_and_worst_pairs
 from handbook_ext.selection.keep_by import KEEP_BY
@@ -71,7 +72,8 @@ def most_pairs(prompts: int, options: SelectOptions) -> int:
 
 def select_pairs(material: Material, options: SelectOptions) -> Selected:
     """Returns the pairs that the rule makes; `facts` counts them by origin, by flipped label and by explored sample."""
-    selected = _rule(options).pairs(material, options)
+    with uncollected():
+        selected = _rule(options).pairs(material, options)
     # After the rule, so that every rule that explores has the setting.
     pairs = skip_explored_chosen(selected.pairs) if options.explore_as_chosen == "skip" else selected.pairs
     explored = [pair for pair in pairs if pair.explore is not None]
