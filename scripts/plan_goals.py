@@ -13,9 +13,12 @@ from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.graph.folders import request_file
 from handbook_ext.graph.goals import VARIABLES, WHY, Plan, plan_goals, runs_folder
 from handbook_ext.graph.makefile import replaced, write_run
+from handbook_ext.graph.rules_benchmarks import unused_sets
 from handbook_ext.graph.why import why_text
 from handbook_ext.planning.preflight import missing, pending_of, unknown_sizes
+from handbook_ext.recipes.launch_checks import crowded
 from handbook_ext.recipes.listing import extras_here
+from handbook_ext.recipes.run import Run
 
 EXTRA = ".venv/extra-"  # The file by which make knows that an extra is installed.
 
@@ -43,6 +46,7 @@ def main(argv: list[str]) -> None:
         replaced(path, text)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror}); check RUNS and the disk") from None
+    sys.stderr.write("".join(f"note: {line}\n" for run in plan.runs.values() for line in notes_of(run)))
     lacking = {name: run.recipe for run in plan.runs.values() for name in extras_here(run)}
     if arguments.preflight:
         lacking = preflight(plan, runs)
@@ -53,6 +57,11 @@ def main(argv: list[str]) -> None:
     # Make makes what it includes before anything else, and starts anew: so an extra is there before the first stage.
     extras = [f"{EXTRA}{name}" for name in lacking] if arguments.preflight else []
     print(" ".join([*extras, str(path), *(str(runs / name / "run.mk") for name in plan.runs)]))
+
+
+def notes_of(run: Run) -> list[str]:
+    """Returns what is odd about a run and hinders nothing that was asked for."""
+    return [*unused_sets(run), *crowded(run.launch)]
 
 
 def preflight(plan: Plan, runs: Path) -> list[str]:

@@ -30,7 +30,7 @@ sft: {global_batch_size: 256}
 data: {dataset: some/pairs, sft_dataset: some/demonstrations}
 generate: {engine: vllm}
 rank: {ranker: pairrm, model: some/ranker}
-train: {global_batch_size: 64, report_to: [absent_tracker]}
+train: {global_batch_size: 64, report_to: [dvclive]}
 """
 
 
@@ -69,7 +69,7 @@ def test_everything_that_is_missing_is_told_at_once(folder: Path) -> None:
     assert head == f"{len(lines)} things are missing here for mine-selm, so nothing was started"
     for words in (
         "rank.model: 'some/ranker' is neither a folder here nor whole in the hub's cache",
-        "report_to absent_tracker needs the Python package absent_tracker, which is not installed; install it",
+        "report_to dvclive needs the Python package dvclive, which is not installed; install it",
         "launch ddp needs 8 GPUs, and 0 are visible; give a launch that fits, such as LAUNCH=cpu",
         "model.name_or_path: 'some/policy' is neither a folder here nor whole in the hub's cache, and the hub cannot be reached "
         "(HF_HUB_OFFLINE is set); fetch it once",

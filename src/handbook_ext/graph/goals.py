@@ -71,7 +71,10 @@ class _Planner:
 
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""
-        run = resolve(name := goal.removesuffix("-plan"), self.root, overrides=self.overrides, engines=self._begun_with)
+        name = goal.removesuffix("-plan")
+        # With GPUS the recipe's own launch need not meet its batches: the one that is chosen has to.
+        own = "GPUS" not in self.variables
+        run = resolve(name, self.root, overrides=self.overrides, engines=self._begun_with, batches=own)
         request = self.plan.planned[run.name] = hardware_request(name, self.variables)
         self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(f'{self._folder(run)}/{request_file(request)}')}")
 
