@@ -201,5 +201,5 @@ def test_every_file_of_a_set_is_looked_for_beside_its_recipe() -> None:
     for key, name in zip(("source", "references", "outputs.gpt", "length_control"), names, strict=True):
         Path("recipes/mine", name).unlink()
         with pytest.raises(UserError, match=f"benchmarks.sets.x.{key}: '{name}' does not exist"):
-            resolve("mine-files")
+            asked_for(resolve("mine-files"), ["x"])
         Path("recipes/mine", name).touch()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from handbook_ext.core.interrupt import INTERRUPTED, importing_is_over
+
 # Messages of the C and Rust writers under torch and safetensors, which raise no OSError with an errno.
 DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "file write failed")
 
@@ -29,13 +31,14 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     # A hook rather than a handler here: exit status and traceback of all other errors stay Python's own.
     sys.excepthook = _explain
     try:
+        importing_is_over()
         main(sys.argv[1:])
     except UserError as error:
         for message in error.args:
             _say(str(message))
         sys.exit(2)
     except KeyboardInterrupt:
-        _say("interrupted; finished work is kept; the same command resumes from it")
+        _say(INTERRUPTED)
         sys.exit(130)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.folders import distinct_seeds, hardware_request, request_file, runs_folder
+from handbook_ext.graph.folders import check_matrix, distinct_seeds, hardware_request, request_file, runs_folder
 from handbook_ext.graph.makefile import begun_with, plain, targets_of
 from handbook_ext.graph.plan import Plan
 from handbook_ext.graph.rule import CHECK
@@ -67,7 +67,11 @@ class _Planner:
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
 
-    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_matrix = plan_ledger = plan_project
+    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_project
+
+    def plan_matrix(self, goal: str) -> None:
+        """Plans nothing either; refuses what has nothing to compare before make installs what compares."""
+        check_matrix([Path(self.folder, name) for name in self.variables.get("OF", "").split()], self.variables.get("SETS", ""))
 
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""

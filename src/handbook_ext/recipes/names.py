@@ -65,17 +65,26 @@ def _scan(root: Path, times: tuple[int, ...]) -> tuple[dict[str, Path], dict[str
         name = f"{path.parent.name}-{path.stem}"
         if path.name == "base.yaml" or path.parent.name in NO_RECIPES:
             continue
-        if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
-            unusable[name] = f"{shown(path)!r} is no recipe's name: use letters, digits, '.', '_' and '-' alone; rename the file"
-        elif name in PROJECT or name.startswith(TABLE) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
-            unusable[name] = f"{shown(path)!r} is called like a goal of another recipe, or of make; rename the file"
-        elif not path.is_file():
-            unusable[name] = f"{shown(path)!r} is no file; a recipe is one"
+        reason = "is no file, as a recipe is" if not path.is_file() else unreachable(path)
+        if reason is not None:
+            unusable[name] = f"{shown(path)!r} {reason}; rename the file"
         elif name in found:
             unusable[name] = f"{shown(path)}: {shown(found[name])} is called {name} as well; rename one of the two"
         else:
             found[name] = path
     return {name: path for name, path in found.items() if name not in unusable}, unusable
+
+
+def unreachable(path: Path) -> str | None:
+    """Returns why no goal can reach a recipe of that name, so that it is told; None where one can."""
+    name = f"{path.parent.name}-{path.stem}"
+    if path.name == "base.yaml" or path.parent.name in NO_RECIPES:
+        return f"is no recipe: base.yaml is for others to build on, and {' and '.join(NO_RECIPES)} hold other files"
+    if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
+        return "is no recipe's name: use letters, digits, '.', '_' and '-' alone"
+    if name in PROJECT or name.startswith(TABLE) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
+        return "is called like a goal of another recipe, or of make"
+    return None
 
 
 def read_name(name: str, root: Path = RECIPES) -> RunName:

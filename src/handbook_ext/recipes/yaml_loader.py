@@ -33,9 +33,9 @@ class _Loader(yaml.SafeLoader):
         """Returns the next node; refuses nesting before PyYAML, which recurses, runs out of stack."""
         self.depth += 1
         if self.depth > DEEPEST + 2:  # The mapping of sections, and a value's name.
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=mark)
-        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
