@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from handbook_ext.graph.goals import plan_goals
 from handbook_ext.graph.makefile import write_run
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.planning import hub, lacks, preflight, space
+from handbook_ext.recipes.parts import NO_TRACKERS, TRACKERS
 from handbook_ext.recipes.run import Run
 from tests.graph.test_why import make
 from tests.judging.small_pairrm import save_pairrm
@@ -155,6 +157,10 @@ def test_packages_that_a_launch_and_attention_need(folder: Path, monkeypatch: py
     assert told("mine-selm") == []
     monkeypatch.setattr(lacks, "ATTENTION", {"sdpa": "some_kernels"})
     assert "model.attn_implementation sdpa needs the Python package some_kernels" in told("mine-selm")[1]
+
+
+def test_trackers_of_recipes_are_those_of_transformers() -> None:
+    assert sorted(INTEGRATION_TO_CALLBACK) == sorted({*TRACKERS} - {*NO_TRACKERS})
 
 
 def test_what_ligers_kernels_need_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.yaml_tree import nearest, read_recipe, read_yaml, shown
+from handbook_ext.recipes.yaml_tree import Tree, nearest, read_recipe, read_yaml, shown
 
 RECIPES = Path("recipes")
 NO_RECIPES = ("accelerate", "tables")
@@ -109,8 +109,12 @@ def read_name(name: str, root: Path = RECIPES) -> RunName:
 
 
 def variants_of(file: Path) -> list[str]:
-    """Returns the names of a recipe's variants, its own and inherited ones; a UserError where one is no mapping."""
-    tree = read_recipe(file)
+    """Returns the names of a recipe's variants, its own and inherited ones."""
+    return variants_in(read_recipe(file))
+
+
+def variants_in(tree: Tree) -> list[str]:
+    """Returns the names of the variants of a recipe that was read; a UserError where one is no mapping, or its name a goal."""
     variants = tree.values.get("variants") or {}
     if not isinstance(variants, dict):
         raise UserError(f"{tree.where(('variants',))}: variants must be a mapping, such as {{noise20: {{data: {{...}}}}}}")

@@ -15,7 +15,7 @@ from handbook_ext.recipes.checks import derived, validated
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.iteration_checks import check_first_pairs, check_lengths, check_override
 from handbook_ext.recipes.launch_checks import Launch, check_batches, check_devices, engine_of, launch_of
-from handbook_ext.recipes.names import RECIPES, RunName, read_name
+from handbook_ext.recipes.names import RECIPES, RunName, read_name, variants_in
 from handbook_ext.recipes.overrides import Override, labels_of, laid_over
 from handbook_ext.recipes.settings import RankSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Mark, Tree, merged, nearest, read_recipe, shown
@@ -168,6 +168,7 @@ def _fitted(rank: RankSettings) -> bool:
 def _overridden(name: RunName, overrides: Sequence[Override]) -> Tree:
     """Returns the recipe's tree under its variants, then the overrides, then the seed of the run's name."""
     tree = read_recipe(name.file)
+    variants_in(tree)
     variants, tree = tree.below(("variants",)) if "variants" in tree.values else None, tree.without("variants")
     for each in name.variants:
         if variants is not None:
