@@ -67,7 +67,7 @@ class _Planner:
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
 
-    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_project
+    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_fuzz = plan_project
 
     def plan_matrix(self, goal: str) -> None:
         """Plans nothing either; refuses what has nothing to compare before make installs what compares."""

@@ -10,7 +10,7 @@ from handbook_ext.graph.makefile import PLAIN
 from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.yaml_tree import nearest
 
-CALIBRATE = "calibrate"
+CALIBRATE, FUZZ = "calibrate", "fuzz"
 _NUMBER, _OF_NUMBER = r"[1-9][0-9]{0,3}", "a number from 1 to 9999"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
@@ -29,6 +29,7 @@ READERS = {
     "matrix": MATRIX,
     "figure": PAPER_FIGURE,
     "ledger": LEDGER,
+    "fuzz": FUZZ,
 }
 # Goals of the Makefile itself that read variables of their own.
 READING = {
@@ -38,6 +39,7 @@ READING = {
     COMPARE: "compare",
     MATRIX: "matrix",
     LEDGER: "ledger",
+    FUZZ: "fuzz",
 }
 SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
 """What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
@@ -76,6 +78,7 @@ VARIABLES = {
     "DRY": (r"[01]?", "1, which uploads nothing", {"push"}),
     "ADD": (r"[01]?", "1, which keeps a file that passes in ledger/", {"ledger"}),
     "F": (r"[\s\S]+", "a file that make <run>-submit has written", {"ledger"}),
+    "CASES": (r"[1-9][0-9]{0,5}", "how many cases, from 1 to 999999", {"fuzz"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
 
