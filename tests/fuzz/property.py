@@ -63,7 +63,8 @@ def held(folder: Path, runs: str = "runs") -> Iterator[list[str]]:
 
 def inside(runs: str) -> bool:
     """Tells whether RUNS is a folder of its own in the working folder, so that what lies elsewhere must stay as it is."""
-    return not Path(runs).is_absolute() and bool(Path(runs).parts) and ".." not in Path(runs).parts
+    parts = Path(runs).parts
+    return bool(parts) and not Path(runs).is_absolute() and ".." not in parts and len(os.fsencode(parts[0])) < 256
 
 
 def remove_new(folder: Path, runs: str, before: dict[str, tuple[int, int]]) -> None:

@@ -73,7 +73,7 @@ def test_words_of_make_are_planned_or_refused_in_one_line(folder: Path) -> None:
     def check(drawn: tuple[list[str], dict[str, str]]) -> None:
         goals, variables = drawn
         runs = variables.get("RUNS", "runs")
-        if not inside(runs):
+        if not inside(runs) and len(runs) < 256:
             return  # Its files may lie where it says.
         said = [f"--variable={name}={value}" for name, value in variables.items()]
         with held(folder, runs):

@@ -55,6 +55,11 @@ def test_runs_among_the_projects_own_files_are_refused(folder: str) -> None:
         plan_goals(["tiny-selm"], {"RUNS": folder})
 
 
+def test_runs_with_a_name_that_no_folder_can_have_are_refused() -> None:
+    with pytest.raises(UserError, match="RUNS: a folder's name has 255 bytes at most"):
+        plan_goals(["tiny-selm"], {"RUNS": f"a/{'x' * 300}"})
+
+
 def test_what_a_number_may_be_is_told() -> None:
     for name, value, said in (
         ("GPUS", "99999", "'99999' is not a number from 1 to 9999"), ("GPUS", "0", "from 1 to 9999"),

@@ -13,6 +13,7 @@ from handbook_ext.recipes.run import Run
 
 OWN = (str(RECIPES), "scripts", "src", "tests", ".git", ".venv")
 """Folders of the project in which runs would be taken for something else."""
+LONGEST = 255  # Bytes of a name, on most file systems.
 
 
 def distinct_seeds(runs: list[Run]) -> list[Run]:
@@ -32,6 +33,8 @@ def runs_folder(variables: Mapping[str, str]) -> str:
     folder = str(Path(variables.get("RUNS", "runs")))
     if folder.startswith("-"):
         raise UserError(f"RUNS: {variables['RUNS']!r} begins with a dash, like an option of a command; give another folder")
+    if any(len(part.encode("utf-8", "surrogateescape")) > LONGEST for part in Path(folder).parts):
+        raise UserError(f"RUNS: a folder's name has {LONGEST} bytes at most; give a shorter one than {variables['RUNS'][:30]}...")
     for own in OWN:
         if Path(folder).resolve().is_relative_to(Path(own).resolve()):
             raise UserError(f"RUNS: {variables['RUNS']!r} lies in {own}/, which belongs to this project; give another folder")
