@@ -29,9 +29,9 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES
 # Words so common are taken from the command line alone: a shell may have them for another program.
-$(foreach v,T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
+$(foreach v,T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -62,7 +62,7 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
-override PROJECT   := $(UNPLANNED) bench bench-growth bench-rows bench-gpu calibrate mutants paper-table paper-figure compare matrix ledger-verify
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-rows bench-gpu calibrate mutants fuzz torture paper-table paper-figure compare matrix ledger-verify
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -158,6 +158,10 @@ ledger-verify: $(VENV)/ready
 # The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
 mutants: $(VENV)/ready
 	$(PYTHON) -m tests.mutants --out $(RUNS)/mutants --only $(call quoted,$(value ONLY))
+
+# Recipes, data files, names and words of make with something wrong in them, CASES in all: tests/fuzz.
+fuzz: $(VENV)/ready
+	HANDBOOK_FUZZ_CASES=$(call quoted,$(call default,CASES,500)) $(PYTHON) -m pytest tests/fuzz
 
 # A failed stage leaves no target behind.
 .DELETE_ON_ERROR:

@@ -15,6 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
+
 import torch
 from rich.console import Console
 from rich.table import Table

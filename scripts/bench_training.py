@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
+
 import torch
 from tqdm import tqdm
 

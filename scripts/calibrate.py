@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
+
 import torch
 
 from handbook_ext.core.artifacts import json_object

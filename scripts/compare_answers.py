@@ -18,6 +18,7 @@ from handbook_ext.core.stage_settings import read_settings_as
 from handbook_ext.data.prompt_sets import fetched
 from handbook_ext.evaluation.alpaca_eval import AlpacaJudge, Outputs, pairwise_matrix
 from handbook_ext.evaluation.set_measures import endpoint_of, replies_file
+from handbook_ext.graph.folders import answers_of, check_matrix
 from handbook_ext.graph.stages_benchmarks import GradeStage, MatrixStage
 from handbook_ext.judging.verdict_cache import VerdictCache
 
@@ -30,16 +31,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
     parser.add_argument("--set", required=True, help="a prompt set that their policies have answered, such as alpaca")
     arguments = parser.parse_args(argv)
-    if not arguments.set.strip() or not arguments.runs:
-        raise UserError('name the runs and their prompt set, such as OF="zephyr-selm zephyr-dpo" SETS=alpaca')
-    if len(arguments.set.split()) > 1:
-        raise UserError(f"SETS: {arguments.set}: the policies are compared on one set; name one")
+    check_matrix(arguments.runs, arguments.set)
     answers = [path for run in arguments.runs for path in answers_of(run, arguments.set)]
-    if len(answers) < 2:
-        raise UserError(
-            f"{' '.join(map(str, arguments.runs))}: {len(answers)} policies have answered {arguments.set}, and two are compared; "
-            f"make {arguments.runs[0].name}-eval SETS={arguments.set}"
-        )
     prompts = [run / "prompts" / arguments.set / "prompts.jsonl" for run in arguments.runs]
     if len({read_manifest(path)["sha256"] for path in prompts}) > 1:
         raise UserError(f"{' and '.join(map(str, prompts))} differ; compare runs that were evaluated on the same prompts")
@@ -70,12 +63,6 @@ def main(argv: list[str]) -> None:
         )
         stage.publish({"in": len(names), "out": len(names)}, **judge.facts())
     sys.stdout.write(f"{MATRIX}: {stage.artifact}\n")
-
-
-def answers_of(run: Path, name: str) -> list[Path]:
-    """Returns the finished answers of a run's policies to a set: the start first, then the iterations by number."""
-    found = [path for path in run.glob(f"*/{name}/answers.jsonl") if path.with_name("answers.manifest.json").is_file()]
-    return sorted(found, key=lambda path: (path.parts[-3].startswith("iter"), len(path.parts[-3]), path.parts[-3]))
 
 
 if __name__ == "__main__":

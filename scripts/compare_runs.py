@@ -37,7 +37,13 @@ def main(argv: list[str]) -> None:
     if not arguments.runs:
         raise UserError('name the runs to be compared, such as OF="tiny-selm tiny-dpo"')
     if missing := [str(run) for run in arguments.runs if not (run / ReportStage.file).is_file()]:
-        raise UserError(f"{', '.join(missing)}: is no folder of a run; give folders such as runs/tiny-selm, whose report is made")
+        which = "is no folder of a run" if len(missing) == 1 else "are no folders of runs"
+        raise UserError(f"{', '.join(missing)} {which}; make each first, such as make {arguments.runs[0].name}")
+    if len({run.resolve() for run in arguments.runs}) < max(2, len(arguments.runs)):
+        named = " ".join(run.name for run in arguments.runs)
+        raise UserError(
+            f'OF: two or more runs are compared, each named once, and here it names {named}; such as OF="tiny-selm tiny-dpo"'
+        )
     out = arguments.out or arguments.runs[0].parent / "compare" / "-".join(run.name for run in arguments.runs)
     report = read_settings_as(ReportStage, arguments.runs[0] / ReportStage.file)[0].report
     # Of the loop and of prompt sets; whatever else a run has is in their manifests.

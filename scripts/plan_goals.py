@@ -13,9 +13,12 @@ from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.graph.folders import request_file
 from handbook_ext.graph.goals import VARIABLES, WHY, Plan, plan_goals, runs_folder
 from handbook_ext.graph.makefile import replaced, write_run
+from handbook_ext.graph.rules_benchmarks import unused_sets
 from handbook_ext.graph.why import why_text
 from handbook_ext.planning.preflight import Looked, edited, missing, pending_of, unknown_sizes
+from handbook_ext.recipes.launch_checks import crowded
 from handbook_ext.recipes.listing import extras_here
+from handbook_ext.recipes.run import Run
 
 EXTRA = ".venv/extra-"  # The file by which make knows that an extra is installed.
 
@@ -43,6 +46,7 @@ def main(argv: list[str]) -> None:
         replaced(path, text)
     except OSError as error:
         raise UserError(not_written(error, runs)) from None
+    sys.stderr.write("".join(f"note: {line}\n" for run in plan.runs.values() for line in notes_of(run)))
     lacking = {name: run.recipe for run in plan.runs.values() for name in extras_here(run)}
     if arguments.preflight:
         lacking = preflight(plan, runs)
@@ -63,6 +67,11 @@ def not_written(error: OSError, runs: Path) -> str:
     if path.is_dir() and path != runs:
         return f"{path}: is a folder, and a file is needed there; move it away"
     return f"{path}: cannot be written ({error.strerror}); check RUNS and the disk"
+
+
+def notes_of(run: Run) -> list[str]:
+    """Returns what is odd about a run and hinders nothing that was asked for."""
+    return [*unused_sets(run), *crowded(run.launch)]
 
 
 def preflight(plan: Plan, runs: Path) -> list[str]:

@@ -25,8 +25,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--list", action="store_true", help="print a table of all recipes")
     arguments = parser.parse_args(argv)
     if arguments.list:
-        show_recipes(list(listed_recipes()))
-        sys.stderr.write("".join(f"note: {line}\n" for line in unusable_files()))
+        found = list(listed_recipes())
+        show_recipes([each for each in found if not isinstance(each, str)])
+        notes = [*(each for each in found if isinstance(each, str)), *unusable_files()]
+        sys.stderr.write("".join(f"note: {' '.join(line.split())}\n" for line in notes))
         return
     if not arguments.run:
         raise UserError(f"which recipe? give one of: {', '.join(recipe_files())}")

@@ -3,6 +3,8 @@
 import math
 import sys
 
+import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
+
 import torch
 from transformers import TrainingArguments
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
+
 import torch
 
 from handbook_ext.core.errors import run_main, stage_folder

@@ -1,5 +1,7 @@
 """Demonstrations -> the SFT policy: `train_sft.py runs/<run>`; resumes from its last checkpoint."""
 
+import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
+
 import torch
 
 from handbook_ext.core.errors import run_main, stage_folder

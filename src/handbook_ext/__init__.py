@@ -16,6 +16,8 @@ gets wrong raises `UserError`, with one line, or the ValueError that it is a kin
 import importlib
 from typing import Any
 
+import handbook_ext.core.interrupt  # noqa: F401 - Ctrl-C in a script that still imports
+
 _MODULES = {
     "UserError": "core.errors",
     "Candidate": "core.records",

@@ -9,7 +9,7 @@ import pytest
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.goals import plan_goals
 from handbook_ext.graph.plan import Plan
-from handbook_ext.graph.rules_benchmarks import asked_for
+from handbook_ext.graph.rules_benchmarks import asked_for, unused_sets
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.run import resolve
 from tests.recipe_folder import enter_folder, mine
@@ -139,13 +139,28 @@ def test_a_set_with_the_name_of_something_else_is_refused(name: str) -> None:
         ("{source: test, measures: [alpaca_eval]}", "compares with a baseline; set baseline to one of: start"),
         ("{source: test, measures: [pairwise], baseline: none}", "set baseline to one of: start"),
         ("{source: test, measures: []}", "measures"),
-        ("{source: none.jsonl, measures: [single]}", "benchmarks.sets.x.source: 'none.jsonl' does not exist"),
         ("{source: test, measures: [single], outputs: {A-B: 'https://x/y.json'}}", "is no name of a measure"),
     ],
 )
 def test_a_mistake_in_a_set_is_one_line(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         mine(f"benchmarks: {{sets: {{x: {text}}}}}", "bad")
+
+
+@pytest.mark.parametrize(("own", "message"), [
+    ("sets: {x: {source: none.jsonl, measures: [single]}}", "benchmarks.sets.x.source: 'none.jsonl' does not exist"),
+    ("sets: {x: {source: test, references: a.jsonl, measures: [single]}}", "benchmarks.sets.x.references: 'a.jsonl' does not"),
+    ("harness: {include_path: none}", "benchmarks.harness.include_path: 'none' does not"),
+])  # fmt: skip
+def test_a_missing_file_of_a_prompt_set_stops_only_what_evaluates_on_it(own: str, message: str) -> None:
+    mine(f"benchmarks: {{{own}}}\n", "bad")
+    name = "x" if own.startswith("sets") else "harness"
+    plan = plan_goals(["mine-bad", "mine-bad-iter1"], {})
+    [line] = unused_sets(plan.runs["mine-bad"])
+    assert message in line and f"only SETS={name} and mine-bad-eval need it" in line
+    for goal, variables in (("mine-bad-eval", {}), ("mine-bad", {"SETS": name}), ("mine-bad-iter1-eval", {})):
+        with pytest.raises(UserError, match=message):
+            plan_goals([goal], variables)
 
 
 def test_a_sets_own_judge_grades_it_as_often_as_it_says_and_nobody_where_the_judge_is_null() -> None:
@@ -186,5 +201,5 @@ def test_every_file_of_a_set_is_looked_for_beside_its_recipe() -> None:
     for key, name in zip(("source", "references", "outputs.gpt", "length_control"), names, strict=True):
         Path("recipes/mine", name).unlink()
         with pytest.raises(UserError, match=f"benchmarks.sets.x.{key}: '{name}' does not exist"):
-            resolve("mine-files")
+            asked_for(resolve("mine-files"), ["x"])
         Path("recipes/mine", name).touch()

@@ -200,7 +200,7 @@ def test_what_the_login_node_lacks_and_nodes_have_is_no_lack(folder: Path, monke
     monkeypatch.setattr(lacks, "visible_gpus", lambda: 0)
     monkeypatch.setattr(lacks, "torch_without_cuda", lambda: False)
     monkeypatch.setattr(lacks, "which", lambda name: f"/bin/{name}")
-    mine(DDP.replace("train: {", "train: {report_to: [absent_tracker], "))
+    mine(DDP.replace("train: {", "train: {report_to: [dvclive], "))
 
     def told(**variables: str) -> list[str]:
         plan = plan_goals(["mine-selm-iter1"], variables)
@@ -210,7 +210,7 @@ def test_what_the_login_node_lacks_and_nodes_have_is_no_lack(folder: Path, monke
 
     assert any("needs 8 GPUs, and 0 are visible" in line for line in told())
     head, line = told(CLUSTER="slurm")
-    assert "1 thing is missing here" in head and "absent_tracker" in line
+    assert "1 thing is missing here" in head and "dvclive" in line
     monkeypatch.setattr(lacks, "which", lambda name: None)
     assert any("CLUSTER=slurm needs the command sbatch" in line for line in told(CLUSTER="slurm"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from handbook_ext.graph.folders import request_file
 from handbook_ext.graph.goals import plan_goals
 from handbook_ext.graph.makefile import run_text
 from handbook_ext.graph.run_rules import run_rules
-from handbook_ext.planning import hub, machine_choice
+from handbook_ext.planning import calibration, hub, machine_choice
 from handbook_ext.planning.choices import Choice, best_launch
 from handbook_ext.planning.figures import Setting
 from handbook_ext.planning.hardware_plan import plan_text
 from handbook_ext.planning.remedies import refusal
 from handbook_ext.planning.request import Request, rules_once, settings_of
 from handbook_ext.planning.written_recipe import write_recipe
+from handbook_ext.recipes.launch_checks import crowded
 from handbook_ext.recipes.run import resolve
 from tests.recipe_folder import ROOT, enter_folder, mine
 from tests.workspace import Workspace
@@ -134,6 +136,44 @@ def test_a_run_that_fits_nothing_is_refused_with_what_would_help(models: None) -
 def test_gpus_that_do_not_share_the_global_batch_are_refused(models: None) -> None:
     with pytest.raises(UserError, match="global_batch_size 256 cannot be divided by 3 processes"):
         settings_of(Request("zephyr-selm", gpus=3, vram="80"), RUNS)
+
+
+def test_a_recipe_whose_own_launch_cannot_meet_its_batch_is_planned_for_other_gpus(models: None) -> None:
+    Path("recipes/mine/odd.yaml").write_text("base: ../tinyllama/sera.yaml\nlaunch: ddp\ngpus: 3\n")
+    with pytest.raises(UserError, match="128 cannot be divided by 3 processes"):
+        plan_goals(["mine-odd-plan"], {"VRAM": "80"})
+    assert plan_goals(["mine-odd-plan"], {"GPUS": "2", "VRAM": "80"}).planned
+    assert "GPUS=2" in text(Request("mine-odd", gpus=2, vram="80"))
+    with pytest.raises(UserError, match="cannot be divided by 3 processes"):
+        settings_of(Request("mine-odd", gpus=3, vram="80"), RUNS)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("{", "is damaged, so its rates were not used; make calibrate writes it anew"),
+    ('{"format": 1}', "is damaged"), ('{"format": 1, "hardware": {}, "rates": {"cpu, 1 threads": {}}}', "is damaged"),
+    ('{"format": 1, "hardware": 5, "rates": []}', "is damaged"), ('{"format": 0}', "is of another version of this project"),
+])  # fmt: skip
+def test_a_calibration_that_cannot_be_read_is_told(content: str, said: str) -> None:
+    assert calibration.damage(RUNS) == []
+    RUNS.mkdir(exist_ok=True)
+    Path(RUNS, calibration.RECORD).write_text(content)
+    assert calibration.read_rates(RUNS, 1, gpu=False) is None
+    [line] = calibration.damage(RUNS)
+    assert line.startswith(f"runs/calibration.json {said}")
+
+
+def test_a_plan_notes_what_is_odd_and_counts_no_checkpoint_of_adapters(models: None) -> None:
+    judge = "evaluate: {judge: ranker}\nrank: {ranker: pairrm, model: llm-blender/PairRM}\n"
+    mine(f"base: ../smollm2/selm.yaml\nmodel: {{lora: {{r: 8}}}}\n{judge}", "lora")
+    RUNS.mkdir(exist_ok=True)
+    Path(RUNS, calibration.RECORD).write_text("{")
+    told = text(Request("mine-lora"))
+    assert "of policies; checkpoints to resume from hold adapters alone, which take little" in told
+    assert "0.0 MB" not in told
+    assert "note: runs/calibration.json is damaged" in told
+    several = crowded(replace(resolve("tiny-selm").launch, name="ddp-cpu", processes=5000))
+    assert several[0].startswith("launch ddp-cpu starts 5000 processes on ")
+    assert not crowded(resolve("tiny-selm").launch)
 
 
 def test_gpus_need_their_memory_and_a_cpu_has_none(models: None) -> None:
@@ -256,8 +296,8 @@ def test_seconds_and_gpu_hours_add_up(models: None) -> None:
     (["bench"], {"RAM": "64"}, "RAM is read by <run>-plan"),
     (["calibrate"], {"GPUS": "2"}, "GPUS is read by .* and <run>-plan and .*, and no goal here is one of these: calibrate"),
     (["tiny-selm-plan"], {"SEEDS": "2"}, "SEEDS is read by"),
-    (["tiny-selm-plan"], {"VRAM": "much"}, "VRAM: 'much' is not the GB of one GPU, such as 24"),
-    (["tiny-selm-plan"], {"WRITE": "../x.yaml"}, "WRITE: '../x.yaml' is not a recipe to be, such as recipes/mine/small.yaml"),
+    (["tiny-selm-plan"], {"VRAM": "much"}, "VRAM: 'much' is not the GB of one GPU, above 0 and below 100000, such as 24"),
+    (["tiny-selm-plan"], {"WRITE": "../x.yaml"}, "WRITE: '../x.yaml' is not recipes/<folder>/<name>.yaml in letters"),
     (["tiny-selmm-plan"], {}, "no recipe is called 'tiny-selmm'"),
 ])  # fmt: skip
 def test_variables_of_a_plan_are_read_by_a_plan_alone(goals: list[str], variables: dict[str, str], words: str) -> None:

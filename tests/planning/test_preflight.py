@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from handbook_ext.graph.goals import plan_goals
 from handbook_ext.graph.makefile import write_run
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.planning import hub, lacks, preflight, space
+from handbook_ext.recipes.parts import NO_TRACKERS, TRACKERS
 from handbook_ext.recipes.run import Run
 from tests.graph.test_why import make
 from tests.judging.small_pairrm import save_pairrm
@@ -30,7 +32,7 @@ sft: {global_batch_size: 256}
 data: {dataset: some/pairs, sft_dataset: some/demonstrations}
 generate: {engine: vllm}
 rank: {ranker: pairrm, model: some/ranker}
-train: {global_batch_size: 64, report_to: [absent_tracker]}
+train: {global_batch_size: 64, report_to: [dvclive]}
 """
 
 
@@ -69,7 +71,7 @@ def test_everything_that_is_missing_is_told_at_once(folder: Path) -> None:
     assert head == f"{len(lines)} things are missing here for mine-selm, so nothing was started"
     for words in (
         "rank.model: 'some/ranker' is neither a folder here nor whole in the hub's cache",
-        "report_to absent_tracker needs the Python package absent_tracker, which is not installed; install it",
+        "report_to dvclive needs the Python package dvclive, which is not installed; install it",
         "launch ddp needs 8 GPUs, and 0 are visible; give a launch that fits, such as LAUNCH=cpu",
         "model.name_or_path: 'some/policy' is neither a folder here nor whole in the hub's cache, and the hub cannot be reached "
         "(HF_HUB_OFFLINE is set); fetch it once",
@@ -155,6 +157,10 @@ def test_packages_that_a_launch_and_attention_need(folder: Path, monkeypatch: py
     assert told("mine-selm") == []
     monkeypatch.setattr(lacks, "ATTENTION", {"sdpa": "some_kernels"})
     assert "model.attn_implementation sdpa needs the Python package some_kernels" in told("mine-selm")[1]
+
+
+def test_trackers_of_recipes_are_those_of_transformers() -> None:
+    assert sorted(INTEGRATION_TO_CALLBACK) == sorted({*TRACKERS} - {*NO_TRACKERS})
 
 
 def test_what_ligers_kernels_need_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

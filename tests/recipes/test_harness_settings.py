@@ -68,7 +68,7 @@ def test_what_a_task_leaves_out_is_the_papers(stated: Any, found: dict[str, Any]
 )  # fmt: skip
 def test_a_mistake_is_told_in_a_line(folder: Path, harness: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        mine(f"benchmarks: {{harness: {harness}}}\n")
+        asked_for(mine(f"benchmarks: {{harness: {harness}}}\n"), ["harness"])
 
 
 def harness_rules(run: Run) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from handbook_ext.core.interrupt import INTERRUPTED, importing_is_over
+
 ROOM = "free some space, or put the runs on another disk with RUNS="
 # What keeps a file from being written: the numbers of the system, and how the C and Rust writers under torch and safetensors put
 # them, which raise no OSError with a number; what is told, and what is to be done.
@@ -52,13 +54,14 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     # A hook rather than a handler here: exit status and traceback of all other errors stay Python's own.
     sys.excepthook = _explain
     try:
+        importing_is_over()
         main(sys.argv[1:])
     except UserError as error:
         for message in error.args:
             _say(str(message))
         sys.exit(2)
     except KeyboardInterrupt:
-        _say("interrupted; finished work is kept; the same command resumes from it")
+        _say(INTERRUPTED)
         sys.exit(130)
 
 

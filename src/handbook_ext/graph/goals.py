@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.graph.folders import distinct_seeds, hardware_request, request_file, runs_folder
+from handbook_ext.graph.folders import check_matrix, distinct_seeds, hardware_request, request_file, runs_folder
 from handbook_ext.graph.makefile import begun_with, plain, targets_of
 from handbook_ext.graph.plan import Plan
 from handbook_ext.graph.rule import CHECK
@@ -67,11 +67,18 @@ class _Planner:
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
 
-    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_matrix = plan_ledger = plan_project
+    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_fuzz = plan_project
+
+    def plan_matrix(self, goal: str) -> None:
+        """Plans nothing either; refuses what has nothing to compare before make installs what compares."""
+        check_matrix([Path(self.folder, name) for name in self.variables.get("OF", "").split()], self.variables.get("SETS", ""))
 
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""
-        run = resolve(name := goal.removesuffix("-plan"), self.root, overrides=self.overrides, engines=self._begun_with)
+        name = goal.removesuffix("-plan")
+        # With GPUS the recipe's own launch need not meet its batches: the one that is chosen has to.
+        own = "GPUS" not in self.variables
+        run = resolve(name, self.root, overrides=self.overrides, engines=self._begun_with, batches=own)
         request = self.plan.planned[run.name] = hardware_request(name, self.variables)
         self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(f'{self._folder(run)}/{request_file(request)}')}")
 

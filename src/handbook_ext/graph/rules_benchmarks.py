@@ -21,6 +21,7 @@ from handbook_ext.graph.rule import (
     seen_from,
 )
 from handbook_ext.graph.stages import Limits
+from handbook_ext.recipes.found_files import check_set
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import EngineSettings, ModelSettings
 from handbook_ext.recipes.settings_benchmarks import HARNESS, HELD_OUT, START_ANSWERS, DecodingSettings
@@ -48,7 +49,22 @@ def asked_for(run: Run, sets: Sequence[str], *, released: bool = False, all_sets
         raise UserError(
             f"CHECKPOINTS: {where} names no released checkpoint; state them in benchmarks.checkpoints, or leave it out"
         )
-    return replace(run, sets=benchmarks.evaluations if all_sets else tuple(sets), released=released)
+    chosen = benchmarks.evaluations if all_sets else tuple(sets)
+    for name in chosen:
+        check_set(benchmarks, name, run.tree)
+    return replace(run, sets=chosen, released=released)
+
+
+def unused_sets(run: Run) -> list[str]:
+    """Returns a line for each prompt set of the recipe that was not asked for, and whose files are missing."""
+    found = []
+    for name in run.settings.benchmarks.evaluations:
+        if name not in run.sets:
+            try:
+                check_set(run.settings.benchmarks, name, run.tree)
+            except UserError as error:
+                found.append(f"{error}; only SETS={name} and {run.recipe}-eval need it")
+    return found
 
 
 def evaluated_policies(run: Run) -> list[str]:

@@ -10,8 +10,8 @@ from handbook_ext.graph.makefile import PLAIN
 from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.yaml_tree import nearest
 
-CALIBRATE = "calibrate"
-_NUMBER = r"[1-9][0-9]{0,3}"
+CALIBRATE, FUZZ = "calibrate", "fuzz"
+_NUMBER, _OF_NUMBER = r"[1-9][0-9]{0,3}", "a number from 1 to 9999"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
     "run": "<run> and <run>-iter<N>",
@@ -29,6 +29,7 @@ READERS = {
     "matrix": MATRIX,
     "figure": PAPER_FIGURE,
     "ledger": LEDGER,
+    "fuzz": FUZZ,
 }
 # Goals of the Makefile itself that read variables of their own.
 READING = {
@@ -38,6 +39,7 @@ READING = {
     COMPARE: "compare",
     MATRIX: "matrix",
     LEDGER: "ledger",
+    FUZZ: "fuzz",
 }
 SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
 """What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
@@ -48,15 +50,19 @@ VARIABLES = {
     "SET": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
     "DATA": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
-    "GPUS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
+    "GPUS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
     "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
-    "JOBS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table"}),
-    "THREADS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table", "plan", "calibrate"}),
-    "VRAM": (_SIZE, "the GB of one GPU, such as 24", {"plan"}),
-    "RAM": (_SIZE, "the GB of main memory, such as 128", {"plan"}),
-    "WRITE": (rf"{RECIPES}/\w[\w.-]*/\w[\w.-]*\.yaml", f"a recipe to be, such as {RECIPES}/mine/small.yaml", {"plan"}),
+    "JOBS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table"}),
+    "THREADS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan", "calibrate"}),
+    "VRAM": (_SIZE, "the GB of one GPU, above 0 and below 100000, such as 24", {"plan"}),
+    "RAM": (_SIZE, "the GB of main memory, above 0 and below 100000, such as 128", {"plan"}),
+    "WRITE": (
+        rf"{RECIPES}/\w[\w.-]*/\w[\w.-]*\.yaml",
+        f"{RECIPES}/<folder>/<name>.yaml in letters, digits and . _ - alone, such as {RECIPES}/mine/small.yaml",
+        {"plan"},
+    ),
     "T": (
         r"[\w-]+",
         f"a table or figure of the papers, such as selm1; make {PAPER_TABLE} and make {PAPER_FIGURE} list them",
@@ -72,6 +78,7 @@ VARIABLES = {
     "DRY": (r"[01]?", "1, which uploads nothing", {"push"}),
     "ADD": (r"[01]?", "1, which keeps a file that passes in ledger/", {"ledger"}),
     "F": (r"[\s\S]+", "a file that make <run>-submit has written", {"ledger"}),
+    "CASES": (r"[1-9][0-9]{0,5}", "how many cases, from 1 to 999999", {"fuzz"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
 

@@ -107,10 +107,29 @@ def read_rates(runs: Path, threads: int, *, gpu: bool) -> Rates | None:
     record = json_object(runs / RECORD)
     if record is None or record.get("format") != FORMAT:
         return None
-    if any(record["hardware"].get(name) != hardware().get(name) for name in FACTS[:3]):
-        return None
-    found = record["rates"].get("gpu" if gpu else f"cpu, {threads} threads")
-    return None if found is None else rates_of(found)
+    try:
+        if any(record["hardware"].get(name) != hardware().get(name) for name in FACTS[:3]):
+            return None
+        found = record["rates"].get("gpu" if gpu else f"cpu, {threads} threads")
+        return None if found is None else rates_of(found)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None  # `damage` tells it.
+
+
+def damage(runs: Path) -> list[str]:
+    """Returns a line where what was measured on a machine is there and cannot be read, so that rates are assumed."""
+    path = runs / RECORD
+    if not path.exists():
+        return []
+    record = json_object(path)
+    if record is not None and record.get("format") == FORMAT:
+        try:
+            _ = record["hardware"].items(), [rates_of(each) for each in record["rates"].values()]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            record = None
+    elif record is not None:
+        return [f"{path} is of another version of this project, so its rates were not used; make calibrate writes it anew"]
+    return [] if record is not None else [f"{path} is damaged, so its rates were not used; make calibrate writes it anew"]
 
 
 def rates_of(found: Mapping[str, Any]) -> Rates:

@@ -8,10 +8,12 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
+from handbook_ext.planning.calibration import damage
 from handbook_ext.planning.choices import Change, Choice, gigabytes
 from handbook_ext.planning.figures import Estimate, Setting
 from handbook_ext.planning.memory_model import Memory
 from handbook_ext.planning.request import Request
+from handbook_ext.recipes.launch_checks import crowded
 from handbook_ext.recipes.overrides import inline
 
 WIDTH = 1000  # Wider than any line: the terminal wraps, and nothing is cut.
@@ -118,8 +120,10 @@ def _totals(setting: Setting, choice: Choice) -> list[str]:
     line = f"total: {clock(choice.seconds)}, one stage after the other; "
     if setting.machine.on_gpu:
         line += f"{on_device * processes / 3600:,.1f} GPU-hours; "
-    line += f"disk {gigabytes(disk)} of policies and up to {gigabytes(most.transient)} of checkpoints to resume from"
-    return [line]
+    line += f"disk {gigabytes(disk)} of policies"
+    if most.transient > 0:
+        return [f"{line} and up to {gigabytes(most.transient)} of checkpoints to resume from"]
+    return [f"{line}; checkpoints to resume from hold adapters alone, which take little"]
 
 
 def _bases(setting: Setting) -> list[str]:
@@ -136,7 +140,7 @@ def _bases(setting: Setting) -> list[str]:
 
 def _notes(setting: Setting, choice: Choice) -> list[str]:
     """Returns what the plan could not know."""
-    found = []
+    found = [*damage(setting.folder.parent), *crowded(setting.run.launch)]
     most = max(choice.estimates, key=lambda each: each.memory.in_main)
     if setting.machine.on_gpu and setting.machine.main is None:
         found.append(f"{most.artifact} needs {gigabytes(most.memory.in_main)} of main memory; RAM= has it checked")

@@ -1,6 +1,6 @@
 """What a single stage needs and cannot have here: each finder yields a kind of it, with what to do. No torch.
 
-A tracker that is new is known here by the package that it needs; what an extra brings is installed by the goal itself.
+A tracker is known here by the package that it needs; what an extra brings is installed by the goal itself.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from handbook_ext.graph.stages import (
 from handbook_ext.graph.stages_benchmarks import AnswerStage, GradeStage, HarnessStage, PromptsStage
 from handbook_ext.planning.hub import unreachable
 from handbook_ext.planning.supply import checkpoint_lack, data_lack
-from handbook_ext.recipes.parts import EXTRAS, RANKERS
+from handbook_ext.recipes.parts import EXTRAS, NO_TRACKERS, RANKERS
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import RankSettings
 from handbook_ext.recipes.settings_rank import EndpointSettings
 
 # Packages of the trackers of transformers, where they are not called like the tracker.
-TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "azure_ml": ("azureml",), "flyte": ("flytekit",)}
-NO_TRACKERS = ("all", "none")
+PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "azure_ml": ("azureml",), "flyte": ("flytekit",)}
 ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
@@ -52,7 +51,7 @@ def _of_packages(run: Run, rule: StageRule) -> Iterator[Lack]:
     """Yields the Python packages that are not installed and belong to no extra: those of extras the goal installs."""
     settings = rule.settings
     for tracker in _trackers(settings):
-        names = TRACKERS.get(tracker, (tracker,))
+        names = PACKAGES.get(tracker, (tracker,))
         if tracker not in (*NO_TRACKERS, *EXTRAS["trackers"]) and not has_package(*names):
             yield _package(names[0], f"report_to {tracker} needs", "install it, or take the name out of report_to")
     attention = getattr(getattr(settings, "model", None), "attn_implementation", "")

@@ -45,10 +45,10 @@ class Request:
         """Returns what overrides the recipe."""
         return [*parse_set(self.set), *(parse_data(self.data) if self.data else [])]
 
-    def resolved(self, runs: Path, launch: str | None, gpus: int | None) -> Run:
-        """Returns the run on a launch."""
+    def resolved(self, runs: Path, launch: str | None, gpus: int | None, *, batches: bool = True) -> Run:
+        """Returns the run on a launch; without `batches` on one that need not meet them."""
         return resolve(
-            self.run, overrides=self.overrides, launch=launch, gpus=gpus,
+            self.run, overrides=self.overrides, launch=launch, gpus=gpus, batches=batches,
             engines=lambda name: begun_with(runs / name),
         )  # fmt: skip
 
@@ -74,7 +74,7 @@ def settings_of(request: Request, runs: Path, amounts: Amounts | None = None) ->
     replace a launch on the CPU. Raises UserError for GPUs that cannot share the global batch.
     """
     on_gpus = request.gpus is not None or request.vram is not None
-    own = request.resolved(runs, request.launch, None)
+    own = request.resolved(runs, request.launch, None, batches=request.gpus is None)
     launch, gpus = request.launch, request.gpus
     if request.launch is None and own.launch.on_cpu and on_gpus:
         launch, gpus = ("ddp" if (request.gpus or 1) > 1 else "gpu"), request.gpus or 1

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from handbook_ext.recipes.launch_checks import Launch, on_cpu
 from handbook_ext.recipes.names import RECIPES
+from handbook_ext.recipes.yaml_tree import read_yaml
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Sharding:
 def sharding_of(launch: Launch, root: Path = RECIPES) -> Sharding:
     """Returns what the accelerate configuration of a launch says."""
     path = root / "accelerate" / f"{launch.name}.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_yaml(path).values if path.is_file() else {}
     kind, zero = config.get("distributed_type"), config.get("deepspeed_config") or {}
     if kind == "DEEPSPEED":
         return Sharding(

@@ -13,7 +13,7 @@ from handbook_ext.planning.choices import Change, Choice
 from handbook_ext.planning.figures import Setting
 from handbook_ext.planning.hardware_plan import launch_changes
 from handbook_ext.planning.request import Request
-from handbook_ext.recipes.names import RECIPES, recipe_files
+from handbook_ext.recipes.names import RECIPES, unreachable
 from handbook_ext.recipes.overrides import inline
 
 
@@ -28,6 +28,8 @@ def write_recipe(request: Request, setting: Setting, choice: Choice, own: Settin
             f"WRITE: the new recipe has {setting.run.file} as its base, and not what SET, DATA, a variant or a seed adds; plan "
             "the recipe itself, then state these in the new one"
         )
+    if (reason := unreachable(path)) is not None:
+        raise UserError(f"WRITE: {path} {reason}; name another file, such as {RECIPES}/mine/small.yaml")
     changes = [*launch_changes(setting, choice, own), *_processes(setting), *choice.changes]
     text = recipe_text(request, setting, changes)
     if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
@@ -37,9 +39,6 @@ def write_recipe(request: Request, setting: Setting, choice: Choice, own: Settin
     except OSError as error:
         raise UserError(f"WRITE: {path} cannot be written ({error.strerror}); name a file under recipes/mine/") from None
     name = f"{path.parent.name}-{path.stem}"
-    if recipe_files(RECIPES).get(name) is None:
-        path.unlink()
-        raise UserError(f"WRITE: {path} would be no recipe's name; use letters, digits, '.', '_' and '-', and no name of a goal")
     memory = "" if request.vram is None else f" VRAM={request.vram}"
     return f"{'written' if new else 'as before'}: {path}; make {name} runs it, make {name}-plan{memory} plans it\n"
 

@@ -7,18 +7,18 @@ gives the same gradient.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.machine import has_package, visible_gpus
+from handbook_ext.recipes.checks import written
 from handbook_ext.recipes.placement import Placement, alone, placements_of
 from handbook_ext.recipes.settings import OptimizerSettings, Recipe
 from handbook_ext.recipes.settings_slurm import SlurmSettings
-from handbook_ext.recipes.yaml_tree import Tree, nearest, shown
+from handbook_ext.recipes.yaml_tree import Tree, nearest, read_yaml, shown
 
 VLLM_HOTTEST = 2.0  # The highest temperature that vLLM takes.
 CPU = "cpu"  # The launch of one CPU process; names of others without a GPU end so as well.
@@ -72,7 +72,8 @@ def launch_of(
     if name not in known:
         where = f"{tree.where(('launch',))}: launch" if launch is None else "LAUNCH"
         raise UserError(
-            f"{where}: '{name}' is not a file of {shown(root / 'accelerate')}{nearest(name, known)}; it has: {', '.join(known)}"
+            f"{where}: {written(name)} is not a file of {shown(root / 'accelerate')}{nearest(name, known)}; it has: "
+            f"{', '.join(known)}"
         )
     if name == CPU and gpus not in (None, 1):
         raise UserError(f"GPUS: the launch cpu has one process, not {gpus}; give LAUNCH=ddp as well, or another of several GPUs")
@@ -80,14 +81,22 @@ def launch_of(
     if name == CPU and own not in (None, 1):
         raise UserError(f"{tree.where(('gpus',))}: gpus: the launch cpu has one process, not {own}; set a launch of GPUs")
     wanted = gpus if gpus is not None else own if name != CPU else None
-    config = {} if name == CPU else yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}
-    processes = wanted or int(config.get("num_processes", 1))
-    found = Launch(name, processes, replaced=(launch, gpus) != (None, None), gpus=wanted)
+    kind, processes = ("NO", 1) if name == CPU else _configured(files[name])
+    found = Launch(name, wanted or processes, replaced=(launch, gpus) != (None, None), gpus=wanted)
     if slurm is None:
         return found
-    if name == CPU or str(config.get("distributed_type")).upper() == "NO":
+    if kind == "NO":
         return replace(found, placements=alone(slurm, tree, name, found.processes, stated=launch is None))
     return replace(found, replaced=True, placements=placements_of(slurm, tree, name, found.processes, gpus))
+
+
+def _configured(file: Path) -> tuple[str, int]:
+    """Returns the kind of distribution of an accelerate configuration, in capitals, and its number of processes."""
+    tree = read_yaml(file)
+    processes = tree.values.get("num_processes", 1)
+    if not isinstance(processes, int) or processes < 1:
+        raise UserError(f"{tree.where(('num_processes',))}: num_processes: {written(processes)} is no number from 1; correct it")
+    return str(tree.values.get("distributed_type")).upper(), processes
 
 
 def engine_of(stated: str, launch: Launch, begun_with: str | None) -> str:
@@ -97,6 +106,14 @@ def engine_of(stated: str, launch: Launch, begun_with: str | None) -> str:
     if begun_with is not None:
         return begun_with
     return "vllm" if not launch.on_cpu and (launch.on_cluster or visible_gpus()) and has_package("vllm") else "transformers"
+
+
+def crowded(launch: Launch) -> list[str]:
+    """Returns a line where more processes than this machine has cores are to compute on them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if launch.on_cluster or not launch.on_cpu or launch.processes <= cores:
+        return []
+    return [f"launch {launch.name} starts {launch.processes} processes on {cores} cores, which take turns; give GPUS={cores}"]
 
 
 def check_devices(settings: Recipe, tree: Tree, launch: Launch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from handbook_ext.core.artifacts import START
+from handbook_ext.core.errors import UserError
 from handbook_ext.core.machine import has_package, visible_gpus
 from handbook_ext.recipes.names import RECIPES, paper_row, recipe_files, variants_of
 from handbook_ext.recipes.overrides import inline
@@ -31,10 +32,14 @@ class ListedRecipe:
     missing: str
 
 
-def listed_recipes(root: Path = RECIPES) -> Iterator[ListedRecipe]:
-    """Yields every recipe in the order of the names; a UserError where one does not resolve."""
+def listed_recipes(root: Path = RECIPES) -> Iterator[ListedRecipe | str]:
+    """Yields every recipe in the order of the names; in its place what is wrong, where one does not resolve."""
     for name, file in recipe_files(root).items():
-        run = resolve(name, root)
+        try:
+            run = resolve(name, root)
+        except UserError as error:
+            yield f"{name} is not listed: {error}"
+            continue
         data = run.settings.data
         processes = f" ({run.launch.processes} processes)" if run.launch.processes > 1 else ""
         yield ListedRecipe(

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.yaml_tree import nearest, read_recipe, read_yaml, shown
+from handbook_ext.recipes.yaml_tree import Tree, nearest, read_recipe, read_yaml, shown
 
 RECIPES = Path("recipes")
 NO_RECIPES = ("accelerate", "tables")
@@ -21,13 +19,14 @@ PAPER_TABLE, PAPER_FIGURE, COMPARE, MATRIX, LEDGER = "paper-table", "paper-figur
 # Goals of the Makefile itself, and how those of tables begin: no recipe may be called so.
 PROJECT = (
     "help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "test-distributed", "test-slurm", "lint", "bench",
-    "bench-growth", "bench-rows", "bench-gpu", "calibrate", "mutants", PAPER_TABLE, PAPER_FIGURE,
+    "bench-growth", "bench-rows", "bench-gpu", "calibrate", "mutants", "fuzz", "torture", PAPER_TABLE, PAPER_FIGURE,
     COMPARE, MATRIX, LEDGER,
 )  # fmt: skip
 TABLE = "table-"
 # What is put behind a run's name means a goal, so no recipe may end like one.
-_GOAL = re.compile(r"(.+?)-(iter\d+|report|seeds|why|plan|check|verify|eval|explain|push|submit)")
-_SEED = re.compile(r"(.+)-seed(0|[1-9][0-9]{0,18})")
+_SUFFIX, _OF_SEED = r"iter\d+|report|seeds|why|plan|check|verify|eval|explain|push|submit", r"seed(0|[1-9][0-9]{0,18})"
+_GOAL = re.compile(rf"(.+?)-({_SUFFIX})")
+_SEED = re.compile(rf"(.+)-{_OF_SEED}")
 
 
 @dataclass(frozen=True)
@@ -47,34 +46,45 @@ def recipe_files(root: Path = RECIPES) -> dict[str, Path]:
 
 
 def unusable_files(root: Path = RECIPES) -> list[str]:
-    """Returns a line for each file whose name no goal could spell, so that it is told and not overlooked."""
-    return _scanned(root)[1]
+    """Returns a line for each file that no goal could reach, so that it is told and not overlooked."""
+    return list(_scanned(root)[1].values())
 
 
-def _scanned(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Returns the recipes, and a line for each file that cannot be one; the folders are read again when one has changed."""
+def _scanned(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Returns the recipes, and a line for each name that cannot be one; the folders are read again when one has changed."""
     folders = [root, *(path for path in root.glob("*") if path.is_dir())]
     return _scan(root, tuple(path.stat().st_mtime_ns for path in folders if path.is_dir()))
 
 
 @lru_cache(maxsize=8)
-def _scan(root: Path, times: tuple[int, ...]) -> tuple[dict[str, Path], list[str]]:
+def _scan(root: Path, times: tuple[int, ...]) -> tuple[dict[str, Path], dict[str, str]]:
     """Returns what a folder of these times holds."""
     found: dict[str, Path] = {}
-    unusable = []
+    unusable: dict[str, str] = {}
     for path in sorted(root.glob("*/*.yaml")):
         name = f"{path.parent.name}-{path.stem}"
         if path.name == "base.yaml" or path.parent.name in NO_RECIPES:
             continue
-        if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
-            unusable.append(f"{shown(path)!r} is no recipe's name: use letters, digits, '.', '_' and '-' alone")
-        elif name in PROJECT or name.startswith(TABLE) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
-            unusable.append(f"{shown(path)!r} is called like a goal of another recipe, or of make; rename the file")
+        reason = "is no file, as a recipe is" if not path.is_file() else unreachable(path)
+        if reason is not None:
+            unusable[name] = f"{shown(path)!r} {reason}; rename the file"
         elif name in found:
-            raise UserError(f"{shown(path)}: {shown(found[name])} is called {name} as well; rename one of the two")
+            unusable[name] = f"{shown(path)}: {shown(found[name])} is called {name} as well; rename one of the two"
         else:
             found[name] = path
-    return found, unusable
+    return {name: path for name, path in found.items() if name not in unusable}, unusable
+
+
+def unreachable(path: Path) -> str | None:
+    """Returns why no goal can reach a recipe of that name, so that it is told; None where one can."""
+    name = f"{path.parent.name}-{path.stem}"
+    if path.name == "base.yaml" or path.parent.name in NO_RECIPES:
+        return f"is no recipe: base.yaml is for others to build on, and {' and '.join(NO_RECIPES)} hold other files"
+    if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
+        return "is no recipe's name: use letters, digits, '.', '_' and '-' alone"
+    if name in PROJECT or name.startswith(TABLE) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
+        return "is called like a goal of another recipe, or of make"
+    return None
 
 
 def read_name(name: str, root: Path = RECIPES) -> RunName:
@@ -99,12 +109,21 @@ def read_name(name: str, root: Path = RECIPES) -> RunName:
 
 
 def variants_of(file: Path) -> list[str]:
-    """Returns the names of a recipe's variants, its own and inherited ones; a UserError where one is no mapping."""
-    tree = read_recipe(file)
+    """Returns the names of a recipe's variants, its own and inherited ones."""
+    return variants_in(read_recipe(file))
+
+
+def variants_in(tree: Tree) -> list[str]:
+    """Returns the names of the variants of a recipe that was read; a UserError where one is no mapping, or its name a goal."""
     variants = tree.values.get("variants") or {}
     if not isinstance(variants, dict):
         raise UserError(f"{tree.where(('variants',))}: variants must be a mapping, such as {{noise20: {{data: {{...}}}}}}")
     for name, values in variants.items():
+        if re.fullmatch(rf"{_SUFFIX}|{_OF_SEED}", name):
+            raise UserError(
+                f"{tree.where(('variants', name))}: variants.{name} is called like a goal or a seed, and no goal could ask for "
+                "it; rename it"
+            )
         if not re.fullmatch(r"[A-Za-z]\w*", name) or not isinstance(values, dict):
             raise UserError(
                 f"{tree.where(('variants', name))}: variants.{name} must be a word of letters, digits and '_' with a mapping of "
@@ -118,14 +137,16 @@ def renamed(root: Path = RECIPES) -> dict[str, str]:
     path = root / RENAMED
     if not path.is_file():
         return {}
-    names: dict[str, str] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return names
+    return {name: str(goal) for name, goal in read_yaml(path).values.items()}
 
 
 def _no_recipe(name: str, bare: str, files: dict[str, Path], root: Path) -> UserError:
     """Returns the error for a name that is no run: renamed, a goal of make, of an unknown variant, or misspelt."""
     if bare in renamed(root):
         return UserError(f"'{name}' is called otherwise now: make {renamed(root)[bare]}")
+    for odd, line in _scanned(root)[1].items():
+        if name == odd or name.startswith(f"{odd}-") or odd.startswith(f"{name}-"):
+            return UserError(f"no recipe is called '{name}': {line}")
     target = _GOAL.fullmatch(name)
     if target and target[1] in files:
         return UserError(f"'{name}' is a goal of make, not a recipe; give '{target[1]}' here")

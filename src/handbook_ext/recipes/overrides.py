@@ -20,6 +20,7 @@ import yaml
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.settings import DATA_SUFFIXES
 from handbook_ext.recipes.tree import Key, Mark, Tree, cleared, laid
+from handbook_ext.recipes.yaml_loader import Dumper
 from handbook_ext.recipes.yaml_tree import parsed_value
 
 LONGEST_NAME = 120  # Of a folder's name most file systems take 255 bytes; seeds and hidden copies need some of them.
@@ -129,7 +130,7 @@ def labels_of(overrides: Sequence[Override]) -> str:
 
 def inline(value: Any) -> str:
     """Returns a value as YAML on one line."""
-    text: str = yaml.dump(value, Dumper=yaml.CSafeDumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
+    text: str = yaml.dump(value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
     return text.removesuffix("...\n").strip()
 
 

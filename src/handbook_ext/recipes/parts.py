@@ -37,6 +37,13 @@ ASKED = ("judge", "self")
 ENGINES = ("transformers", "vllm")
 """What samples from a policy, by the name of `generate.engine`; `auto` is one of them, decided once per run."""
 
+NO_TRACKERS = ("all", "none")
+TRACKERS = (
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune", "swanlab",
+    "tensorboard", "trackio", "wandb", *NO_TRACKERS,
+)  # fmt: skip
+"""The trackers that transformers has, by the names of `report_to`."""
+
 EXTRAS = {
     "gpu": ("deepspeed",),
     "vllm": ("vllm",),

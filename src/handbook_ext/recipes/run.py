@@ -15,7 +15,7 @@ from handbook_ext.recipes.checks import derived, validated
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.iteration_checks import check_first_pairs, check_lengths, check_override
 from handbook_ext.recipes.launch_checks import Launch, check_batches, check_devices, engine_of, launch_of
-from handbook_ext.recipes.names import RECIPES, RunName, read_name
+from handbook_ext.recipes.names import RECIPES, RunName, read_name, variants_in
 from handbook_ext.recipes.overrides import Override, labels_of, laid_over
 from handbook_ext.recipes.settings import RankSettings, Recipe
 from handbook_ext.recipes.yaml_tree import Mark, Tree, merged, nearest, read_recipe, shown
@@ -117,13 +117,14 @@ class Run:
 
 def resolve(
     name: str, root: Path = RECIPES, *, overrides: Sequence[Override] = (), launch: str | None = None, gpus: int | None = None,
-    cluster: bool = False, engines: Callable[[str], str | None] = lambda run: None,
+    cluster: bool = False, engines: Callable[[str], str | None] = lambda run: None, batches: bool = True,
 ) -> Run:  # fmt: skip
     """Returns a run, `<recipe>[-<variant>...][-seed<K>]`, with everything checked.
 
     `overrides` are part of the run's name; `launch`, `gpus`, `cluster` and the section `slurm` decide where it runs, and never
     what comes out, so no override of that section is part of the name; nor is one of `benchmarks`, which trains nothing.
-    `engines` tells by the run's name which engine it has begun with, where its recipe leaves that open.
+    `engines` tells by the run's name which engine it has begun with, where its recipe leaves that open. Without `batches` the
+    launch may be one that cannot meet them: a plan of hardware looks for another.
 
     Raises:
         UserError: no recipe of that name, or any mistake in its files or in what overrides them.
@@ -141,10 +142,11 @@ def resolve(
     where = launch_of(checked.launch, tree, root, stated_gpus=checked.gpus, launch=launch, gpus=gpus, slurm=slurm)
     engine = engine_of(checked.generate.engine, where, engines(full))
     settings = derived(checked, tree, engine)
-    check_batches(settings, tree, where)
-    check_devices(settings, tree, where)
+    if batches:
+        check_batches(settings, tree, where)
+        check_devices(settings, tree, where)
     iterations = _iterations(stated, settings, tree, engine)
-    for each in iterations:
+    for each in iterations if batches else ():
         check_batches(each.settings, each.tree, where, each.name)
         check_devices(each.settings, each.tree, where)
     texts = tuple(each.text for each in named)
@@ -166,6 +168,7 @@ def _fitted(rank: RankSettings) -> bool:
 def _overridden(name: RunName, overrides: Sequence[Override]) -> Tree:
     """Returns the recipe's tree under its variants, then the overrides, then the seed of the run's name."""
     tree = read_recipe(name.file)
+    variants_in(tree)
     variants, tree = tree.below(("variants",)) if "variants" in tree.values else None, tree.without("variants")
     for each in name.variants:
         if variants is not None:
@@ -204,9 +207,9 @@ def _ordered(stated: Tree) -> list[str]:
     """Returns the names of the iterations by number; null has removed an inherited one."""
     numbers: dict[int, str] = {}
     for name, value in stated.values.items():
-        match = re.fullmatch(r"iter(0|[1-9][0-9]*)", name)
+        match = re.fullmatch(r"iter(0|[1-9][0-9]{0,2})", name, re.ASCII)
         if not match:
-            raise UserError(f"{stated.where((name,))}: iterations: '{name}' is not iter0, iter1, ...; rename it")
+            raise UserError(f"{stated.where((name,))}: iterations: '{name}' is not iter0, iter1, ... up to iter999; rename it")
         if value is not None:
             numbers[int(match[1])] = name
     if not numbers:

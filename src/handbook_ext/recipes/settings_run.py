@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from handbook_ext.recipes.architecture import misfit
-from handbook_ext.recipes.section import Fraction, Positive, Rate, Section
+from handbook_ext.recipes.parts import TRACKERS
+from handbook_ext.recipes.section import Fraction, OneOf, Positive, Rate, Section
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")  # Of local files; what ends otherwise is a split.
 TEMPLATES_HERE = ("zephyr",)
@@ -161,7 +162,9 @@ class OptimizerSettings(Section):
     bf16: bool = Field(False, description="bfloat16 mixed precision")
     logging_steps: Positive = Field(10, description="optimizer steps between two log lines")
     save_steps: Positive = Field(100, description="optimizer steps between two checkpoints to resume from")
-    report_to: list[str] = Field(default=[], description="trackers of transformers: wandb, tensorboard, mlflow, ...")
+    report_to: list[Annotated[str, OneOf(TRACKERS)]] = Field(
+        default=[], description="trackers of transformers: wandb, tensorboard, mlflow, ..."
+    )
 
 
 class SFTSettings(OptimizerSettings):

@@ -108,6 +108,8 @@ def _overlaid(below: Any, above: Any, key: Key, marks: dict[Key, Mark]) -> Any:
         for name, value in above.items():
             result[name] = _overlaid(below.get(name), value, (*key, name), marks)
         return result
-    for place in [place for place in marks if place[: len(key)] == key]:
-        del marks[place]
+    marks.pop(key, None)
+    if isinstance(below, dict | list):  # Only these have marks of what is inside.
+        for place in [place for place in marks if place[: len(key)] == key]:
+            del marks[place]
     return above

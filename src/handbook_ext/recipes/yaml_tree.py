@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import yaml
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.tree import Key, Mark, Tree, merged, shown
+from handbook_ext.recipes.yaml_loader import loaded
 
 __all__ = ["Key", "Mark", "Tree", "merged", "nearest", "parsed_value", "read_recipe", "read_yaml", "shown"]
 
-DEEPEST = 16
 FILE_KEYS = ("base", "paper")  # What a file says of itself; its children do not inherit it.
-_FLOAT = "tag:yaml.org,2002:float"
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
-_NUMBER = re.compile(
-    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML with numbers as YAML 1.2 has them: it reads 5e-7 as text, and a date is text for us."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {_FLOAT, _TIMESTAMP}]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
+LARGEST = 250_000  # Bytes of a recipe: the largest that comes with this project has 10,000.
 
 
 def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> str:
@@ -108,28 +92,40 @@ def read_yaml(path: Path) -> Tree:
     """
     try:
         stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            raise UserError(f"{shown(path)}: cannot be read (it is no file); check the path")
+        if stat.st_size > LARGEST:
+            raise UserError(
+                f"{shown(path)}: has {stat.st_size:,} bytes, and a recipe at most {LARGEST:,}; data belong in files of their own"
+            )
         tree = _read_yaml(path, stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror}); check the path") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{shown(path)}: cannot be read ({reason}); check the path") from None
     return Tree(dict(tree.values), dict(tree.marks))
 
 
 @lru_cache(maxsize=512)
 def _read_yaml(path: Path, mtime_ns: int, size: int) -> Tree:
     """Returns the tree of a file of that time and size; nobody changes a tree."""
+    marks: dict[Key, Mark] = {(): Mark(path, 1)}
+    text = ""
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
+        text = path.read_text(encoding="utf-8")
+        values = loaded(text, path, marks)
     except UnicodeDecodeError as error:
         raise UserError(f"{shown(path)}:1: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{shown(path)}:{line}: is not valid YAML ({error.problem}); repair this line") from None
     except yaml.reader.ReaderError as error:
-        line = 1 + path.read_text(encoding="utf-8")[: error.position].count("\n")
+        line = 1 + text[: error.position].count("\n")
         raise UserError(f"{shown(path)}:{line}: is not valid YAML ({error.reason}); repair this line") from None
-    marks: dict[Key, Mark] = {(): Mark(path, 1)}
-    if not isinstance(values := {} if node is None else _value(loader, node, (), path, marks), dict):
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
         raise UserError(f"{shown(path)}:1: is not a mapping; a recipe is lines of `section: {{key: value}}`")
     return Tree(values, marks)
 
@@ -137,47 +133,9 @@ def _read_yaml(path: Path, mtime_ns: int, size: int) -> Tree:
 def parsed_value(text: str, source: str) -> Any:
     """Returns what a text says as a value of a recipe; a UserError begins with its source where it is not valid YAML."""
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
+        return loaded(text, Path(source), {})
     except (yaml.MarkedYAMLError, yaml.reader.ReaderError):
         raise UserError(f"{source}: {text!r} is no value in YAML; quote it") from None
-    return None if node is None else _value(loader, node, (), Path(source), {})
-
-
-def _value(loader: _Loader, node: yaml.Node, key: Key, path: Path, marks: dict[Key, Mark]) -> Any:
-    """Returns what a node says; notes where each value under it is written."""
-    here = Mark(path, node.start_mark.line + 1)
-    if len(key) > DEEPEST:
-        raise UserError(f"{here}: is nested more than {DEEPEST} deep; a recipe has sections of settings")
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(loader, node, key, path, marks)
-    if isinstance(node, yaml.SequenceNode):
-        items = []
-        for position, item in enumerate(node.value):
-            marks[(*key, position)] = Mark(path, item.start_mark.line + 1)
-            items.append(_value(loader, item, (*key, position), path, marks))
-        return items
-    plain = node.style is None  # type: ignore[attr-defined]
-    if node.tag != loader.resolve(yaml.ScalarNode, node.value, (plain, not plain)):  # type: ignore[no-untyped-call]
-        raise UserError(f"{here}: has a YAML tag ({node.tag}); recipes use none: write the value alone")
-    return loader.construct_object(node)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode, key: Key, path: Path, marks: dict[Key, Mark]) -> dict[str, Any]:
-    """Returns a mapping whose names are words, each written once."""
-    values: dict[str, Any] = {}
-    for name_node, value_node in node.value:
-        mark = Mark(path, name_node.start_mark.line + 1)
-        name = loader.construct_object(name_node) if isinstance(name_node, yaml.ScalarNode) else None
-        if not isinstance(name, str):
-            raise UserError(f"{mark}: a name of a section or setting must be a word; put it in quotes if it is one")
-        if name in values:
-            first = marks[(*key, name)].line
-            raise UserError(f"{mark}: '{name}' is written twice (first on line {first}); keep one of the two")
-        scalar = isinstance(value_node, yaml.ScalarNode) and value_node.value
-        marks[(*key, name)] = Mark(path, value_node.start_mark.line + 1) if scalar else mark
-        values[name] = _value(loader, value_node, (*key, name), path, marks)
-    return values
 
 
 def dotted(key: Key) -> str:

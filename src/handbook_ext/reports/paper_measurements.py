@@ -69,6 +69,10 @@ class Runs:
         if entry is not None:
             self.notes[f"{recipe} {policy} on {name} is from ledger {entry.file}, measured on {entry.hardware}"] = None
             return self._value(Path(entry.file), entry.evaluation, measure)
+        benchmarks = self.resolved(recipe).settings.benchmarks
+        if not found and name not in benchmarks.evaluations:
+            folder = self.resolved(recipe).file.parent
+            raise NotRunError(f"the recipes in {folder} have no prompt set {name}; benchmarks.sets of one would state it")
         if not found:
             goal = f"{recipe}-{policy.removeprefix(RELEASED)}-eval"
             checkpoints = " CHECKPOINTS=released" if policy.startswith(RELEASED) else ""
