@@ -17,7 +17,7 @@ ONCE = [
     ("table-", "recipes/names.py", set()),
     ("data/rows", "graph/rule.py", set()),
     # One of the formats is read in a way of its own.
-    (".parquet", "recipes/settings_run.py", {"data/offline.py", "data/prompt_sets.py"}),
+    (".parquet", "recipes/settings_run.py", {"data/files.py"}),
     # A stage's workspace, a merged and a kept policy are no files, and Arrow's files are no text.
     (".partial", "core/jsonl.py", {"core/stage.py", "policies/token_store.py", "sampling/vllm_engine.py", "training/kept.py"}),
     # How YAML ends a value on one line.
