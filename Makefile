@@ -61,8 +61,8 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
-override BENCHES   := bench bench-growth bench-generation bench-gpu
-override PROJECT   := $(UNPLANNED) $(BENCHES) calibrate mutants paper-table paper-figure compare matrix ledger-verify
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-generation bench-gpu calibrate mutants paper-table paper-figure compare \
+	matrix ledger-verify
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
