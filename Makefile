@@ -62,7 +62,8 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
-override PROJECT   := $(UNPLANNED) bench bench-growth bench-rows bench-gpu calibrate mutants fuzz torture paper-table paper-figure compare matrix ledger-verify
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-generation bench-rows bench-gpu calibrate mutants fuzz torture paper-table paper-figure \
+	compare matrix ledger-verify
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -134,6 +135,8 @@ bench-growth: $(VENV)/ready
 	$(PYTHON) scripts/bench_growth.py --out $(RUNS)/bench
 bench-rows: $(VENV)/ready
 	$(PYTHON) scripts/bench_rows.py --out $(RUNS)/bench
+bench-generation: $(VENV)/ready
+	$(PYTHON) scripts/bench_generation.py --out $(RUNS)/bench
 # On one GPU; --profile, --shapes and the rest: scripts/bench_gpu.py --help.
 bench-gpu: $(VENV)/ready
 	$(PYTHON) scripts/bench_gpu.py --out $(RUNS)/bench

@@ -166,6 +166,25 @@ def bench_rows() -> Iterator[Main]:
     yield from script("bench_rows")
 
 
+@pytest.fixture
+def generation() -> Iterator[Main]:
+    yield from script("bench_generation")
+
+
+def test_quick_generation_computes_each_prompt_once_and_nothing_behind_a_rows_end(
+    generation: Callable[[list[str]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generation(["--quick", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "generation.json").read_text())["cases"]
+    assert list(found) == [f"tiny, n = {samples}" for samples in (1, 2, 5)]
+    for samples, case in zip((1, 2, 5), found.values(), strict=True):
+        rows, batch = case["positions"]["rows"], case["positions"]["batch"]
+        assert batch["prompt"] == samples * rows["prompt"]
+        assert case["needed"] <= rows["decoded"] < batch["decoded"]
+        assert case["differing"] == 0 and len(case["raw"]["rows"]) == 1
+    assert "tiny, n = 5" in capsys.readouterr().out
+
+
 def test_quick_benchmark_runs_and_agrees(
     main: Callable[[list[str]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

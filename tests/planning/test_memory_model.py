@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from handbook_ext.planning.memory_model import (
     scoring_memory,
     training_memory,
 )
+from handbook_ext.planning.samplings import _distinct
 from handbook_ext.planning.shapes import MISTRAL_7B, SHAPES, shape_of
 from handbook_ext.planning.sharding import Sharding, sharding_of
 from handbook_ext.planning.stage_work import padded_mean
@@ -92,7 +94,7 @@ def test_scoring_holds_the_whole_policy_whatever_the_launch_shards() -> None:
 
 
 def test_the_cache_of_pythias_batch_of_256_takes_86_gb() -> None:
-    held = sampling_memory(SHAPES["EleutherAI/pythia-2.8b"], 2, rows=256, prompt=512, new=512, sampled=True)
+    held = sampling_memory(SHAPES["EleutherAI/pythia-2.8b"], 2, rows=256, distinct=64, prompt=512, new=512, sampled=True)
     assert held.device["cache"] == 2 * 256 * 1024 * 32 * 2560 * 2
     assert held.device["cache"] == pytest.approx(86e9, rel=0.01)
 
@@ -165,10 +167,32 @@ def test_a_training_takes_three_passes_of_its_products_and_four_with_checkpointi
 def test_a_decoding_step_takes_its_layers_products_and_bytes() -> None:
     shape = shape_of({"hidden_size": 100, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 10}, "here")
     slow = rates(memory=1e6)
-    one = sampling_seconds(shape, slow, batches=1, rows=1, prompt=0, steps=10, size=4)
+    one = sampling_seconds(shape, slow, batches=1, rows=1, distinct=1, prompt=0, new=10, steps=10, size=4)
     moved = 4 * shape.weights + 2 * 2 * 5 * 2 * 100 * 4
     products = 2 * (2 * shape.layer_weights + 4 * 100 * 5) + 2 * 1000
     assert one == pytest.approx(10 * (2 * 0.001 + products / 1e9 + moved / 1e6), rel=1e-3)
+
+
+def test_sampling_computes_a_prompt_once_and_a_row_until_its_end() -> None:
+    shape = shape_of({"hidden_size": 100, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 10}, "here")
+    fixed: dict[str, Any] = {"batches": 3, "rows": 8, "prompt": 50, "size": 4}
+
+    def seconds(distinct: int, new: float, steps: float) -> float:
+        return sampling_seconds(shape, rates(), distinct=distinct, new=new, steps=steps, **fixed)
+
+    once = shape.body_flops(50, 50) + shape.head_flops(1)
+    assert seconds(8, 10, 10) - seconds(2, 10, 10) == pytest.approx(3 * 6 * once / 1e9)
+    # Steps behind a row's end take a layer's overhead and the weights, nothing of the row.
+    waiting = 2 * 0.001 + 4 * shape.weights / rates().memory
+    assert seconds(2, 10, 40) - seconds(2, 10, 10) == pytest.approx(3 * 30 * waiting)
+
+
+def test_the_first_pass_of_sampling_holds_each_prompt_once() -> None:
+    shape = SHAPES["EleutherAI/pythia-2.8b"]
+    held = [sampling_memory(shape, 2, rows=256, distinct=count, prompt=2000, new=8, sampled=True) for count in (256, 65)]
+    assert held[0].device["cache"] == held[1].device["cache"]
+    assert held[0].device["activations"] > 3 * held[1].device["activations"]
+    assert [_distinct(rows, samples) for rows, samples in ((256, 1), (256, 4), (1, 4), (2, 4))] == [256, 65, 1, 2]
 
 
 def test_a_record_of_another_machine_or_another_number_of_threads_is_not_read(

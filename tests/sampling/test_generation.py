@@ -134,7 +134,7 @@ def test_what_a_checkpoint_says_of_generation_does_not_change_the_law(
 class Scripted:
     """A policy that says what it is told."""
 
-    device = torch.device("cpu")
+    device, config = torch.device("cpu"), SimpleNamespace(model_type="scripted")  # One of no known architecture.
 
     def __init__(self, *answers: list[int]) -> None:
         self.answers, self.generation_config = answers, SimpleNamespace()

@@ -169,15 +169,18 @@ def scoring_memory(
 
 
 def sampling_memory(
-    shape: Shape, size: int, *, rows: int, prompt: float, new: int, sampled: bool
+    shape: Shape, size: int, *, rows: int, distinct: int, prompt: float, new: int, sampled: bool
 ) -> Memory:  # fmt: skip
-    """Returns what sampling with transformers holds: weights of `size` bytes, a cache of padded rows, the first pass, logits."""
+    """Returns what sampling with transformers holds: weights of `size` bytes, a cache of padded rows, the first pass, logits.
+
+    distinct: prompts of the batch, which alone go through the first pass.
+    """
     numbers, cache = Numbers(size, size, size), shape.cache_bytes(rows * (prompt + new), size)
     found = Memory({"weights": float(size * shape.weights), "cache": cache})
     # A step writes a layer's cache anew, and repeats it for all heads.
     repeated = shape.heads / shape.kv_heads if shape.heads != shape.kv_heads else 0
     copied = cache / shape.layers * (1 + repeated)
-    first = activations(shape, numbers, Rows(rows, prompt, rows), checkpointing=False, training=False)
+    first = activations(shape, numbers, Rows(distinct, prompt, distinct), checkpointing=False, training=False)
     found.device["activations"] = max(copied, first)
     # Sampling adds the softmax and its sum in fp64, and scores that are one token each.
     found.device["logits"] = rows * shape.vocabulary * (size + 4 + (8 + 8 + 4 if sampled else 4))

@@ -26,15 +26,15 @@ def generate(setting: Setting, settings: files.GenerateStage, found: Estimate) -
     found.work = f"{prompts:,} prompts x {generating.num_completions}"
     _sampled(
         setting, settings, found, generating, requests=prompts * generating.num_completions, batch=generating.batch_size,
-        new=generating.max_new_tokens, temperatures=[generating.temperature],
+        new=generating.max_new_tokens, temperatures=[generating.temperature], samples=generating.num_completions,
     )  # fmt: skip
 
 
 def _sampled(
     setting: Setting, settings: Any, found: Estimate, engine: Any, *, requests: float, batch: int, new: int,
-    temperatures: list[float],
+    temperatures: list[float], samples: int = 1,
 ) -> None:  # fmt: skip
-    """Fills in sampling of some requests at each temperature, by the engine of the run."""
+    """Fills in sampling of some requests at each temperature, `samples` of a prompt, by the engine of the run."""
     shape, rates, processes = setting.shape, setting.machine.rates, setting.sharding.processes
     size = SAVED[settings.model.dtype]
     rows = min(batch, math.ceil(requests))
@@ -54,13 +54,19 @@ def _sampled(
     usual, longest = (_fitting(rows, engine.tokens_per_batch, prompt + new) for prompt in (lengths.prompt, lengths.longest))
     batches = math.ceil(math.ceil(requests / usual) / processes)
     found.seconds += len(temperatures) * time_model.sampling_seconds(
-        shape, rates, batches=batches, rows=usual, prompt=lengths.padded, steps=lengths.most, size=size
-    )
+        shape, rates, batches=batches, rows=usual, distinct=usual / min(usual, samples), prompt=lengths.padded,
+        new=lengths.new, steps=lengths.most, size=size,
+    )  # fmt: skip
     found.seconds += time_model.reading_seconds(rates, size * shape.weights)
     sampled = max(temperatures) > 0
     keep_highest(found, memory_model.sampling_memory(
-        shape, size, rows=longest, prompt=lengths.longest, new=new, sampled=sampled
+        shape, size, rows=longest, distinct=_distinct(longest, samples), prompt=lengths.longest, new=new, sampled=sampled
     ))  # fmt: skip
+
+
+def _distinct(rows: int, samples: int) -> int:
+    """Returns the most prompts that a batch has; it may begin and end amid the samples of one."""
+    return min(rows, math.ceil((rows - 1) / samples) + 1)
 
 
 def _fitting(rows: int, tokens: int | None, positions: float) -> int:
@@ -94,8 +100,9 @@ def _judge(setting: Setting, model: Any, rank: RankSettings) -> tuple[Shape | No
     if rank.ranker == "self":
         size = SAVED[model.dtype]
         return setting.shape, memory_model.sampling_memory(
-            setting.shape, size, rows=rank.batch_size, prompt=longest, new=rank.max_new_tokens, sampled=False
-        )
+            setting.shape, size, rows=rank.batch_size, distinct=rank.batch_size, prompt=longest, new=rank.max_new_tokens,
+            sampled=False,
+        )  # fmt: skip
     shape, size = setting.ranker_shape(rank), 2 if rank.bf16 else 4
     return shape, memory_model.judging_memory(shape, size, batch)
 
@@ -112,8 +119,9 @@ def _judged(setting: Setting, model: Any, rank: RankSettings, found: Estimate, r
     found.seconds += flops / at_width(rates.scoring, shape.hidden) / processes
     if rank.ranker == "self":
         found.seconds += time_model.sampling_seconds(
-            shape, rates, batches=readings / rank.batch_size / processes, rows=rank.batch_size, prompt=0.0,
-            steps=rank.max_new_tokens / 2, size=SAVED[model.dtype],
+            shape, rates, batches=readings / rank.batch_size / processes, rows=rank.batch_size,
+            distinct=rank.batch_size, prompt=0.0, new=rank.max_new_tokens / 2, steps=rank.max_new_tokens / 2,
+            size=SAVED[model.dtype],
         )  # fmt: skip
     found.seconds += time_model.reading_seconds(rates, 4 * shape.weights)
 

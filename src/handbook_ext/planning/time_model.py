@@ -64,18 +64,23 @@ def scoring_seconds(shape: Shape, rates: Rates, tokens: float, length: float, pr
 
 
 def sampling_seconds(
-    shape: Shape, rates: Rates, *, batches: float, rows: float, prompt: float, steps: float, size: int
+    shape: Shape, rates: Rates, *, batches: float, rows: float, distinct: float, prompt: float, new: float, steps: float,
+    size: int,
 ) -> float:  # fmt: skip
-    """Returns the seconds of sampling with transformers: batches of rows, their prompts' pass, then a step for each token."""
+    """Returns the seconds of sampling with transformers: batches of rows, their distinct prompts' pass, then decoding.
+
+    new: tokens of a completion; steps: of a batch's longest. Each step has the costs of a step, each token those of a row.
+    """
     speed = at_width(rates.sampling, shape.hidden)
-    first = (shape.body_flops(rows * prompt, prompt) + shape.head_flops(rows)) / at_width(rates.scoring, shape.hidden)
-    context = prompt + steps / 2
-    products = (shape.body_flops(rows, context) + shape.head_flops(rows)) / speed
-    # A step reads the weights, writes the cache anew (a read and a write), and repeats it for all heads.
+    first = (shape.body_flops(distinct * prompt, prompt) + shape.head_flops(distinct)) / at_width(rates.scoring, shape.hidden)
+    step = shape.layers * rates.layer_step + size * shape.weights / rates.memory
+    context = prompt + new / 2
+    # A row's cache is written anew (a read and a write), and repeated for all heads.
     repeats = 2 + 2 * (shape.heads / shape.kv_heads if shape.heads != shape.kv_heads else 0)
-    moved = size * shape.weights + repeats * shape.cache_bytes(rows * context, size)
-    step = shape.layers * rates.layer_step + products + moved / rates.memory
-    return batches * (first + steps * step)
+    moved = repeats * shape.cache_bytes(context, size) / rates.memory
+    token = (shape.body_flops(1, context) + shape.head_flops(1)) / speed + moved
+    # Rows that have ended, but wait for others to leave with, are a twentieth more: bench/README.md. They are not counted.
+    return batches * (first + steps * step + rows * new * token)
 
 
 def vllm_seconds(

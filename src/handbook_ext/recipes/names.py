@@ -19,7 +19,8 @@ PAPER_TABLE, PAPER_FIGURE, COMPARE, MATRIX, LEDGER = "paper-table", "paper-figur
 # Goals of the Makefile itself, and how those of tables begin: no recipe may be called so.
 PROJECT = (
     "help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "test-distributed", "test-slurm", "lint", "bench",
-    "bench-growth", "bench-rows", "bench-gpu", "calibrate", "mutants", "fuzz", "torture", PAPER_TABLE, PAPER_FIGURE,
+    "bench-growth", "bench-generation", "bench-rows", "bench-gpu", "calibrate", "mutants", "fuzz", "torture", PAPER_TABLE,
+    PAPER_FIGURE,
     COMPARE, MATRIX, LEDGER,
 )  # fmt: skip
 TABLE = "table-"

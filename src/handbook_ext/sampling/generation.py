@@ -7,20 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from handbook_ext.core.records import Completion, Messages, OfflinePair, derived_seed
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.source import PolicySource
+from handbook_ext.sampling.decoding import Law, Limits, decoded
 
 
 @dataclass(frozen=True)
@@ -40,59 +32,17 @@ class Sample:
     finish_reason: Literal["stop", "length"]
 
 
-class SeededSampler(LogitsProcessor):
-    """Picks each row's token by inverting its cumulative distribution at a uniform number of that row's own seed.
-
-    So a completion does not depend on the rows that share its batch, beyond the last bits of the logits.
-    """
-
-    def __init__(self, seeds: list[int], steps: int, prompt_length: int) -> None:
-        """Draws `steps` uniform numbers per seed, (rows, steps) fp64; prompts are padded to `prompt_length` tokens."""
-        self.uniform = torch.stack(
-            [torch.rand(steps, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-        )
-        self.prompt_length = prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns scores (rows, vocabulary) that are 0 at the sampled token and -inf elsewhere."""
-        point = self.uniform[:, input_ids.shape[1] - self.prompt_length].to(scores.device)
-        # fp64: close to 1 an fp32 sum moves in steps of 6e-8, more than the probability of most tokens of a large vocabulary.
-        cumulative = scores.double().softmax(-1).cumsum(-1)
-        # Scaling by the total keeps a point close to 1 inside the distribution despite rounding. right=True skips tokens of
-        # probability 0, which top-p removed: their cumulative value equals the one before.
-        token = torch.searchsorted(cumulative, (point * cumulative[:, -1])[:, None], right=True)
-        token = token.clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
-
-
-@torch.no_grad()
 def sample_batch(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: list[Request], *,
     temperature: float, top_p: float, max_new_tokens: int, end_ids: list[int],
 ) -> list[Sample]:  # fmt: skip
-    """Returns one completion per request; temperature 0 is greedy. Prompts are padded on the left."""
-    longest = max(len(request.prompt_ids) for request in requests)
-    pad = tokenizer.pad_token_id
-    # On the left, so that every row's next token comes at the same index: (rows, longest).
-    ids = torch.tensor([[pad] * (longest - len(r.prompt_ids)) + r.prompt_ids for r in requests])
-    mask = torch.tensor([[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests])
-    processors = LogitsProcessorList()
-    if temperature > 0:
-        processors.append(TemperatureLogitsWarper(temperature))
-        if top_p < 1:
-            processors.append(TopPLogitsWarper(top_p))
-        # Last, since it sees the distribution that the others leave.
-        processors.append(SeededSampler([request.seed for request in requests], max_new_tokens, longest))
-    # Greedy search over scores that are 0 at one token: that is the draw, made by SeededSampler instead of the global generator.
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad, use_cache=True
+    """Returns one completion per request; temperature 0 is greedy. Requests of one prompt share its computation."""
+    law = Law(
+        [request.seed for request in requests], temperature=temperature, top_p=top_p, steps=max_new_tokens, device=policy.device
     )
-    policy.generation_config = GenerationConfig()  # A checkpoint's own, such as a repetition penalty, would act too.
-    output = policy.generate(
-        input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device), generation_config=config,
-        logits_processor=processors,
-    )  # fmt: skip
-    return [sample_of(row, tokenizer, end_ids) for row in output[:, longest:].tolist()]
+    limits = Limits(max_new_tokens, end_ids, tokenizer.pad_token_id)
+    found = decoded(policy, [request.prompt_ids for request in requests], law, limits)
+    return [sample_of(ids, tokenizer, end_ids) for ids in found]
 
 
 def sample_of(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> Sample:
