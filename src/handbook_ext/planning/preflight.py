@@ -54,7 +54,7 @@ def unfinished(run: Run, wanted: Wanted, folder: Path, looked: Looked | None = N
 
 def edited(runs: Mapping[str, Run], goals: Mapping[str, Wanted], folder: Path, looked: Looked | None = None) -> list[str]:
     """Returns a line for each finished artifact that goals need and that is not what its stage made; each once."""
-    found = {}
+    found: dict[str, None] = {}
     for wanted in goals.values():
         for name in dict.fromkeys(run for run, _ in wanted):
             for _, state in _needed(runs[name], wanted, folder, looked):
