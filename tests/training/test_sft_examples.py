@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from handbook_ext.core.artifacts import sha256_of
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Demonstration, Messages, assistant, user
 from handbook_ext.data.offline import load_offline_data
@@ -257,3 +258,14 @@ def test_the_rows_are_made_once_and_mapped_by_whoever_comes_later(tmp_path: Path
     (tmp_path / "examples.json").unlink()  # Of a process that was killed while it wrote the table.
     more = made(tokenizer, row())
     assert len(examples_once(tmp_path, lambda: more)[0]) == 1
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_rows_that_were_cut_off_are_made_again(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, size: int) -> None:
+    examples, table = made(tokenizer, row(), row(TURNS[:3]), loss_on="assistant"), tmp_path / "examples.arrow"
+    examples.write(table)
+    whole = table.read_bytes()
+    (tmp_path / "examples.json").write_text(json.dumps({"counts": examples.counts(), "sha256": sha256_of(table)}))
+    table.unlink()
+    table.write_bytes(whole[:size])
+    assert len(examples_once(tmp_path, lambda: examples)[0]) == 2
