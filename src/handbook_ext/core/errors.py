@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from handbook_ext.core import console
+from handbook_ext.core.console import SAID
+
 # Messages of the C and Rust writers under torch and safetensors, which raise no OSError with an errno.
 DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "file write failed")
-
-
-SAID = "HANDBOOK_SAID"
-"""The variable that names a folder of the launcher, for the messages of processes other than the first: they may be alone."""
 
 
 class UserError(ValueError):
@@ -26,6 +25,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
     Ctrl-C exits with 130, a full disk with a line and 1; any other exception keeps its traceback: it is our bug.
     """
+    console.arm()
     # A hook rather than a handler here: exit status and traceback of all other errors stay Python's own.
     sys.excepthook = _explain
     try:
@@ -33,6 +33,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         for message in error.args:
             _say(str(message))
+        console.failed()
         sys.exit(2)
     except KeyboardInterrupt:
         _say("interrupted; finished work is kept; the same command resumes from it")
@@ -58,17 +59,19 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
         if full or any(sign in str(link) for sign in DISK_FULL):
             where = getattr(link, "filename", None) or "the run folder"
             _say(f"{where}: the disk is full; free some space, then repeat the command: finished work is kept")
+            console.failed()
             return
         link = link.__cause__ or link.__context__
-    sys.__excepthook__(kind, error, trace)
+    console.crash(kind, error, trace)
+    console.failed()
 
 
 def _say(message: str) -> None:
     """Writes the message as one line to stderr; processes other than the first leave it to their launcher."""
-    line = "error: " + " ".join(message.split()) + "\n"
+    line = "error: " + " ".join(message.split())
     rank, folder = os.environ.get("RANK") or os.environ.get("HANDBOOK_RANK") or "0", os.environ.get(SAID)
     if rank == "0":
-        sys.stderr.write(line)
+        console.say(line)
     elif folder is not None and os.path.isdir(folder):
         with Path(folder, rank).open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(f"{line}\n")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from torch import distributed
 from transformers import TrainerCallback, TrainingArguments
 
+from handbook_ext.core.console import say
 from handbook_ext.policies.launch import Launch
 
 COMPLETE = "complete"
@@ -37,8 +37,8 @@ def resume_point(workspace: Path, launch: Launch) -> str | None:
     own = last_complete_checkpoint(workspace / launch.checkpoints)
     others = {path.name for path in workspace.glob("checkpoints*") if last_complete_checkpoint(path) is not None}
     if own is None and others and launch.main:
-        sys.stderr.write(
+        say(
             f"note: {workspace}: training was begun by another launch, and this one ({launch.checkpoints}) cannot read "
-            f"{', '.join(sorted(others))}; it starts from the beginning: to go on instead, repeat the command under that launch\n"
+            f"{', '.join(sorted(others))}; it starts from the beginning: to go on instead, repeat the command under that launch"
         )
     return own
