@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from handbook_ext.core.errors import SAID, run_main
+from handbook_ext.core.console import SAID
+from handbook_ext.core.errors import run_main
 from handbook_ext.core.machine import visible_gpus
 from handbook_ext.core.per_device import ending
 from handbook_ext.core.provenance import LAUNCH

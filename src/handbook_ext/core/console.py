@@ -13,27 +13,29 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol
 
 from handbook_ext.core.goal_progress import PROGRESS, Place, human
-
-T = TypeVar("T")
 
 CALLER = "HANDBOOK_CALLER"
 """The variable with the descriptor at which a caller that outlives this process waits for the name of its log."""
 SAID = "HANDBOOK_SAID"
 """The variable that names a folder of the launcher, for the messages of processes other than the first: they may be alone."""
 LOG = "log"  # In that folder: where the first process's log lies.
-OFTEN, SELDOM = 0.2, 60.0  # Seconds between two looks of a bar on a terminal, and between two lines elsewhere.
 CLEAR = "\r\x1b[K"
 RED, YELLOW, DIM, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
-BAR = "{desc}{bar:24} {n_fmt}/{total_fmt} {unit}{left}"
 
 
-class _Console:
+class Drawable(Protocol):
+    """What is drawn on the last line of a terminal."""
+
+    def text(self, width: int) -> str:
+        """Returns it as a line of at most so many columns."""
+
+
+class Console:
     """The terminal, the log and the stage of this process."""
 
     def __init__(self) -> None:
@@ -42,10 +44,10 @@ class _Console:
         self.log: Path | None = None
         self.caller: int | None = None
         self.place: Place | None = None
-        self.name, self.since, self.known = "", 0.0, False
+        self.name, self.since = "", 0.0
         self.own: float | None = None
         self.others: float | None = None
-        self.bars: list[Bar] = []
+        self.bars: list[Drawable] = []
         self._screen: int | None = None
 
     @property
@@ -90,19 +92,19 @@ class _Console:
             self._screen = None
 
 
-_console = _Console()
+CONSOLE = Console()
 
 
 def arm() -> None:
     """Prepares the console: this process runs a script, and its stage may have the streams."""
-    _console.armed = True
+    CONSOLE.armed = True
     stated = os.environ.pop(CALLER, None)
-    _console.caller = None if stated is None else int(stated)
+    CONSOLE.caller = None if stated is None else int(stated)
 
 
 def log_to(log: Path) -> None:
     """Sends what this process writes to its streams to a log from here on; the terminal is for `say` and the bars."""
-    if not _console.armed or _console.log is not None:
+    if not CONSOLE.armed or CONSOLE.log is not None:
         return
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -110,66 +112,66 @@ def log_to(log: Path) -> None:
         return  # A folder that cannot be written: the stage will say so.
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    _console.out, _console.err, _console.log = os.dup(1), os.dup(2), log
+    CONSOLE.out, CONSOLE.err, CONSOLE.log = os.dup(1), os.dup(2), log
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.stderr.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n")
     sys.stderr.flush()
-    if _console.caller is not None:
-        _console.write(f"log {log}\n", _console.caller)
-    if _console.first and os.path.isdir(os.environ.get(SAID, "")):
+    if CONSOLE.caller is not None:
+        CONSOLE.write(f"log {log}\n", CONSOLE.caller)
+    if CONSOLE.first and os.path.isdir(os.environ.get(SAID, "")):
         Path(os.environ[SAID], LOG).write_text(str(log), encoding="utf-8")
 
 
 def begin(name: str, artifact: Path) -> None:
     """Shows that a stage begins, with its place among those of its call of make."""
-    if not _console.armed:
+    if not CONSOLE.armed:
         return
-    _console.name, _console.since, _console.place = name, time.time(), Place.begin(artifact)
-    if _console.place is not None:
-        _console.own, _console.others = _console.place.own_seconds(), _console.place.seconds_of_others()
-    if _console.drawn:
-        _draw()
-    elif _console.place is not None:
-        times = [] if _console.own is None else [f"about {human(_console.own)}"]
-        in_all = None if _console.own is None or _console.others is None else _console.own + _console.others
+    CONSOLE.name, CONSOLE.since, CONSOLE.place = name, time.time(), Place.begin(artifact)
+    if CONSOLE.place is not None:
+        CONSOLE.own, CONSOLE.others = CONSOLE.place.own_seconds(), CONSOLE.place.seconds_of_others()
+    if CONSOLE.drawn:
+        draw()
+    elif CONSOLE.place is not None:
+        times = [] if CONSOLE.own is None else [f"about {human(CONSOLE.own)}"]
+        in_all = None if CONSOLE.own is None or CONSOLE.others is None else CONSOLE.own + CONSOLE.others
         times += [] if in_all is None else [f"{human(in_all)} in all"]
-        say(f"{_console.head()}{': ' * bool(times)}{', '.join(times)}")
+        say(f"{CONSOLE.head()}{': ' * bool(times)}{', '.join(times)}")
 
 
 def end(artifact: Path, how: str, seconds: float | None = None) -> None:
     """Shows how a stage has ended: `done` in some seconds, or `up to date`."""
-    _console.since = 0.0  # Nothing is drawn from here on.
-    place, took = _console.place, "" if seconds is None else f" ({seconds:.0f} s)"
+    CONSOLE.since = 0.0  # Nothing is drawn from here on.
+    place, took = CONSOLE.place, "" if seconds is None else f" ({seconds:.0f} s)"
     if place is None:
-        say(f"{_console.name or 'stage'}: {artifact} is {how}{took}")
+        say(f"{CONSOLE.name or 'stage'}: {artifact} is {how}{took}")
     else:
         place.end(seconds or 0.0)
         others = place.seconds_of_others()
         left = f"; about {human(others)} left in all" if others else ""
-        say(f"{_console.head()}: {how}{'' if seconds is None else f' in {human(seconds)}'}{left}")
-    _console.leave()
+        say(f"{CONSOLE.head()}: {how}{'' if seconds is None else f' in {human(seconds)}'}{left}")
+    CONSOLE.leave()
 
 
 def say(text: str) -> None:
     """Shows a line on the terminal, which the log has as well; processes other than the first leave it to their log."""
-    if _console.log is None:
-        if _console.first or not _console.armed:
-            sys.stderr.write(f"{CLEAR if _console.armed and _console.drawn else ''}{_coloured(text)}\n")
+    if CONSOLE.log is None:
+        if CONSOLE.first or not CONSOLE.armed:
+            sys.stderr.write(f"{CLEAR if CONSOLE.armed and CONSOLE.drawn else ''}{_coloured(text)}\n")
             sys.stderr.flush()
         return
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-    if _console.first:
-        _console.write(f"{CLEAR if _console.drawn else ''}{_coloured(text)}\n", _console.err)
-        _draw()
+    if CONSOLE.first:
+        CONSOLE.write(f"{CLEAR if CONSOLE.drawn else ''}{_coloured(text)}\n", CONSOLE.err)
+        draw()
 
 
 def tell(text: str) -> None:
     """Shows a line to whoever runs a stage by hand; under make it is in the log alone."""
-    if _console.place is None:
+    if CONSOLE.place is None:
         say(text)
     else:
         sys.stderr.write(f"{text}\n")
@@ -177,114 +179,57 @@ def tell(text: str) -> None:
 
 def show(text: str) -> None:
     """Prints results."""
-    if _console.log is None:
+    if CONSOLE.log is None:
         sys.stdout.write(f"{text}\n")
         return
-    _console.write(f"{CLEAR if _console.drawn else ''}{text}\n", _console.out)
+    CONSOLE.write(f"{CLEAR if CONSOLE.drawn else ''}{text}\n", CONSOLE.out)
+
+
+def results_width(elsewhere: int) -> int:
+    """Returns the columns that results may take: the terminal's, or those of what is no terminal."""
+    try:
+        return os.get_terminal_size(CONSOLE.out).columns or elsewhere
+    except OSError:
+        return elsewhere
 
 
 def failed() -> None:
     """Ends a stage that fails with the line that says where its log lies."""
-    _console.since = 0.0
-    if _console.log is not None:
-        say(f"{_console.head() or 'it'} has failed; log: {_console.log}")
-    _console.leave()
+    CONSOLE.since = 0.0
+    if CONSOLE.log is not None:
+        say(f"{CONSOLE.head() or 'it'} has failed; log: {CONSOLE.log}")
+    CONSOLE.leave()
 
 
 def crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Shows a traceback on the terminal, whichever process it is of, and leaves it in the log."""
     sys.__excepthook__(kind, error, trace)
-    if _console.log is not None:
+    if CONSOLE.log is not None:
         text = "".join(traceback.format_exception(kind, error, trace))
-        _console.write(f"{CLEAR if _console.drawn else ''}{text}", _console.err)
+        CONSOLE.write(f"{CLEAR if CONSOLE.drawn else ''}{text}", CONSOLE.err)
 
 
-def progress(items: Iterable[T], what: str, unit: str) -> Iterator[T]:
-    """Yields the items of a list or the like, and shows how many are done, their rate and the time left."""
-    held = list(items)
-    with Bar(what, len(held), unit) as bar:
-        for each in held:
-            yield each
-            bar.update()
-
-
-class Bar:
-    """A bar of so many steps; drawn on a terminal, elsewhere a line every minute. Of nested ones the inner shows."""
-
-    def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
-        """Takes what is counted, how many there are, and how many were done by a process that was killed."""
-        self.what, self.total, self.unit = what, total, unit
-        self.done = self.before = done
-        self.started = self.looked = time.monotonic()
-
-    def __enter__(self) -> Bar:
-        """Shows the bar."""
-        _console.bars.append(self)
-        _draw()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Takes the bar away."""
-        _console.bars.remove(self)
-        _draw()
-
-    def update(self, steps: int = 1) -> None:
-        """Counts steps, and shows them where the last look was some time ago."""
-        self.done += steps
-        now = time.monotonic()
-        if now - self.looked < (OFTEN if _console.drawn else SELDOM):
-            return
-        self.looked = now
-        if _console.drawn:
-            _draw()
-        elif _console.armed:
-            say(f"{_console.head()}: {self.named()}{self.done} of {self.total} {self.unit}{self.left()}")
-
-    def named(self) -> str:
-        """Returns what is counted, unless the stage's name says it."""
-        return "" if self.what in ("", _console.name) else f"{self.what}, "
-
-    def left(self) -> str:
-        """Returns the time left, and that of all stages where it is known."""
-        made = self.done - self.before
-        if not made:
-            return ""
-        seconds = (time.monotonic() - self.started) / made * (self.total - self.done)
-        in_all = f", {human(seconds + _console.others)} in all" if _console.others else ""
-        return f", {human(seconds)} left{in_all}"
-
-    def text(self, width: int) -> str:
-        """Returns the bar as a line of at most so many columns."""
-        from tqdm import tqdm  # noqa: PLC0415 - only a terminal needs it
-
-        head = f"{_console.head()}{': ' if self.named() else ''}{self.named().rstrip(', ')}"
-        return tqdm.format_meter(
-            self.done, self.total, time.monotonic() - self.started, ncols=width, prefix=head, bar_format=BAR,
-            unit=self.unit, left=self.left(),
-        )  # fmt: skip
-
-
-def _draw() -> None:
+def draw() -> None:
     """Draws the innermost bar, or the name of the stage, where this process has the terminal."""
-    if not _console.since or not _console.turn():
+    if not CONSOLE.since or not CONSOLE.turn():
         return
     width = _width() - 1
-    about = "" if _console.own is None else f" about {human(_console.own)}"
-    line = _console.bars[-1].text(width) if _console.bars else f"{_console.head()} ...{about}"
-    _console.write(f"{CLEAR}{line[:width]}", _console.err)
+    about = "" if CONSOLE.own is None else f" about {human(CONSOLE.own)}"
+    line = CONSOLE.bars[-1].text(width) if CONSOLE.bars else f"{CONSOLE.head()} ...{about}"
+    CONSOLE.write(f"{CLEAR}{line[:width]}", CONSOLE.err)
 
 
 def _width() -> int:
     """Returns the columns of the terminal."""
     try:
-        return os.get_terminal_size(_console.err).columns or 80
+        return os.get_terminal_size(CONSOLE.err).columns or 80
     except OSError:
         return 80
 
 
 def _coloured(text: str) -> str:
     """Returns a line with its first words in colour, where the terminal has any and nobody asked for none."""
-    if not _console.drawn or os.environ.get("NO_COLOR"):
+    if not CONSOLE.drawn or os.environ.get("NO_COLOR"):
         return text
     for word, colour in (("error:", RED), ("note:", YELLOW)):
         if text.startswith(word):

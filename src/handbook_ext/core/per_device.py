@@ -26,7 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from handbook_ext.core.errors import SAID, UserError, run_main
+from handbook_ext.core.console import SAID
+from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.machine import visible_devices
 
 RANK, PROCESSES, STORE = "HANDBOOK_RANK", "HANDBOOK_PROCESSES", "HANDBOOK_STORE"

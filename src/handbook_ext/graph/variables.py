@@ -54,6 +54,7 @@ VARIABLES = {
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
     "JOBS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table"}),
     "THREADS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table", "plan", "calibrate"}),
+    "V": (r"[01]?", "1, which prints each command before it runs", {"run", "eval", "push", "submit", "seeds", "table"}),
     "VRAM": (_SIZE, "the GB of one GPU, such as 24", {"plan"}),
     "RAM": (_SIZE, "the GB of main memory, such as 128", {"plan"}),
     "WRITE": (rf"{RECIPES}/\w[\w.-]*/\w[\w.-]*\.yaml", f"a recipe to be, such as {RECIPES}/mine/small.yaml", {"plan"}),

@@ -13,7 +13,7 @@ import openai
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_any, wait_exponential_jitter
 
-from handbook_ext.core.console import Bar
+from handbook_ext.core.bars import Bar
 from handbook_ext.core.errors import UserError
 from handbook_ext.judging.endpoint import Endpoint
 from handbook_ext.judging.judge_reply import UnusableReplyError, refused_alone, reply_of, said_in, without

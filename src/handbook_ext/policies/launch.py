@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 
-from handbook_ext.core.console import progress
+from handbook_ext.core.bars import progress
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.per_device import STORE, end_with_launcher
 from handbook_ext.core.stage import Stage

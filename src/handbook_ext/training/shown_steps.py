@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
-from handbook_ext.core.console import Bar
+from handbook_ext.core.bars import Bar
 
 
 class ShowSteps(TrainerCallback):
