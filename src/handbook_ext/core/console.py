@@ -136,7 +136,7 @@ def begin(name: str, artifact: Path) -> None:
         draw()
     elif CONSOLE.place is not None:
         times = [] if CONSOLE.own is None else [f"about {human(CONSOLE.own)}"]
-        in_all = None if CONSOLE.own is None or CONSOLE.others is None else CONSOLE.own + CONSOLE.others
+        in_all = None if CONSOLE.own is None or not CONSOLE.others else CONSOLE.own + CONSOLE.others
         times += [] if in_all is None else [f"{human(in_all)} in all"]
         say(f"{CONSOLE.head()}{': ' * bool(times)}{', '.join(times)}")
 
