@@ -5,6 +5,7 @@
 # make zephyr-selm-check                      what a run lacks here, its schedules and its tokens, before anything trains
 # make zephyr-selm-plan GPUS=4 VRAM=40        steps, memory, time and disk on that machine, and what must change to fit; WRITE= leaves it
 # make calibrate                              measures what this machine computes, for its plans' times
+# make tiny-selm V=1                          with each command before it runs; what libraries say is in the log of each stage
 # make tiny-selm-why                          why each stage would run again: which setting or input changed
 # make tiny-selm-verify                       reads every file of a run again: which are as their stages made them, which are not
 # make tiny-sera SET="train.beta=0.5"         one try, in a folder of its own; DATA=folder likewise
@@ -29,9 +30,9 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS V VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES
 # Words so common are taken from the command line alone: a shell may have them for another program.
-$(foreach v,T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
+$(foreach v,V T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -80,6 +81,10 @@ ifneq ($(.SHELLSTATUS),0)
 $(error nothing was started)
 endif
 include $(PLAN)
+# A stage shows a line of its own; V=1 has its command as well, as -n has.
+ifneq ($(value V),1)
+.SILENT:
+endif
 endif
 endif
 

@@ -15,8 +15,8 @@ from handbook_ext.sampling.engine import engine_facts, open_engine, shards_of
 
 def main(argv: list[str]) -> None:
     """Answers every prompt of the set, turn by turn."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), AnswerStage)
+    launch = begin()
     settings, decoding = stage.settings, stage.settings.decoding
     source = policy_of(stage, launch)
     if launch.finished(stage):

@@ -1,9 +1,9 @@
 """Rows, schedules and tokens of a run, before a stage loads a policy -> check.json: `check_run.py runs/<run>`."""
 
-import sys
 from pathlib import Path
 
 from handbook_ext.core.artifacts import WEIGHTS, checkpoint_files
+from handbook_ext.core.console import say, tell
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows, write_json
 from handbook_ext.core.records import OfflinePair
@@ -37,7 +37,10 @@ def main(argv: list[str]) -> None:
     refuse_unfitting(settings, next(iter(stage.inputs("policy")), None))
     cuts = [] if from_scratch else checked_tokens(settings, rows, next(iter(stage.inputs("policy")), None))
     notes, told = notes_of(schedules), [SKIPPED] if from_scratch else [cut.line for cut in cuts]
-    sys.stderr.write("".join(f"note: {note}\n" for note in notes) + "".join(f"check: {line}\n" for line in told))
+    for note in notes:
+        say(f"note: {note}")
+    for line in told:
+        tell(f"check: {line}")
     held = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     lines = [f"rows: {held}", *(each.line for each in schedules), *told, *(f"note: {note}" for note in notes)]
     result = {

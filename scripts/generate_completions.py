@@ -16,8 +16,8 @@ from handbook_ext.sampling.generation import jobs_of
 
 def main(argv: list[str]) -> None:
     """Samples `num_completions` answers to every prompt of the iteration's portion."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), GenerateStage)
+    launch = begin()
     settings, generate = stage.settings, stage.settings.generate
     source = policy_of(stage, launch)
     if launch.finished(stage):
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         shards = stage.workspace / "shards"
         fill_shards(
             shards, batches, answer, rank=launch.rank, processes=launch.processes,
-            progress=launch.progress("generate", "batch"),
+            progress=launch.progress("generate", "batches"),
         )  # fmt: skip
     launch.wait()
     if launch.main:

@@ -1,9 +1,9 @@
 """A policy's answers to a prompt set -> eval.json: `grade_answers.py runs/<run>/iter<N>/<set>`; nothing is asked twice."""
 
-import sys
 from pathlib import Path
 
 from handbook_ext.core.artifacts import read_manifest
+from handbook_ext.core.console import say
 from handbook_ext.core.errors import UserError, run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows, write_json
 from handbook_ext.core.set_records import SetAnswer, SetPrompt
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     for name, each in evaluation.measures.items():
         value = f"not run: {each.not_run}" if each.value is None else f"{each.value:.2f} {each.unit}"
         missing = f", {each.missing} verdicts missing" if each.missing else ""
-        sys.stderr.write(f"grade: {asker}: {name} {value}{missing}\n")
+        say(f"grade: {asker}: {name} {value}{missing}")
 
 
 def refuse_silence(grader: SetGrader) -> None:

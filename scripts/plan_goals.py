@@ -6,19 +6,25 @@ Prints their paths. Make calls this with its words quoted, before it reads any o
 import argparse
 import hashlib
 import json
+import os
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
+from handbook_ext.core.goal_progress import PROGRESS, write_expected
+from handbook_ext.graph.expected import expected_stages
 from handbook_ext.graph.folders import request_file
 from handbook_ext.graph.goals import VARIABLES, WHY, Plan, plan_goals, runs_folder
 from handbook_ext.graph.makefile import replaced, write_run
 from handbook_ext.graph.rules_benchmarks import unused_sets
 from handbook_ext.graph.why import why_text
-from handbook_ext.planning.preflight import Looked, edited, missing, pending_of, unknown_sizes
+from handbook_ext.planning.preflight import Looked, Pending, edited, missing, pending_of, unknown_sizes
 from handbook_ext.recipes.launch_checks import crowded
 from handbook_ext.recipes.listing import extras_here
 from handbook_ext.recipes.run import Run
+from handbook_ext.reports.endings import WIDTH, Ending
 
 EXTRA = ".venv/extra-"  # The file by which make knows that an extra is installed.
 
@@ -41,15 +47,27 @@ def main(argv: list[str]) -> None:
             replaced(runs / name / WHY, why_text(plan.runs[name], runs / name))
         for name, asked in plan.planned.items():
             replaced(runs / name / request_file(asked), json.dumps(asked) + "\n")
+        # Under -n nothing starts: what make prints then is what a person can run.
+        pending: dict[str, list[Pending]] = {}
+        looked: Looked = {}
+        if arguments.preflight:
+            pending = {goal: pending_of(plan.runs, wanted, runs, looked) for goal, wanted in plan.wanted.items()}
+            again = " ".join(shlex.quote(f"{name}={variables[name]}") for name in arguments.given if name in variables)
+            add_endings(plan, pending, runs, again)
         text = "\n".join(plan.lines) + "\n"
         path = runs / ".goals" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.mk"
+        if arguments.preflight:
+            progress = path.with_suffix(".progress")
+            text += f"override export {PROGRESS} := {progress}\n"
+            left = [(each.run, each.rules) for stages in pending.values() for each in stages]
+            write_expected(progress, expected_stages(left, runs))
         replaced(path, text)
     except OSError as error:
         raise UserError(not_written(error, runs)) from None
     sys.stderr.write("".join(f"note: {line}\n" for run in plan.runs.values() for line in notes_of(run)))
     lacking = {name: run.recipe for run in plan.runs.values() for name in extras_here(run)}
     if arguments.preflight:
-        lacking = preflight(plan, runs)
+        lacking = preflight(plan, pending, runs, looked)
     else:
         notes = [f"{recipe}: the extra {name} is missing, and make installs it" for name, recipe in lacking.items()]
         sys.stderr.write("".join(f"note: {line}\n" for line in [*edited(plan.runs, plan.wanted, runs), *notes]))
@@ -74,14 +92,30 @@ def notes_of(run: Run) -> list[str]:
     return [*unused_sets(run), *crowded(run.launch)]
 
 
-def preflight(plan: Plan, runs: Path) -> list[str]:
+def add_endings(plan: Plan, pending: Mapping[str, Sequence[Pending]], runs: Path, again: str) -> None:
+    """Has make show what a goal has made, once it is reached; `again` are the variables of this call.
+
+    What is finished is shown by its text, since another start of Python would take as long as all of a repeat.
+    """
+    width = os.get_terminal_size(2).columns if os.isatty(2) else WIDTH
+    for goal, (name, made, then) in plan.endings.items():
+        ending = Ending(str(runs / name), made, f"make {then} {again}".rstrip() if then else "")
+        whole = runs / ".goals" / hashlib.sha256(ending.record().encode()).hexdigest()[:16]
+        looks = f"\t@$(PYTHON) scripts/write_report.py {runs / name}" in plan.lines
+        if pending[goal] or looks:
+            replaced(file := whole.with_suffix(".json"), ending.record())
+            plan.then(goal, f"@$(PYTHON) scripts/show_goal.py {file}")
+        else:
+            replaced(file := whole.with_suffix(".txt"), ending.text(width))
+            plan.then(goal, f"@cat {file}")
+
+
+def preflight(plan: Plan, goals: Mapping[str, Sequence[Pending]], runs: Path, looked: Looked) -> list[str]:
     """Returns the extras that must be installed before the stages still to be made.
 
     Raises UserError, a line for each, for all that these need and cannot have here, and for finished artifacts that are not what
     their stages made.
     """
-    looked: Looked = {}
-    goals = {goal: pending_of(plan.runs, wanted, runs, looked) for goal, wanted in plan.wanted.items()}
     lacks = missing(goals)
     lines = [*edited(plan.runs, plan.wanted, runs, looked), *lacks]
     if lacks or any(goal.endswith("-check") for goal in goals):

@@ -1,8 +1,8 @@
 """Prompts and offline preference pairs of a run -> data/rows/{sft,train,test}.jsonl: `prepare_data.py runs/<run>`."""
 
-import sys
 from pathlib import Path
 
+from handbook_ext.core.console import say
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import write_rows
 from handbook_ext.core.records import content_id
@@ -31,10 +31,10 @@ def main(argv: list[str]) -> None:
     write_rows(stage.out / "test.jsonl", loaded.test)
     seen = {content_id(row.prompt) for row in loaded.train} & {content_id(row.prompt) for row in loaded.test}
     if seen:
-        sys.stderr.write(f"note: {len(seen)} held-out prompts are also training prompts; results on them tell less\n")
+        say(f"note: {len(seen)} held-out prompts are also training prompts; results on them tell less")
     if loaded.dropped:
         reasons = ", ".join(f"{reason} {count}" for reason, count in loaded.dropped.most_common())
-        sys.stderr.write(f"data: {loaded.dropped.total()} of {loaded.read} rows were dropped: {reasons}\n")
+        say(f"note: {loaded.dropped.total()} of {loaded.read} rows were dropped: {reasons}")
     stage.publish(
         {"in": loaded.read, "out": loaded.kept, "dropped": dict(loaded.dropped)},
         rows={"sft": len(loaded.demonstrations), "train": len(loaded.train), "test": len(loaded.test)},

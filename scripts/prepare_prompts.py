@@ -1,8 +1,8 @@
 """A public prompt set -> prompts.jsonl, with what training has seen: `prepare_prompts.py runs/<run>/prompts/<set>`."""
 
-import sys
 from pathlib import Path
 
+from handbook_ext.core.console import say
 from handbook_ext.core.errors import UserError, run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows, write_rows
 from handbook_ext.core.records import Demonstration, OfflinePair
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
                 f"{what}: what is measured on them is no evaluation; train on other data, evaluate on another set, or set "
                 "benchmarks.contaminated: mark, which goes on and marks every value"
             )
-        sys.stderr.write(f"note: {what}; every value measured on the set is marked as contaminated\n")
+        say(f"note: {what}; every value measured on the set is marked as contaminated")
     write_rows(stage.out, prompts)
     stage.publish({"in": len(prompts), "out": len(prompts)}, of=known, seen=len(seen))
 

@@ -18,8 +18,8 @@ PROMPTS_PER_SHARD = 64
 
 def main(argv: list[str]) -> None:
     """Judges the samples of each prompt, by default together with its offline chosen and rejected answers."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), RankStage)
+    launch = begin()
     rank = stage.settings.rank
     stage.external |= launch.first_alone(lambda: external_ranker_hashes(rank, stage.hash_of))
     judge = policy_of(stage, launch) if rank.ranker == "self" else None
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     shards = stage.workspace / "shards"
     fill_shards(
         shards, batches, lambda batch: judged(batch, offline, ranker), rank=launch.rank, processes=launch.processes,
-        progress=launch.progress("rank", "batch"),
+        progress=launch.progress("rank", "batches"),
     )  # fmt: skip
     launch.wait()
     if launch.main:

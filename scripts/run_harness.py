@@ -1,8 +1,8 @@
 """Policy -> eval.json of academic benchmarks, by lm-evaluation-harness: `run_harness.py runs/<run>/<policy>/harness`."""
 
 import json
-import sys
 
+from handbook_ext.core.console import say
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.records import content_id
 from handbook_ext.core.stage import Stage
@@ -16,8 +16,8 @@ from handbook_ext.policies.source import policy_of
 
 def main(argv: list[str]) -> None:
     """Runs each task of the settings; one whose data cannot be had here is left out with the reason."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), HarnessStage)
+    launch = begin()
     settings = stage.settings
     source = policy_of(stage, launch)
     stage.external |= launch.first_alone(lambda: own_task_hashes(settings.harness, stage.hash_of))
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         absent = [each.task for each in results if each.not_run is not None]
         if absent:
             names = ", ".join(absent)
-            sys.stderr.write(f"harness: {names} not run; to run what can be then, delete {stage.artifact} and repeat\n")
+            say(f"harness: {names} not run; to run what can be then, delete {stage.artifact} and repeat")
     launch.wait()
 
 

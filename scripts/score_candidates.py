@@ -27,8 +27,8 @@ from handbook_ext.training.scoring import (
 
 def main(argv: list[str]) -> None:
     """Scores under each policy what the margins need, but nothing that it has scored in this run before."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), ScoreCandidatesStage)
+    launch = begin()
     settings = stage.settings
     source = policy_of(stage, launch)
     # Earlier policies are identified by hash; their weights load only if the store misses a completion.
@@ -78,7 +78,7 @@ def score_under(
     with launch.precision(sizes.bf16):
         fill_shards(
             folder, shards, work, rank=launch.rank, processes=launch.processes, first=first,
-            progress=launch.progress(f"score by {name}", "shard"),
+            progress=launch.progress(f"score by {name}", "shards"),
         )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from handbook_ext.training.scoring import open_as_trained, score_shard, store_ba
 
 def main(argv: list[str]) -> None:
     """Scores every completion that training will meet, once, under the policy that training starts from."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), ScorePairsStage)
+    launch = begin()
     settings, sizes = stage.settings, stage.settings.sizes
     source = policy_of(stage, launch)
     if launch.finished(stage):
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     with launch.precision(sizes.bf16):
         fill_shards(
             stage.out, batches, work, rank=launch.rank, processes=launch.processes,
-            progress=launch.progress("score", "shard"),
+            progress=launch.progress("score", "shards"),
         )  # fmt: skip
     launch.wait()
     if launch.main:

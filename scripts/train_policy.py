@@ -1,13 +1,13 @@
 """pairs.jsonl + logprobs/ -> policy/: `train_policy.py runs/<run>/iter<N>`; resumes from its last checkpoint when killed."""
 
 import math
-import sys
 
 import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
 
 import torch
 from transformers import TrainingArguments
 
+from handbook_ext.core.console import tell
 from handbook_ext.core.errors import UserError, run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import PreferencePair
@@ -24,14 +24,15 @@ from handbook_ext.training.checkpoints import resume_point
 from handbook_ext.training.kept import KeepPolicies, steps_to_keep
 from handbook_ext.training.plan_loader import plan_for
 from handbook_ext.training.scoring import open_as_trained
+from handbook_ext.training.shown_steps import ShowSteps
 from handbook_ext.training.supervised import optimizer_arguments
 from handbook_ext.training.trainer import PreferenceTrainer, save_policy
 
 
 def main(argv: list[str]) -> None:
     """Trains one iteration; the reference log-probs come from the score store, so no reference model is loaded."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), TrainStage)
+    launch = begin()
     settings, model, train = stage.settings, stage.settings.model, stage.settings.train
     source = policy_of(stage, launch)
     if launch.finished(stage):
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> None:
         arguments, encoded.pairs, plan, Objective.from_settings(train.model_dump()),
         pad_id=tokenizer.pad_token_id, head_chunk=train.head_chunk, tolerance=settings.tolerance,
     )  # fmt: skip
+    trainer.add_callback(ShowSteps())
     trainer.add_callback(kept := KeepPolicies(trainer, tokenizer, keep))
     trainer.train(resume_from_checkpoint=resume_point(stage.workspace, launch))
     if model.lora is None:
@@ -81,7 +83,7 @@ def main(argv: list[str]) -> None:
             **({"kept": keep} if keep else {}),
         )  # fmt: skip
         folder = stage.artifact.parent
-        sys.stderr.write(f"health of {folder}: {summary_line(read_health(files_of(folder)))}\n")
+        tell(f"health of {folder}: {summary_line(read_health(files_of(folder)))}")
     launch.wait()
 
 

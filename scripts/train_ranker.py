@@ -4,7 +4,6 @@ The second is the judge of evaluation that labels no pair, fitted to the other h
 """
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seco
 
 import torch
 
+from handbook_ext.core.console import say, tell
 from handbook_ext.core.errors import run_main, stage_folder
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import OfflinePair, derived_seed
@@ -33,9 +33,9 @@ JUDGED = 32  # texts judged together
 
 def main(argv: list[str]) -> None:
     """Fits a Bradley-Terry classifier on the body of the first policy, or of `rank.fit.model`; publishes model/."""
-    launch = begin()
     folder = stage_folder(argv)
     stage = Stage.open(folder, JudgeStage if (folder / JudgeStage.file).is_file() else RankerStage)
+    launch = begin()
     fit, seed = stage.settings.fit, stage.settings.seed
     source = policy_of(stage, launch) if fit.model is None else None
     if fit.model is not None and Path(fit.model).is_dir():
@@ -57,9 +57,9 @@ def main(argv: list[str]) -> None:
     if launch.main:
         last = [row for row in trainer.state.log_history if "accuracy" in row]
         if last and last[-1]["accuracy"] < BARELY:
-            sys.stderr.write(
+            say(
                 f"note: the reward model gets {last[-1]['accuracy']:.2f} of its own training pairs right at the end; judge its "
-                "rankings with care, or raise rank.fit\n"
+                "rankings with care, or raise rank.fit"
             )
         facts = {"held_out": measured(stage, held_out, launch.device)} if held_out else {}
         dropped = {"the other reward model's half": len(rows) - len(pairs) - len(held_out), "held out": len(held_out)}
@@ -94,7 +94,7 @@ def measured(stage: Stage[RankerStage], pairs: list[OfflinePair], device: torch.
         ranker.score([(pair.prompt, getattr(pair, f"{side}_answer").text) for pair in pairs]) for side in ("chosen", "rejected")
     )
     found = agreement(pairs, [ours.score - theirs.score for ours, theirs in zip(chosen, rejected, strict=True)])
-    sys.stderr.write(f"{stage.name}: {agreement_line(found)}\n")
+    tell(f"{stage.name}: {agreement_line(found)}")
     return found
 
 

@@ -23,8 +23,8 @@ from handbook_ext.training.trainer import save_policy
 
 def main(argv: list[str]) -> None:
     """Builds or loads the policy, fine-tunes it with TRL, publishes sft/policy."""
-    launch = begin()
     stage = Stage.open(stage_folder(argv), SFTStage)
+    launch = begin()
     sft, model, seed = stage.settings.sft, stage.settings.model, stage.settings.seed
     source = policy_of(stage, launch) if model.name_or_path is not None else None
     if source is None or source.artifact is None:  # A fetched one was saved with its template.

@@ -5,21 +5,19 @@ python scripts/write_report.py runs/tiny-selm runs/tiny-selm-seed2 --beside runs
 """
 
 import argparse
-import json
 import os
-import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 from handbook_ext.core.artifacts import manifest_path, sha256_of
+from handbook_ext.core.console import results_width, show
 from handbook_ext.core.errors import run_main
+from handbook_ext.core.goal_progress import PROGRESS
 from handbook_ext.core.stage import Stage
 from handbook_ext.evaluation.set_evaluation import set_evaluations
 from handbook_ext.graph.stages import ReportStage
 from handbook_ext.reports.answers import shown_answers
-from handbook_ext.reports.pages import headline, render_report
+from handbook_ext.reports.endings import WIDTH, report_lines
+from handbook_ext.reports.pages import render_report
 from handbook_ext.reports.reproduction import reproduction
 from handbook_ext.reports.run_report import group_seeds, read_run, start_of, summarise
 from handbook_ext.reports.run_sets import sets_of
@@ -58,8 +56,16 @@ def main(argv: list[str]) -> None:
     stage.external = {
         os.path.relpath(path, stage.run): sha256_of(path) for run in arguments.runs for path in set_evaluations(run).values()
     }
-    if stage.finished():
-        return
+    if not stage.finished():
+        write_report(stage, arguments)
+    # Make shows the results once the whole goal is reached; those of several runs are a goal of their own.
+    if PROGRESS not in os.environ or arguments.out is not None:
+        for line in [*report_lines(stage.artifact, results_width(WIDTH)), f"report: {stage.artifact / 'report.html'}"]:
+            show(line)
+
+
+def write_report(stage: Stage[ReportStage], arguments: argparse.Namespace) -> None:
+    """Reads the runs and publishes their report."""
     iterations = stage.settings.policies[1:]
     groups = [[read_run(folder, iterations) for folder in arguments.runs]]
     groups += group_seeds([read_run(folder, iterations) for folder in arguments.beside])
@@ -78,10 +84,6 @@ def main(argv: list[str]) -> None:
         (stage.out / name).write_bytes(content)
     shown = sum(map(len, groups))
     stage.publish({"in": shown, "out": shown})
-    console = Console(width=None if sys.stdout.isatty() else 170)
-    console.print(Markdown(f"**{json.loads(files['summary.json'])['verdict']}**"))
-    console.print(Markdown(headline(files["report.md"].decode())))
-    print(f"report: {stage.artifact / 'report.html'}")
 
 
 if __name__ == "__main__":

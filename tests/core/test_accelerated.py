@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,3 +72,38 @@ def test_no_process_outlives_a_launcher_that_is_ended(tmp_path: Path, launch: st
     process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
     assert ends(int(note.read_text()))
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+from handbook_ext.core import console
+from handbook_ext.core.errors import run_main
+def main(argv):
+    console.log_to(Path(argv[0]))
+    if os.environ.get("RANK", "0") == "0":
+        os.kill(os.getpid(), 9)
+    sys.stdin.read()
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("launch", ["cpu", "ddp-cpu"])
+def test_a_killed_process_is_told_with_its_log(tmp_path: Path, launch: str) -> None:
+    (tmp_path / "script.py").write_text(DIES)
+    process = launched(launch, tmp_path / "script.py", str(tmp_path / "train.log"))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 137 and said.count("error: ") == 1, said
+    assert "SIGKILL, as the kernel does where memory is short" in said and f"log: {tmp_path / 'train.log'}\n" in said
+
+
+def test_another_training_on_the_machine_may_have_the_usual_port(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import os, sys\nsys.stderr.write(os.environ['MASTER_PORT'] + ' ')\n")
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", 29500))
+            taken.listen()
+        except OSError:  # Something else has it.
+            pass
+        _, said = launched("ddp-cpu", tmp_path / "script.py").communicate(timeout=120)
+    assert "already in use" not in said and "29500" not in said

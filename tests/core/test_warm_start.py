@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,12 +79,14 @@ def test_the_script_dies_with_its_caller(how: signal.Signals, environment: dict[
     assert caller.returncode == (-9 if how == signal.SIGKILL else 130)
 
 
-def test_a_killed_script_is_told_to_its_caller(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_killed_script_is_told_to_its_caller_with_its_log_and_what_to_do(environment: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "die.py"
-    script.write_text("import os\nos.kill(os.getpid(), 9)\n")
-    done = start(script, environment=environment, folder=tmp_path)
-    done.communicate(timeout=60)
+    script.write_text("import os\nos.write(int(os.environ['HANDBOOK_CALLER']), b'log x/train.log\\n')\nos.kill(os.getpid(), 9)\n")
+    done = start(script, "runs/x", environment=environment, folder=tmp_path)
+    _, err = done.communicate(timeout=60)
     assert done.returncode == 137
+    assert err.startswith(f"error: {script} runs/x was killed") and err.count("\n") == 1
+    assert "memory" in err and "repeat" in err and err.endswith("; log: x/train.log\n")
 
 
 def test_without_the_server_the_script_is_started_afresh(environment: dict[str, str], tmp_path: Path) -> None:
@@ -91,6 +95,63 @@ def test_without_the_server_the_script_is_started_afresh(environment: dict[str, 
     done = start(script, environment=environment | {"HANDBOOK_WARM": "0"}, folder=tmp_path)
     out, _ = done.communicate(timeout=60)
     assert (done.returncode, out) == (4, "False\n")
+
+
+def untrusted(kind: str, tmp_path: Path) -> str:
+    """A folder for temporary files in which no server can be had, or none be trusted."""
+    if kind == "long":
+        folder = tmp_path / ("x" * 120)
+        folder.mkdir()
+        return str(folder)
+    place = tmp_path / f"handbook_ext-{os.getuid()}"
+    if kind == "file":
+        place.write_text("")
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "open to all", "long"])
+def test_where_no_server_can_be_trusted_the_script_runs_all_the_same(
+    kind: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "ran.py"
+    script.write_text("import sys\nprint('decimal' in sys.modules)\nsys.exit(4)\n")
+    done = start(script, environment=environment | {"TMPDIR": untrusted(kind, tmp_path)}, folder=tmp_path)
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, out) == (4, "False\n"), err
+    assert err.startswith("note: no warm start: ") and err.count("\n") == 1
+
+
+def test_all_stages_of_a_call_of_make_say_once_that_there_is_no_warm_start(environment: dict[str, str], tmp_path: Path) -> None:
+    script, progress = tmp_path / "ran.py", tmp_path / "goal.progress"
+    script.write_text("")
+    progress.write_text("")
+    environment |= {"TMPDIR": untrusted("file", tmp_path), "HANDBOOK_PROGRESS": str(progress)}
+    said = [start(script, environment=environment, folder=tmp_path).communicate(timeout=60)[1] for _ in range(2)]
+    assert [text.count("note: ") for text in said] == [1, 0]
+
+
+def test_a_caller_that_is_gone_before_its_script_starts_leaves_nothing_on_the_terminal(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    script, terminal = tmp_path / "ran.py", tmp_path / "terminal"
+    script.write_text("")
+    assert start(script, environment=environment, folder=tmp_path).wait(timeout=60) == 0
+    [place] = [path for path in (tmp_path / f"handbook_ext-{os.getuid()}").iterdir() if path.is_socket()]
+    request = json.dumps({"argv": [str(script)], "folder": str(tmp_path), "environment": {}}).encode()
+    with terminal.open("w") as stream, socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(place))
+        socket.send_fds(caller, [len(request).to_bytes(8)], [stream.fileno()] * 3)
+        caller.sendall(request)
+        caller.shutdown(socket.SHUT_RD)  # As one that was killed, but that its request is surely read.
+    time.sleep(0.5)
+    assert terminal.read_text() == ""
+    assert start(script, environment=environment, folder=tmp_path).wait(timeout=60) == 0
 
 
 def test_a_script_killed_while_it_draws_a_progress_bar_stops_no_other(environment: dict[str, str], tmp_path: Path) -> None:

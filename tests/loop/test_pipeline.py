@@ -60,6 +60,24 @@ def test_a_repeat_does_nothing(copy: Workspace) -> None:
     assert copy.commands("mine-micro") == []
 
 
+def test_a_repeat_of_a_goal_ends_as_the_goal_did(copy: Workspace) -> None:
+    report = copy.make("mine-micro")
+    table = (copy.folder / "runs/mine-micro/report/report.md").read_text()
+    assert report.returncode == 0 and report.stdout.endswith("report: runs/mine-micro/report/report.html\n")
+    for cell in ("win % vs SFT, greedy", *(line.split(" | ")[1] for line in table.splitlines() if line.startswith("| iter"))):
+        assert cell in report.stdout
+    one = copy.make("mine-micro-iter1", "SEEDS=", "RUNS=runs")
+    assert one.returncode != 0  # Nothing of an iteration reads SEEDS.
+    one = copy.make("mine-micro-iter1", "RUNS=runs")
+    assert one.stdout == "policy: runs/mine-micro/iter1/policy\nnext: make mine-micro-report RUNS=runs\n"
+    (copy.folder / "runs/mine-micro/report/manifest.json").unlink()
+    again = copy.make("mine-micro", "V=1")
+    assert (again.returncode, again.stdout.count("scripts/write_report.py")) == (0, 1), again.stderr
+    assert again.stdout.split("write_report.py runs/mine-micro\n")[1] == report.stdout
+    assert "[1/1] report: done in " in again.stderr and "Nothing to be done" not in report.stdout
+    assert "Traceback" not in again.stderr and len(again.stderr.splitlines()) == 2
+
+
 def test_files_open_with_datasets(finished: Workspace) -> None:
     import datasets
 

@@ -145,7 +145,7 @@ def test_sixty_rows_of_own_data_are_refused_before_anything_trains(tmp_path: Pat
     status, said = workspace.execute(check)
     assert status == 2
     assert said.startswith("error: iter0, iter1, iter2, iter3: nothing would be learned")
-    assert said.count("\n") == 1
+    assert said.count("error:") == 1 and said.endswith("\ncheck has failed; log: runs/mine-micro/check.log\n")
     assert not (workspace.folder / "runs/mine-micro/check.json").exists()
     done = workspace.make("mine-micro-check", "SET=train.global_batch_size=8 train.warmup_ratio=0")
     assert done.returncode == 0, done.stderr

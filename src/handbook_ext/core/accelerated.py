@@ -1,7 +1,7 @@
 """Starts a script as accelerate's launcher does, and says in one line which process ended it.
 
 `python -m handbook_ext.core.accelerated --config_file recipes/accelerate/zero3.yaml scripts/train_policy.py FOLDER`: the words
-are those of `accelerate launch`. A configuration without distribution is a plain process: this one becomes the script.
+are those of `accelerate launch`. A configuration without distribution is a plain process, which this one becomes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from handbook_ext.core.errors import SAID, run_main
+from handbook_ext.core.console import SAID
+from handbook_ext.core.errors import run_main
 from handbook_ext.core.machine import visible_gpus
 from handbook_ext.core.per_device import ending
 from handbook_ext.core.provenance import LAUNCH
@@ -32,9 +33,14 @@ def main(argv: list[str]) -> None:
 
     arguments = launch_command_parser().parse_args(argv)
     os.environ[LAUNCH] = Path(arguments.config_file or "").stem
-    if str(load_config_from_file(arguments.config_file).distributed_type) in ("NO", "DistributedType.NO"):
+    config = load_config_from_file(arguments.config_file)
+    # Accelerate's own is one port, which another training on this machine may have; 0 is any that is free.
+    if (arguments.num_machines or config.num_machines or 1) == 1 and getattr(config, "main_process_port", None) is None:
+        arguments.main_process_port = arguments.main_process_port or 0
+    if str(config.distributed_type) in ("NO", "DistributedType.NO"):
         # accelerate would start a child, whose signals and exit codes it does not hand on.
-        os.execv(sys.executable, [sys.executable, arguments.training_script, *arguments.training_script_args])  # noqa: S606
+        alone = [sys.executable, "-m", "handbook_ext.core.alone", arguments.training_script, *arguments.training_script_args]
+        os.execv(sys.executable, alone)  # noqa: S606
     with tempfile.TemporaryDirectory(prefix="handbook-") as said:
         os.environ[SAID] = said
         _launch(arguments, Path(said))

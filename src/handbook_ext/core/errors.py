@@ -13,6 +13,9 @@ from types import TracebackType
 
 from handbook_ext.core.interrupt import INTERRUPTED, importing_is_over
 
+from handbook_ext.core import console
+from handbook_ext.core.console import SAID
+
 ROOM = "free some space, or put the runs on another disk with RUNS="
 # What keeps a file from being written: the numbers of the system, and how the C and Rust writers under torch and safetensors put
 # them, which raise no OSError with a number; what is told, and what is to be done.
@@ -38,9 +41,6 @@ WRITING: tuple[tuple[tuple[int, ...], tuple[str, ...], str, str], ...] = (
 CUT_SHORT = ("file write failed", "unexpected pos", "iostream error", "PytorchStreamWriter failed")
 NEARLY_FULL = 1 << 20  # Bytes: what a writer of blocks leaves free on a full disk.
 
-SAID = "HANDBOOK_SAID"
-"""The variable that names a folder of the launcher, for the messages of processes other than the first: they may be alone."""
-
 
 class UserError(ValueError):
     """A mistake in what the user gave; its message is one line and needs no traceback. Several mistakes are several messages."""
@@ -51,6 +51,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
     Ctrl-C exits with 130, what cannot be written with a line and 1; any other exception keeps its traceback: it is our bug.
     """
+    console.arm()
     # A hook rather than a handler here: exit status and traceback of all other errors stay Python's own.
     sys.excepthook = _explain
     try:
@@ -59,6 +60,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         for message in error.args:
             _say(str(message))
+        console.failed()
         sys.exit(2)
     except KeyboardInterrupt:
         _say(INTERRUPTED)
@@ -85,11 +87,13 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
         link = link.__cause__ or link.__context__
     told = next(filter(None, map(_unwritten, chain)), None) or next(filter(None, map(_cut_short, chain)), None)
     if told is None:
-        sys.__excepthook__(kind, error, trace)
+        console.crash(kind, error, trace)
+        console.failed()
         return
     what, remedy = told
     place = next((name for name in (getattr(each, "filename", None) for each in chain) if isinstance(name, str)), _folder())
     _say(f"{place}: {what}; {remedy}, then repeat the command: finished work is kept")
+    console.failed()
 
 
 def _unwritten(error: BaseException) -> tuple[str, str] | None:
@@ -120,10 +124,10 @@ def _folder() -> str:
 
 def _say(message: str) -> None:
     """Writes the message as one line to stderr; processes other than the first leave it to their launcher."""
-    line = "error: " + " ".join(message.split()) + "\n"
+    line = "error: " + " ".join(message.split())
     rank, folder = os.environ.get("RANK") or os.environ.get("HANDBOOK_RANK") or "0", os.environ.get(SAID)
     if rank == "0":
-        sys.stderr.write(line)
+        console.say(line)
     elif folder is not None and os.path.isdir(folder):
         with Path(folder, rank).open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(f"{line}\n")

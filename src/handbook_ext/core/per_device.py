@@ -26,7 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from handbook_ext.core.errors import SAID, UserError, run_main
+from handbook_ext.core.console import LOG, SAID
+from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.machine import visible_devices
 
 RANK, PROCESSES, STORE = "HANDBOOK_RANK", "HANDBOOK_PROCESSES", "HANDBOOK_STORE"
@@ -95,13 +96,26 @@ def ending(rank: int, processes: int, code: int, said: Path, *, told: bool) -> s
         own = said / str(rank)
         # A process that has left no message ended because the first one did, which tells its own.
         return own.read_text(encoding="utf-8") if own.is_file() and not told else ""
+    log = logged(said, "log: ", "\n")
     if (said / str(rank)).is_file():  # Such as that the disk is full.
-        return (said / str(rank)).read_text(encoding="utf-8")
-    how = f"ended with {code}"
-    if code < 0:
-        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
-        how = f"was ended by {name}" + (", as the kernel does where memory is short" if name == "SIGKILL" else "")
-    return f"error: process {rank} of {processes} {how}; the others were ended, run make again, which keeps what is finished\n"
+        return (said / str(rank)).read_text(encoding="utf-8") + log
+    return (
+        f"error: process {rank} of {processes} {how_it_ended(code)}; the others were ended, run make again, which keeps what is "
+        f"finished\n{log}"
+    )
+
+
+def how_it_ended(code: int) -> str:
+    """Returns how a process ended, by its exit code: below 0 it is a signal."""
+    if code >= 0:
+        return f"ended with {code}"
+    name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+    return f"was ended by {name}" + (", as the kernel does where memory is short" if name == "SIGKILL" else "")
+
+
+def logged(said: Path, before: str, behind: str = "") -> str:
+    """Returns where the first process's log lies, between what is put around it; "" where there is none."""
+    return f"{before}{(said / LOG).read_text(encoding='utf-8')}{behind}" if (said / LOG).is_file() else ""
 
 
 def _store(place: str, node: int) -> tuple[Any, str]:

@@ -11,13 +11,13 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+from handbook_ext.core import console
 from handbook_ext.core.artifacts import (
     HASHES,
     Files,
@@ -67,6 +67,7 @@ class Stage(Generic[S]):
         """Returns the stage whose settings file lies in a run's or an iteration's folder; a UserError where there is none."""
         path = folder / kind.file
         settings, raw = read_settings_as(kind, path)
+        console.log_to(path.with_suffix(".log"))
         return cls(path.parent / kind.artifact, settings, raw)
 
     def input(self, role: str) -> Path:
@@ -113,6 +114,7 @@ class Stage(Generic[S]):
         sees it newer than its inputs. Otherwise the workspace is made ready; one left by other settings or inputs is deleted.
         """
         self.artifact.parent.mkdir(parents=True, exist_ok=True)
+        console.begin(self.name, self.artifact)
         self._lock(self.artifact.parent)
         # Relative names, so that a run folder may be moved.
         # What another run expects of its own stages is its own matter: a comparison takes their artifacts as they are.
@@ -125,7 +127,7 @@ class Stage(Generic[S]):
             for each in (self.artifact, manifest_path(self.artifact)):
                 os.utime(each)
             self._remove_workspace()  # A kill while publishing can leave it, with the artifact that was replaced.
-            sys.stderr.write(f"{self.name}: {self.artifact} is up to date\n")
+            console.end(self.artifact, "up to date")
             self.release()
             return True
         self._prepare_workspace()
@@ -174,7 +176,7 @@ class Stage(Generic[S]):
             (self.workspace / path.name).replace(path)
         shutil.rmtree(self.workspace)
         self.release()
-        sys.stderr.write(f"{self.name}: {self.artifact} is done ({manifest['seconds']:.0f} s)\n")
+        console.end(self.artifact, "done", manifest["seconds"])
 
     def release(self) -> None:
         """Releases the locks of this artifact."""
@@ -188,7 +190,7 @@ class Stage(Generic[S]):
         try:
             fcntl.flock(self._locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stderr.write(f"{self.name}: waiting for another process that works in {path}\n")
+            console.say(f"{self.name}: waiting for another process that works in {path}")
             fcntl.flock(self._locks[-1], fcntl.LOCK_EX)
 
     def _reuse_sibling(self) -> bool:
@@ -241,7 +243,7 @@ class Stage(Generic[S]):
             changes = differences(before, json.loads(json.dumps(self._determinants()))) if before is not None else []
             changed = ["its record, which is missing or damaged"] if before is None else [name for name, _, _ in changes]
             if changed:
-                sys.stderr.write(f"{self.name}: starting afresh, because of {', '.join(changed)}\n")
+                console.say(f"{self.name}: starting afresh, because of {', '.join(changed)}")
                 self._remove_workspace()
         self.workspace.mkdir(parents=True, exist_ok=True)
         if not record.is_file():

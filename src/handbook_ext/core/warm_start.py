@@ -3,10 +3,16 @@
 Loading torch and transformers takes longer than most stages of a small run. The first stage therefore starts a
 server that has imported them, but no module of this project; it forks one child per script and exits after a minute without
 work. The child has the caller's folder, environment and streams, and is killed when its caller ends. Elsewhere than on Linux,
-and with HANDBOOK_WARM=0, the script is started afresh.
+with HANDBOOK_WARM=0, and wherever a server cannot be had or trusted, the script is started afresh.
 """
 
 from __future__ import annotations
+
+import signal
+
+# A Ctrl-C while the rest is imported ends the caller without a traceback.
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
 import fcntl
@@ -16,8 +22,8 @@ import json
 import os
 import resource
 import runpy
-import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -36,6 +42,7 @@ IDLE_SECONDS = 60
 LENGTH, ATTEMPTS = 8, 2
 STARTED = b"started"
 KILLED = 137
+CALLER = "HANDBOOK_CALLER"  # As core/console.py has it, which tells the caller where the log lies.
 
 
 def main(argv: list[str]) -> int:
@@ -43,8 +50,21 @@ def main(argv: list[str]) -> int:
     if argv[0] == "--serve":
         serve(socket.socket(fileno=int(argv[1])))
         return 0
-    if sys.platform != "linux" or os.environ.get("HANDBOOK_WARM") == "0":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        if sys.platform == "linux" and os.environ.get("HANDBOOK_WARM") != "0":
+            status = _run_warm(argv)
+            if status is not None:
+                return status
         os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 - no shell, and our own arguments
+    except KeyboardInterrupt:  # Closing the connection has ended the child.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _say("interrupted; finished work is kept; the same command resumes from it", "interrupted")
+        return 128 + signal.SIGINT
+
+
+def _run_warm(argv: list[str]) -> int | None:
+    """Returns the exit status of the script, run by the server; None, with a line that says why, where no server runs it."""
     request = json.dumps({"argv": argv, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     try:
         for _ in range(ATTEMPTS):
@@ -52,13 +72,40 @@ def main(argv: list[str]) -> int:
                 socket.send_fds(connection, [len(request).to_bytes(LENGTH)], [0, 1, 2])
                 connection.sendall(request)
                 if connection.recv(len(STARTED)):
-                    answer = connection.recv(8)
-                    return int(answer) if answer else KILLED
+                    return _status(connection, argv)
             # The server has exited: it was idle for a minute just now, or it cannot import the libraries.
-        os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 - afresh, where an error shows
-    except KeyboardInterrupt:  # Closing the connection has ended the child.
-        sys.stderr.write("interrupted; finished work is kept; the same command resumes from it\n")
-        return 128 + signal.SIGINT
+        why = f"its server has ended while it started; see {_socket_path().with_suffix('.log')}"
+    except OSError as error:
+        why = f"{error.filename or 'its socket'}: {error.strerror}" if error.strerror else str(error)
+    _say(f"note: no warm start: {why}; each stage loads its libraries itself", "cold")
+    return None
+
+
+def _status(connection: socket.socket, argv: list[str]) -> int:
+    """Returns the exit status of the script once it has ended; says what there is to say of one that was killed."""
+    told = b""
+    with contextlib.suppress(ConnectionError):  # Not to be tried again: the script has run.
+        while part := connection.recv(4096):
+            told += part
+    lines = dict(line.split(" ", 1) for line in told.decode(errors="replace").splitlines() if " " in line)
+    if "ended" in lines:
+        return int(lines["ended"])
+    log = f"; log: {lines['log']}" if "log" in lines else ""
+    _say(
+        f"error: {' '.join(argv)} was killed, as the kernel does where memory is short; repeat the command, which goes on from "
+        f"what is finished, with smaller micro-batches (batch_size, per_device_train_batch_size) if it was memory{log}"
+    )
+    return KILLED
+
+
+def _say(line: str, once: str | None = None) -> None:
+    """Writes a line; one that all stages of a call of make would write is written by the first of them."""
+    from handbook_ext.core.goal_progress import first_to_note  # noqa: PLC0415 - the server imports nothing of this project
+
+    if once is None or first_to_note(once):
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        sys.stderr.write(f"{clear}{line}\n")
+        sys.stderr.flush()
 
 
 def _connected() -> socket.socket:
@@ -90,7 +137,9 @@ def _socket_path() -> Path:
     seen = {name: value for name, value in os.environ.items() if name.startswith(READ_WHILE_LOADING)}
     # What a child inherits from the server, not from its caller.
     limits = [resource.getrlimit(each) for each in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)]
-    inherited = [sorted(os.sched_getaffinity(0)), os.nice(0), limits, Path("/proc/self/cgroup").read_text(encoding="utf-8")]
+    inherited = [sorted(os.sched_getaffinity(0)), os.nice(0), limits]
+    with contextlib.suppress(OSError):  # No /proc: then nothing tells groups apart.
+        inherited.append(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     environment = Path(sys.prefix, "ready")
     # Packages installed since would not be seen: a server that has imported the old ones must not serve.
     installed = environment.stat().st_mtime_ns if environment.is_file() else 0
@@ -98,8 +147,9 @@ def _socket_path() -> Path:
     folder = Path(tempfile.gettempdir(), f"handbook_ext-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     # Another user who made the folder first could listen in it, and requests carry the whole environment.
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user; set HANDBOOK_WARM=0")
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not a folder of this user alone (mode 700); delete it")
     return folder / name
 
 
@@ -141,9 +191,12 @@ def private_progress_locks() -> None:
 def _become(connection: socket.socket) -> NoReturn:
     """Runs the requested script in this process, and ends it."""
     connection.settimeout(None)
-    length, streams, _, _ = socket.recv_fds(connection, LENGTH, 3)
-    with connection.makefile("rb") as rest:
-        request = json.loads(rest.read(int.from_bytes(length)))
+    try:
+        length, streams, _, _ = socket.recv_fds(connection, LENGTH, 3)
+        with connection.makefile("rb") as rest:
+            request = json.loads(rest.read(int.from_bytes(length)))
+    except (OSError, ValueError):  # The caller has ended meanwhile.
+        os._exit(1)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -153,10 +206,14 @@ def _become(connection: socket.socket) -> NoReturn:
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
-    connection.send(STARTED)
-    os.chdir(request["folder"])
+    try:
+        connection.send(STARTED)
+        os.chdir(request["folder"])
+    except OSError:
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(request["environment"] | {CALLER: str(connection.fileno())})
     sys.argv = request["argv"]
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
     status = 0
@@ -171,7 +228,8 @@ def _become(connection: socket.socket) -> NoReturn:
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    connection.send(str(status).encode())
+    with contextlib.suppress(OSError):
+        connection.send(f"ended {status}\n".encode())
     os._exit(status)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from transformers import set_seed
 
 from handbook_ext.core.artifacts import json_object
+from handbook_ext.core.console import tell
 from handbook_ext.core.jsonl import write_json
 from handbook_ext.core.records import content_id
 from handbook_ext.evaluation.harness_library import (
@@ -55,7 +55,7 @@ class Bench:
     def say(self, text: str) -> None:
         """Writes a line of progress, in the first process."""
         if self.launch.main:
-            sys.stderr.write(f"harness: {text}\n")
+            tell(f"harness: {text}")
 
     def kept_results(self, keys: dict[str, str]) -> dict[str, TaskResult]:
         """Returns the results of finished tasks, by name, that have these keys; the same in every process."""

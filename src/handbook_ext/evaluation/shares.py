@@ -17,6 +17,6 @@ def in_shares(
     folder: Path, batches: list[T], work: Callable[[T], Iterable[Row | dict[str, Any]]], launch: Launch, what: str
 ) -> list[dict[str, Any]]:
     """Returns the rows of all batches, in their order, in every process: each works out its share; finished ones are kept."""
-    fill_shards(folder, batches, work, rank=launch.rank, processes=launch.processes, progress=launch.progress(what, "batch"))
+    fill_shards(folder, batches, work, rank=launch.rank, processes=launch.processes, progress=launch.progress(what, "batches"))
     launch.wait()
     return list(read_shards(folder, len(batches)))

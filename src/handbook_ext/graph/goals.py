@@ -92,7 +92,7 @@ class _Planner:
         run = self._run(name)
         folder = self._folder(run)
         if suffix is not None and suffix.startswith("-iter"):
-            self._make(goal, run, f"{run.iteration(suffix[1:]).name}/policy")
+            self._make(goal, run, f"{run.iteration(suffix[1:]).name}/policy", then=f"{name}-report")
         elif suffix == "-why":
             self.plan.explained.append(run.name)
             self.plan.goal(goal, [], f"@cat {folder}/{WHY}")
@@ -107,7 +107,7 @@ class _Planner:
             # The report shows whatever sets policies were evaluated on, at whatever time: so it is asked to look again.
             look = bool(evaluations or any(Path(folder).glob("*/*/eval.json")))
             report = f"@$(PYTHON) scripts/write_report.py {folder}" if look else None
-            self._make(goal, run, "report", *evaluations, command=report)
+            self._make(goal, run, "report", *evaluations, command=report, then="")
 
     def plan_eval(self, goal: str) -> None:
         """Plans the evaluation of a run's policies, or of one, on prompt sets: by default on all of the recipe's."""
@@ -121,7 +121,7 @@ class _Planner:
                     f"{goal}: {run.recipe} has no policy {wanted}{nearest(wanted, policies)}; it has: {', '.join(policies)}"
                 )
             policies = [wanted]
-        self._make(goal, run, *(f"{each}/{chosen}/eval.json" for each in policies for chosen in run.sets))
+        self._make(goal, run, *(f"{each}/{chosen}/eval.json" for each in policies for chosen in run.sets), then=f"{name}-report")
 
     def plan_explain(self, goal: str) -> None:
         """Plans the walk of one pair through a run; nothing is made for it."""
@@ -220,8 +220,11 @@ class _Planner:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")
         self.plan.want(goal, run, targets[rest])
 
-    def _make(self, goal: str, run: Run, *artifacts: str, command: str | None = None) -> None:
-        """Plans a goal that stands for artifacts of a run: make makes them, or submits what they need to the cluster."""
+    def _make(self, goal: str, run: Run, *artifacts: str, command: str | None = None, then: str | None = None) -> None:
+        """Plans a goal that stands for artifacts of a run: make makes them, or submits what they need to the cluster.
+
+        then: the goal that goes on from it, "" for none; with None it has an ending of its own.
+        """
         for artifact in artifacts:
             self.plan.want(goal, run, artifact)
         if self.cluster:
@@ -229,6 +232,8 @@ class _Planner:
         else:
             files = [f"{self._folder(run)}/{each}" for artifact in artifacts for each in targets_of(artifact)]
             self.plan.goal(goal, files, *([command] if command else []))
+            if then is not None:
+                self.plan.endings[goal] = (run.name, artifacts, then)
 
     def _run(
         self, name: str, overrides: Sequence[Override] | None = None, *, released: bool = False, all_sets: bool = False

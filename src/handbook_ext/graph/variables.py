@@ -56,6 +56,7 @@ VARIABLES = {
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
     "JOBS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table"}),
     "THREADS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan", "calibrate"}),
+    "V": (r"[01]?", "1, which prints each command before it runs", {"run", "eval", "push", "submit", "seeds", "table"}),
     "VRAM": (_SIZE, "the GB of one GPU, above 0 and below 100000, such as 24", {"plan"}),
     "RAM": (_SIZE, "the GB of main memory, above 0 and below 100000, such as 128", {"plan"}),
     "WRITE": (

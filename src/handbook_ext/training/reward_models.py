@@ -24,6 +24,7 @@ from handbook_ext.policies.loading import load_whole, loading_errors, refuse_not
 from handbook_ext.policies.models import without_dropout
 from handbook_ext.policies.source import PolicySource
 from handbook_ext.policies.text_tokens import TextTokens
+from handbook_ext.training.shown_steps import ShowSteps
 
 
 def open_body(folder: str, *, max_length: int, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -89,5 +90,6 @@ def reward_trainer(
     rows = {name: [kept_end(tokenizer, ids, max_length) for ids in found] for name, found in sides.items()}
     args = RewardConfig(**arguments, max_length=None, disable_dropout=True)
     return RewardTrainer(
-        model=model, args=args, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer, callbacks=callbacks
-    )
+        model=model, args=args, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer,
+        callbacks=[*callbacks, ShowSteps()],
+    )  # fmt: skip

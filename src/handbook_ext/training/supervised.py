@@ -14,6 +14,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.batching import accumulation_steps, fitting_micro_batch
 from handbook_ext.policies.adapters import adapted
 from handbook_ext.recipes.settings import FitSettings, LoraSettings, OptimizerSettings, SFTSettings
+from handbook_ext.training.shown_steps import ShowSteps
 
 
 def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: int, seed: int) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def optimizer_arguments(settings: OptimizerSettings, folder: Path, processes: in
         "adam_epsilon": settings.adam_epsilon, "max_grad_norm": settings.max_grad_norm, "bf16": settings.bf16,
         "gradient_checkpointing": settings.gradient_checkpointing, "logging_steps": settings.logging_steps,
         "save_steps": settings.save_steps, "save_strategy": "steps", "save_total_limit": 2,
-        "report_to": settings.report_to or "none", "seed": seed, "data_seed": seed,
+        # ShowSteps has a bar for the console; what is logged goes, printed, to the log of the stage.
+        "report_to": settings.report_to or "none", "disable_tqdm": True, "seed": seed, "data_seed": seed,
         # Every weight takes part in each loss, so DDP need not look for those that do not.
         "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
@@ -74,5 +76,5 @@ def sft_trainer(
     )  # fmt: skip
     return SFTTrainer(
         model=model if lora is None else adapted(model, lora, config.seed, config), args=config,
-        train_dataset=examples, processing_class=tokenizer, callbacks=callbacks,
+        train_dataset=examples, processing_class=tokenizer, callbacks=[*callbacks, ShowSteps()],
     )  # fmt: skip
