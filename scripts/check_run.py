@@ -9,7 +9,7 @@ from handbook_ext.core.jsonl import read_rows, write_json
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import CheckStage
-from handbook_ext.planning.context import refuse_unfitting
+from handbook_ext.planning.context import context_notes
 from handbook_ext.planning.schedule import notes_of, refuse_idle, schedules_of
 from handbook_ext.planning.tokens import checked_tokens
 from handbook_ext.policies.models import template_hashes
@@ -34,9 +34,10 @@ def main(argv: list[str]) -> None:
     schedules = schedules_of(settings, rows, counts.get("sft", 0))
     refuse_idle(schedules)
     from_scratch = settings.model.name_or_path is None
-    refuse_unfitting(settings, next(iter(stage.inputs("policy")), None))
-    cuts = [] if from_scratch else checked_tokens(settings, rows, next(iter(stage.inputs("policy")), None))
-    notes, told = notes_of(schedules), [SKIPPED] if from_scratch else [cut.line for cut in cuts]
+    fetched = next(iter(stage.inputs("policy")), None)
+    long = context_notes(settings, fetched)
+    cuts = [] if from_scratch else checked_tokens(settings, rows, fetched)
+    notes, told = [*notes_of(schedules), *long], [SKIPPED] if from_scratch else [cut.line for cut in cuts]
     for note in notes:
         say(f"note: {note}")
     for line in told:

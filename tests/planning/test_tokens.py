@@ -65,20 +65,24 @@ def rows(count: int = 6, words: int = 1) -> list[OfflinePair]:
     ]
 
 
-def test_a_limit_beyond_the_context_of_the_policy_is_refused(saved: Callable[..., Path]) -> None:
-    start = START.format(saved(), "null") + "sft: null\n"
-    context.refuse_unfitting(settings_of(start + "train: {max_length: 2048}\n"))
-    with pytest.raises(UserError, match=r"iter0: train.max_length is 2049, but the context of .*start is 2048 tokens; set it"):
-        context.refuse_unfitting(settings_of(start + "train: {max_length: 2049}\n"))
-    with pytest.raises(UserError, match=r"sft.max_length is 2049, but the context of model.architecture is 2048 tokens"):
-        context.refuse_unfitting(settings_of("sft: {max_length: 2049}\n"))
+def test_a_limit_beyond_the_context_of_the_policy_is_told(saved: Callable[..., Path]) -> None:
+    folder = saved()
+    start = START.format(folder, "null") + "sft: null\n"
+    assert context.context_notes(settings_of(start + "train: {max_length: 2048}\n")) == []
+    notes = context.context_notes(settings_of(start + "train: {max_length: 2049}\n"))
+    assert notes[0] == f"iter0: train.max_length is 2049, but the context of {folder} is 2048 tokens" and len(notes) == 4
+    notes = context.context_notes(settings_of("sft: {max_length: 2049}\n"))
+    assert notes == ["sft.max_length is 2049, but the context of model.architecture is 2048 tokens"]
+    (folder / "config.json").write_text('{"model_type": "gpt2", "n_positions": 64}')  # A table, which ends there.
+    with pytest.raises(UserError, match=r"iter0: train.max_length is 65, but the context of .*start is 64 tokens; set it to"):
+        context.context_notes(settings_of(start + "train: {max_length: 65}\n"))
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(saved: Callable[..., Path]) -> None:
     folder = saved()
     (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 319}')
     with pytest.raises(UserError, match=r"numbers its entries up to 319 \(.*\), but the embedding has 319 rows"):
-        context.refuse_unfitting(settings_of(START.format(folder, "null") + "sft: null\n"))
+        context.context_notes(settings_of(START.format(folder, "null") + "sft: null\n"))
 
 
 def test_a_checkpoint_that_renders_well_is_accepted_and_nothing_is_cut(saved: Callable[..., Path]) -> None:

@@ -7,12 +7,12 @@ hold rows alone. A shard without its hash, or with another one, is not finished.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from handbook_ext.core.artifacts import sha256_of
+from handbook_ext.core.console import say
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import Row, iter_jsonl, replace_bytes, write_rows
 from handbook_ext.core.records import content_id
@@ -48,7 +48,7 @@ def fill_shards(
     # does not depend on the processes, so a stage may resume with another launch.
     mine = [index for index in range(rank, len(batches), processes) if not _whole(_shard(folder, first + index))]
     for damaged in (shard for index in mine if (shard := _shard(folder, first + index)).exists()):
-        sys.stderr.write(f"note: {damaged} is not as it was written, and is made again\n")
+        say(f"note: {damaged} is not as it was written, and is made again")
     for index in progress(mine):
         shard = _shard(folder, first + index)
         write_rows(shard, work(batches[index]))

@@ -13,17 +13,21 @@ from handbook_ext.policies.models import config_of, load_tokenizer
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
-def refuse_unfitting(settings: CheckStage, fetched: Path | None = None) -> None:
-    """Raises UserError where a limit on length exceeds the policy's context, or its tokenizer has ids beyond the embedding.
+def context_notes(settings: CheckStage, fetched: Path | None = None) -> list[str]:
+    """Returns a line for each limit on length that exceeds the policy's context, where its positions are rotary.
+
+    Such a policy computes beyond its context, untrained for that, and rows may all be shorter. Raises UserError for one whose
+    positions are a table, which ends there, and for a tokenizer with ids beyond the embedding.
 
     fetched: the checkpoint, where a stage of the run has fetched it; None is the recipe's.
     """
     if settings.model.architecture is not None:
-        _refuse_longer(settings, settings.model.architecture, "model.architecture")
-        return
+        return _longer(settings, settings.model.architecture, "model.architecture")
     source, here = str(fetched or settings.model.name_or_path), fetched is not None
     config = config_of(source, settings.model, trained_here=here)
-    _refuse_longer(settings, vars(config), source)
+    notes = _longer(settings, vars(config), source)
+    if notes and not getattr(config, "rope_parameters", None):
+        raise UserError(f"{notes[0]}; set it to that or less")
     rows = getattr(config, "vocab_size", None)
     entries = load_tokenizer(source, settings.model, trained_here=here).get_vocab()
     token = max(entries, key=lambda each: entries[each])
@@ -32,14 +36,17 @@ def refuse_unfitting(settings: CheckStage, fetched: Path | None = None) -> None:
             f"{source}: the tokenizer numbers its entries up to {entries[token]} ({token!r}), but the embedding has {rows} rows; "
             "take the entries out of the tokenizer, or resize the embedding (resize_token_embeddings) and save both"
         )
+    return notes
 
 
-def _refuse_longer(settings: CheckStage, config: Mapping[str, Any], source: str) -> None:
-    """Raises UserError where a limit of the run exceeds the positions that a configuration states, if it states any."""
+def _longer(settings: CheckStage, config: Mapping[str, Any], source: str) -> list[str]:
+    """Returns the limits of the run that exceed the positions that a configuration states, if it states any, in words."""
     positions = next((int(config[name]) for name in POSITIONS if config.get(name)), 0)
-    for setting, length in _limits(settings):
-        if positions and length > positions:
-            raise UserError(f"{setting} is {length}, but the context of {source} is {positions} tokens; set it to that or less")
+    return [
+        f"{setting} is {length}, but the context of {source} is {positions} tokens"
+        for setting, length in _limits(settings)
+        if positions and length > positions
+    ]
 
 
 def _limits(settings: CheckStage) -> Iterator[tuple[str, int]]:
