@@ -9,6 +9,7 @@ from handbook_ext.core.jsonl import read_rows, write_json
 from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import CheckStage
+from handbook_ext.planning.first_lines import Steps, steps_lines
 from handbook_ext.planning.schedule import notes_of, refuse_idle, schedules_of
 from handbook_ext.planning.tokens import checked_tokens
 from handbook_ext.policies.models import template_hashes
@@ -35,7 +36,10 @@ def main(argv: list[str]) -> None:
     from_scratch = settings.model.name_or_path is None
     cuts = [] if from_scratch else checked_tokens(settings, rows, next(iter(stage.inputs("policy")), None))
     notes, told = notes_of(schedules), [SKIPPED] if from_scratch else [cut.line for cut in cuts]
-    sys.stderr.write("".join(f"note: {note}\n" for note in notes) + "".join(f"check: {line}\n" for line in told))
+    steps = [Steps.of_record(each.record()) for each in schedules if each.section == "train"]
+    portion = next(iter(settings.iterations.values())).portion
+    said = [*steps_lines(steps, portion.of, portion.most), *told]
+    sys.stderr.write("".join(f"note: {note}\n" for note in notes) + "".join(f"check: {line}\n" for line in said))
     held = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     lines = [f"rows: {held}", *(each.line for each in schedules), *told, *(f"note: {note}" for note in notes)]
     result = {

@@ -67,7 +67,7 @@ class _Planner:
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
 
-    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_matrix = plan_ledger = plan_project
+    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_matrix = plan_ledger = plan_new = plan_project
 
     def plan_plan(self, goal: str) -> None:
         """Plans the plan of a run's hardware: its launch is chosen there, so GPUS and LAUNCH are handed on."""
@@ -92,7 +92,9 @@ class _Planner:
         elif suffix == "-check":
             # What the whole run would lack is told, but nothing of it is made.
             self.plan.want(goal, run, "report")
-            self.plan.goal(goal, [f"{folder}/{each}" for each in targets_of(CHECK)], f"@$(PYTHON) scripts/show_check.py {folder}")
+            request = self.plan.planned[run.name] = hardware_request(name, self.variables)
+            show = f"@$(PYTHON) scripts/show_check.py {plain(f'{folder}/{request_file(request)}')}"
+            self.plan.goal(goal, [f"{folder}/{each}" for each in targets_of(CHECK)], show)
         else:
             evaluations = [f"{each}/{chosen}/eval.json" for chosen in run.sets for each in evaluated_policies(run)]
             # The report shows whatever sets policies were evaluated on, at whatever time: so it is asked to look again.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.makefile import PLAIN
-from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
+from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.yaml_tree import nearest
 
 CALIBRATE = "calibrate"
@@ -29,6 +29,7 @@ READERS = {
     "matrix": MATRIX,
     "figure": PAPER_FIGURE,
     "ledger": LEDGER,
+    "new": NEW,
 }
 # Goals of the Makefile itself that read variables of their own.
 READING = {
@@ -38,6 +39,7 @@ READING = {
     COMPARE: "compare",
     MATRIX: "matrix",
     LEDGER: "ledger",
+    NEW: "new",
 }
 SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
 """What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
@@ -46,7 +48,13 @@ RUN = {"run", "eval", "explain", "push", "submit"}
 VARIABLES = {
     "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
     "SET": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
-    "DATA": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
+    "DATA": (r"[\s\S]*", "", {*RUN, "seeds", "plan", "new"}),
+    "NAME": (
+        r"\w[\w.-]*(/\w[\w.-]*)?",
+        "a name for your recipe, such as mine, or mine/dpo for recipes/mine/dpo.yaml",
+        {"new"},
+    ),
+    "FROM": (r"\w[\w.-]*", "a recipe to begin from, such as smollm2-selm; make list shows all", {"new"}),
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
     "GPUS": (_NUMBER, "a number from 1", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
