@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import cast
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import content_id
 from handbook_ext.data.offline import OfflineData, form_of_rows, load_offline_data
 from handbook_ext.graph.makefile import replaced
-from handbook_ext.graph.rules_run import check_rule
-from handbook_ext.graph.stages import CheckStage
+from handbook_ext.graph.rules_run import check_rule, data_rule
+from handbook_ext.graph.stages import CheckStage, DataStage
 from handbook_ext.planning.amounts import mean, measured
 from handbook_ext.planning.first_lines import rows_line
 from handbook_ext.planning.new_recipe_text import Fitted, recipe_text
@@ -22,6 +23,7 @@ from handbook_ext.recipes.names import NO_RECIPES, RECIPES, read_name, recipe_fi
 from handbook_ext.recipes.overrides import Override, parse_data
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.settings import DATA_SUFFIXES
+from handbook_ext.selection.rules import require
 
 MINE = "mine"
 HELD_OUT = 300  # Rows that a proposed split holds out at most; a fifth of fewer rows.
@@ -48,7 +50,7 @@ def asked_recipe(name: str, base: str, data: str, root: Path = RECIPES) -> NewRe
     """
     if not base:
         raise UserError(
-            "FROM: name the recipe to begin from: smollm2-selm (a real checkpoint), tiny-selm (minutes), or one of make list"
+            "FROM: name a recipe to begin from: smollm2-selm (a real checkpoint), tiny-selm (minutes); make list has all"
         )
     if not data:
         raise UserError("DATA: name the folder of your rows, with train.jsonl and test.jsonl (or .parquet)")
@@ -61,9 +63,7 @@ def asked_recipe(name: str, base: str, data: str, root: Path = RECIPES) -> NewRe
     folder, _, method = (name or MINE).replace("/", "-", 1).partition("-")
     file = root / folder / f"{method or found.file.stem}.yaml"
     if folder in NO_RECIPES or file.stem == "base" or (file.parent / "base.yaml").is_file():
-        raise UserError(
-            f"NAME: {file.parent} holds recipes that came with the project; name a folder of your own, such as {MINE}"
-        )
+        raise UserError(f"NAME: {file.parent} holds delivered recipes; name a folder of your own, such as {MINE}")
     return NewRecipe(f"{folder}-{file.stem}", file, base, data)
 
 
@@ -76,19 +76,25 @@ def new_recipe(asked: NewRecipe, root: Path = RECIPES) -> list[str]:
         raise UserError(f"NAME: {asked.file} is there already; edit it, give another NAME, such as {asked.name}-2, or delete it")
     files = own_files(asked.data)
     run = resolve(asked.base, root, overrides=[*files, *_lenient(resolve(asked.base, root, overrides=files))])
-    try:
-        loaded = load_offline_data(run.settings.data, run.settings.seed)
-    except UserError as error:
-        raise UserError(f"DATA: {error}") from None
+    loaded = _loaded(run, asked)
     fitted = _fitted(run, loaded, asked)
     _write(asked, recipe_text(asked.name, asked.base, asked.file, asked.data, run, fitted), root)
-    return [
-        *_found(run, loaded),
-        f"written: {asked.file}",
-        *(each.line for each in fitted),
-        *_notes(run, loaded),
-        *_next(asked, run),
-    ]
+    written = [f"written: {asked.file}", *(each.line for each in fitted)]
+    return [*_found(run, loaded), *written, *_notes(run, loaded), *_next(asked, run)]
+
+
+def _loaded(run: Run, asked: NewRecipe) -> OfflineData:
+    """Returns the rows, each with what the recipe needs of it; a UserError names the first unusable one."""
+    try:
+        loaded = load_offline_data(run.settings.data, run.settings.seed)
+        for need in cast("DataStage", data_rule(run).settings).needs:
+            for row in loaded.train:
+                require(row, need)
+    except UserError as error:
+        if str(error).startswith(("data.judge_rows", "data.answers")):
+            raise UserError(f"FROM: {asked.base} is for the dataset tiny_world alone, not for own rows; give another") from None
+        raise UserError(f"DATA: {error}") from None
+    return loaded
 
 
 def own_files(data: str) -> list[Override]:
@@ -138,9 +144,7 @@ def _fitted(run: Run, loaded: OfflineData, asked: NewRecipe) -> list[Fitted]:
 
     Raises UserError where even batches of one would make fewer.
     """
-    settings = check_rule(run).settings
-    assert isinstance(settings, CheckStage)
-    schedules = schedules_of(settings, loaded.train, len(loaded.demonstrations))
+    schedules = schedules_of(cast("CheckStage", check_rule(run).settings), loaded.train, len(loaded.demonstrations))
     found = []
     for section in dict.fromkeys(each.section for each in schedules):
         least = min((each for each in schedules if each.section == section), key=lambda each: each.examples)
@@ -163,13 +167,12 @@ def _stated_micro(run: Run, section: str) -> int:
 
 def _too_few(least: Schedule, rows: int, asked: NewRecipe) -> str:
     """Returns that rows are too few, how many it takes, and what takes fewer."""
-    share = f" (1 of {least.portions} portions)" if least.portions > 1 else ""
-    fewer = ", or give FROM a recipe that makes fewer data.portions" if least.portions > 1 else ""
-    needed = -(-rows * ENOUGH // max(1, least.examples))
+    share = f", of its part of {least.portions}," if least.portions > 1 else ""
+    fewer = ", or give FROM a recipe of fewer data.portions" if least.portions > 1 else ""
     return (
-        f"DATA: {asked.data} has {rows:,} training rows, too few for {asked.base}: {least.name} would train on "
-        f"{least.examples} of them{share}, and {ENOUGH} optimizer steps take {ENOUGH} at least; give "
-        f"{max(needed, ENOUGH * least.portions):,} rows or more (60 to see anything change){fewer}"
+        f"DATA: {asked.data} has {rows:,} training rows, too few for {asked.base}: {least.name} would have {least.examples} "
+        f"examples{share} and {ENOUGH} optimizer steps take {ENOUGH} at least; give {least.rows_for(ENOUGH):,} rows or more "
+        f"(60 to see anything change){fewer}"
     )
 
 
@@ -198,9 +201,8 @@ def _found(run: Run, loaded: OfflineData) -> list[str]:
     form = form_of_rows(run.settings.data) if form == "auto" else form
     part = {name: mean([getattr(row, name) for row in amounts.pairs]) for name in ("prompt", "chosen", "rejected")}
     lengths = ", ".join(f"{name} {value:,.0f}" for name, value in part.items())
-    return [
-        rows_line(run, amounts), f"form: {FORMS[form]}", f"lengths: {lengths} tokens on average ({amounts.lengths_basis.split(',')[0]})",
-    ]  # fmt: skip
+    basis = amounts.lengths_basis.partition(",")[0]
+    return [rows_line(run, amounts), f"form: {FORMS[form]}", f"lengths: {lengths} tokens on average ({basis})"]
 
 
 def _notes(run: Run, loaded: OfflineData) -> list[str]:

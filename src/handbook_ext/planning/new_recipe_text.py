@@ -1,4 +1,4 @@
-"""The text of a recipe of one's own: what differs from its base, and below it what one may change first, as comments. No torch."""
+"""The text of a recipe of one's own: what differs from its base, and what one may change first, as comments. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handbook_ext.recipes.settings import Recipe
 
 # Settings of a section that one wants to change first, each with what it does.
 KNOBS = {
-    "model": {"name_or_path": "the checkpoint: a hub id, or a folder with safetensors and a tokenizer"},
+    "model": {"name_or_path": "a hub id, or a folder with safetensors and a tokenizer"},
     "data": {
         "portions": "parts of the rows, one for each iteration; 1 gives every iteration all rows",
         "portion_rows": "rows of a part at most; null is no limit",
@@ -28,7 +28,7 @@ KNOBS = {
         "max_new_tokens": "tokens of a sample at most",
     },
     "rank": {
-        "ranker": "who says which sample is better: a reward_model fitted to these rows, pairrm, judge (an LLM), self",
+        "ranker": "who says which sample is better: reward_model (fitted to these rows), pairrm, judge, self",
     },
     "train": {
         "global_batch_size": "pairs of an optimizer step; smaller makes more steps of the same rows",
@@ -76,8 +76,8 @@ def recipe_text(name: str, base: str, file: Path, data: str, run: Run, fitted: S
         f"# {name} on {Path(data).resolve().name}",
         f"# Written by make new NAME={name} FROM={base} DATA={quote(data)}",
         "#",
-        f"# All that is not stated here is as in {base}. Lines behind # show what that is: to change one, take away the # and the",
-        "# blank behind it, in the line of its section too where that has them. Then make the check again: it knows what fits.",
+        f"# All that is not stated here is as in {base}, and the lines behind # show what that is. To change one, take away the",
+        "# # and the blank behind it, in the line of its section too where that has them; then make the check again.",
         f"# Every setting there is, and the file that states it: .venv/bin/python scripts/resolve_recipe.py {name} --show",
         f"base: {inline(relpath(run.file, file.parent))}",
     ]
@@ -98,7 +98,7 @@ def _own(name: str, data: str, run: Run, fitted: Sequence[Fitted]) -> dict[str, 
     found = run.settings.data
     files: dict[str, tuple[Any, str]] = {
         "train": (found.train, "your rows"),
-        "test": (found.test, "held out: for evaluation alone"),
+        "test": (found.test, "held out, for evaluation"),
     }
     if found.sft is not None:
         files["sft"] = (found.sft, "demonstrations for SFT")
@@ -125,8 +125,9 @@ def _shown(section: str, run: Run) -> dict[str, tuple[Any, str]]:
     for key, what in KNOBS.get(section, {}).items():
         value = values[key]
         if section == "model" and value is None:
-            value, what = "path/to/checkpoint", f"{what}; now it is built from random weights (with it: sft: null)"
-        shown[key] = (value, what + _otherwise(section, key, run))
+            shown[key] = ("path/to/checkpoint", f"{what}; sft: null trains it as it is")
+        else:
+            shown[key] = (value, what + _otherwise(section, key, run))
     return shown
 
 
@@ -151,5 +152,5 @@ def _section(section: str, own: Mapping[str, tuple[Any, str]], shown: Mapping[st
     lines = [(f"{section}:" if own else f"# {section}:", "")]
     lines += [(f"  {key}: {inline(value)}", what) for key, (value, what) in own.items()]
     lines += [(f"#   {key}: {inline(value)}", what) for key, (value, what) in rest.items()]
-    width = min(max(len(text) for text, _ in lines), 52)
+    width = min(max(len(text) for text, _ in lines), 44)
     return [f"{text:{width}}  # {what}" if what else text for text, what in lines]

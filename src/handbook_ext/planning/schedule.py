@@ -50,6 +50,10 @@ class Schedule:
             f"{self.global_batch_size}, {self.warmup_steps:,} of warm-up, rate up to {max(self.rates, default=0):.3g}"
         )
 
+    def rows_for(self, examples: int) -> int:
+        """Returns how many rows of the data it takes for so many examples."""
+        return self.portions * math.ceil(examples * max(1, self.rows) / max(1, self.examples))
+
     def record(self) -> dict[str, Any]:
         """Returns the schedule as check.json has it."""
         return {
@@ -119,20 +123,24 @@ def refuse_idle(schedules: Sequence[Schedule]) -> None:
 def _unfilled(unfilled: Sequence[Schedule]) -> str:
     """Returns why the batch is too large for iterations, by the numbers of the smallest, and the numbers to set."""
     least = min(unfilled, key=lambda each: each.examples)
-    batch, rows = fitting_batch(least.examples), least.portions * least.global_batch_size
+    batch = fitting_batch(least.examples)
     pairs = f"{least.examples:,} pair{'s' * (least.examples != 1)}"
     words = (
         f"{', '.join(each.name for each in unfilled)}: {least.rows:,} rows{least.part_of} make {pairs} at most, and one "
         f"optimizer step takes {least.global_batch_size} (train.global_batch_size); "
     )
     if batch is None:
-        words += f"even batches of one pair would make fewer than {ENOUGH} steps: give {ENOUGH * least.portions:,} rows at least"
+        words += f"even batches of one pair would make fewer than {ENOUGH} steps: give {least.rows_for(ENOUGH):,} rows at least"
         return words + (", or fewer data.portions (and iterations)" if least.portions > 1 else "")
     words += (
         f"set train.global_batch_size and train.per_device_train_batch_size to {batch} "
         f"({_steps(math.ceil(least.examples / batch))})"
     )
-    return words + (", lower data.portions" if least.portions > 1 else "") + f", or give {rows:,} rows at least"
+    return (
+        words
+        + (", lower data.portions" if least.portions > 1 else "")
+        + f", or give {least.rows_for(least.global_batch_size):,} rows"
+    )
 
 
 def _idle(idle: Sequence[Schedule]) -> str:

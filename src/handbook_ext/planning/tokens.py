@@ -226,16 +226,14 @@ def refuse_wrong_judging(rank: RankSettings, examples: Sequence[OfflinePair]) ->
 
 def count_cuts(opened: Opened, rows: Sequence[OfflinePair], limits: Limits, iterations: list[str]) -> Cut:
     """Returns how many of evenly spaced rows the limits cut; raises UserError for a prompt that leaves no room."""
-    step = max(1, len(rows) // SAMPLE)
-    sample = rows[::step][:SAMPLE]
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     encoder = opened.encoder(limits)
     prompts = completions = either = dropped = 0
     sizes = []
     for row in sample:
         before = encoder.cut_prompts, encoder.cut_completions
         conversation = Conversation(row.prompt, [row.chosen, row.rejected], [], row.source or row.prompt_id)
-        [(whole, answers)] = encoder.whole_ids([conversation])
-        sizes.append((len(whole), max(map(len, answers))))
+        sizes += [(len(whole), max(map(len, answers))) for whole, answers in encoder.whole_ids([conversation])]
         [(ids, _)] = encoder.encode([conversation])
         if ids is None:
             dropped += 1
