@@ -101,9 +101,10 @@ def own_files(data: str) -> list[Override]:
     """Returns the overrides that read a folder's files; a UserError says how to split where there is one file alone."""
     path = Path(data)
     if path.suffix in DATA_SUFFIXES and os.path.isfile(path):
+        out = path.with_name(f"{path.stem}-split")
         raise UserError(
             f"DATA: {data} is one file, and a policy is evaluated on prompts that it has not seen; split it, such as by: "
-            f"{_split(path, path.with_suffix(''))}; then DATA={quote(str(path.with_suffix('')))}"
+            f"{_split(path, out)}; then DATA={quote(str(out))}"
         )
     try:
         return parse_data(data)
