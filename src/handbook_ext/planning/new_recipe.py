@@ -12,7 +12,7 @@ from typing import cast
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import content_id
 from handbook_ext.data.offline import OfflineData, form_of_rows, load_offline_data
-from handbook_ext.graph.makefile import replaced
+from handbook_ext.graph.makefile import LISTED, replaced
 from handbook_ext.graph.rules_run import check_rule, data_rule
 from handbook_ext.graph.stages import CheckStage, DataStage
 from handbook_ext.planning.amounts import mean, measured
@@ -119,7 +119,7 @@ def own_files(data: str) -> list[Override]:
 def _split(path: Path, out: Path) -> str:
     """Returns a command that shuffles the rows of a file into train and test, a fifth of them held out."""
     folder, file = quote(str(out)), quote(str(path))
-    if path.suffix == ".parquet":
+    if path.suffix not in LISTED:  # Parquet, which has no lines.
         return (
             f".venv/bin/python -c \"import sys, datasets as d; [p.to_parquet(f'{{sys.argv[2]}}/{{n}}.parquet') for n, p in "
             f'd.Dataset.from_parquet(sys.argv[1]).train_test_split(0.2, seed=1).items()]" {file} {folder}'
