@@ -22,6 +22,7 @@
 # make tiny-selm-iter3-push REPO=me/name DRY=1   a policy with its card and data to the hub; DRY=1 shows what would go
 # make tiny-selm-submit                       the run without weights in one file; make ledger-verify F=... recomputes its numbers; ADD=1 keeps it
 # make list                                   every recipe, by model
+# make new NAME=mine FROM=smollm2-selm DATA=my_pairs   a recipe of your own on your rows, with what one changes first explained
 #
 # A run is <recipe>[-<variant>][-seed<K>]; its folder is $(RUNS)/<run>, and $(RUNS)/<run>/run.mk has its stages in plain text.
 
@@ -30,9 +31,9 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS V VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS V VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM
 # Words so common are taken from the command line alone: a shell may have them for another program.
-$(foreach v,V T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
+$(foreach v,V T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -64,7 +65,7 @@ endif
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
 override PROJECT   := $(UNPLANNED) bench bench-growth bench-generation bench-rows bench-gpu calibrate mutants fuzz torture paper-table paper-figure \
-	compare matrix ledger-verify
+	compare matrix ledger-verify new
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))
@@ -106,7 +107,7 @@ $(VENV)/extra-%: $(VENV)/ready
 .PHONY: $(PROJECT)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
-	@echo "make $(filter-out help list calibrate paper-table paper-figure compare matrix ledger-verify,$(PROJECT))" | fold -s -w 110
+	@echo "make $(filter-out help list calibrate paper-table paper-figure compare matrix ledger-verify new,$(PROJECT))" | fold -s -w 110
 list: $(VENV)/ready
 	@$(PYTHON) scripts/resolve_recipe.py --list
 setup: $(VENV)/ready
@@ -163,6 +164,10 @@ matrix: $(VENV)/extra-eval $(VENV)/extra-judge
 ledger-verify: $(VENV)/ready
 	@$(PYTHON) scripts/verify_ledger.py $(if $(filter 1,$(value ADD)),--add) -- $(call quoted,$(value F))
 
+# A value that is not given is an empty word: what it lacks is told in one place.
+new: $(VENV)/ready
+	@$(PYTHON) scripts/new_recipe.py --name=$(call quoted,$(value NAME)) --from=$(call quoted,$(value FROM)) --data=$(call quoted,$(value DATA))
+
 # The sample, its seed and what is mutated: tests/mutants. ONLY=survivors runs those of the last time again.
 mutants: $(VENV)/ready
 	$(PYTHON) -m tests.mutants --out $(RUNS)/mutants --only $(call quoted,$(value ONLY))
@@ -170,6 +175,9 @@ mutants: $(VENV)/ready
 # Recipes, data files, names and words of make with something wrong in them, CASES in all: tests/fuzz.
 fuzz: $(VENV)/ready
 	HANDBOOK_FUZZ_CASES=$(call quoted,$(call default,CASES,500)) $(PYTHON) -m pytest tests/fuzz
+# A small run, killed at random until it is done, beside one left alone, for MINUTES: tests/torture. A full disk wants root.
+torture: $(VENV)/ready
+	$(PYTHON) -m tests.torture --out $(RUNS)/torture --minutes $(call default,MINUTES,20)
 
 # A failed stage leaves no target behind.
 .DELETE_ON_ERROR:

@@ -10,6 +10,7 @@ from handbook_ext.core.records import OfflinePair
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.stages import CheckStage
 from handbook_ext.planning.context import context_notes
+from handbook_ext.planning.first_lines import Steps, steps_lines
 from handbook_ext.planning.schedule import notes_of, refuse_idle, schedules_of
 from handbook_ext.planning.tokens import checked_tokens
 from handbook_ext.policies.models import template_hashes
@@ -38,9 +39,11 @@ def main(argv: list[str]) -> None:
     long = context_notes(settings, fetched)
     cuts = [] if from_scratch else checked_tokens(settings, rows, fetched)
     notes, told = [*notes_of(schedules), *long], [SKIPPED] if from_scratch else [cut.line for cut in cuts]
+    steps = [Steps.of_record(each.record()) for each in schedules if each.section == "train"]
+    portion = next(iter(settings.iterations.values())).portion
     for note in notes:
         say(f"note: {note}")
-    for line in told:
+    for line in [*steps_lines(steps, portion.of, portion.most), *told]:
         tell(f"check: {line}")
     held = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     lines = [f"rows: {held}", *(each.line for each in schedules), *told, *(f"note: {note}" for note in notes)]

@@ -83,6 +83,10 @@ def main(argv: list[str]) -> None:
             **({"kept": keep} if keep else {}),
         )  # fmt: skip
         folder = stage.artifact.parent
+        tell(
+            f"trained {folder}: {trainer.state.global_step} optimizer steps on {len(encoded.pairs)} pairs in batches of "
+            f"{train.global_batch_size}"
+        )
         tell(f"health of {folder}: {summary_line(read_health(files_of(folder)))}")
     launch.wait()
 

@@ -11,7 +11,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import OfflinePair, assistant, user
 from handbook_ext.graph.rules_run import check_rule
 from handbook_ext.graph.stages import CheckStage
-from handbook_ext.planning.schedule import notes_of, refuse_idle, schedules_of
+from handbook_ext.planning.schedule import fitting_batch, notes_of, refuse_idle, schedules_of
 from handbook_ext.recipes.run import resolve
 from handbook_ext.selection.rules import most_pairs
 from tests.recipe_folder import enter_folder, mine
@@ -40,22 +40,44 @@ def rows_of(count: int) -> list[OfflinePair]:
 OWN = "data: {dataset: some/pairs}\n"  # The README's recipe for own data: a reward model is fitted first.
 
 
-@pytest.mark.parametrize(("rows", "names"), [(60, ["train"]), (128, ["train"]), (10, ["rank.fit", "train"])])
-def test_rates_that_are_all_zero_are_refused_with_the_reason(rows: int, names: list[str]) -> None:
+def test_a_batch_that_no_iteration_fills_is_refused_with_the_number_to_set() -> None:
+    for warm_up in ("", "train: {warmup_ratio: 0}\n"):  # Without warm-up the one step would train on half a batch.
+        with pytest.raises(UserError) as caught:
+            refuse_idle(schedules_of(settings_of(OWN + warm_up), rows_of(60), 60))
+        assert caught.value.args == (
+            "iter0, iter1, iter2, iter3: 15 rows of 60 in 4 portions make 15 pairs at most, and one optimizer step takes 32 "
+            "(train.global_batch_size); set train.global_batch_size and train.per_device_train_batch_size to 4 (4 optimizer "
+            "steps), lower data.portions, or give 128 rows",
+        )
+
+
+def test_ten_rows_are_refused_with_how_many_it_takes() -> None:
     with pytest.raises(UserError) as caught:
-        refuse_idle(schedules_of(settings_of(OWN), rows_of(rows), rows))
-    assert len(caught.value.args) == len(names)
-    for name, message in zip(names, caught.value.args, strict=True):
-        assert f"{name}.global_batch_size 32, and warm-up takes 1 optimizer step; give a smaller {name}" in message
-    last = caught.value.args[-1]
-    assert last.startswith("iter0, iter1, iter2, iter3: nothing would be learned, since the learning rate is 0 in its only ")
-    assert f"{rows // 4} rows of {rows} in 4 portions make {rows // 4} examples at most" in last
-    assert f"such as {max(1, rows // 16)} (and" in last
-    assert last.endswith("fewer data.portions, more rows, or no warm-up (train.warmup_ratio: 0)")
+        refuse_idle(schedules_of(settings_of(OWN), rows_of(10), 10))
+    fit, train = caught.value.args
+    assert "rank.fit.global_batch_size 32, and warm-up takes 1 optimizer step; give a smaller rank.fit" in fit
+    assert "2 rows of 10 in 4 portions make 2 pairs at most, and one optimizer step takes 32" in train
+    assert train.endswith("fewer than 4 steps: give 16 rows at least, or fewer data.portions (and iterations)")
+
+
+def test_rates_that_are_all_zero_are_refused_with_the_reason() -> None:
+    with pytest.raises(UserError) as caught:
+        refuse_idle(schedules_of(settings_of(OWN), rows_of(128), 128))
+    [message] = caught.value.args
+    assert message.startswith("iter0, iter1, iter2, iter3: nothing would be learned, since the learning rate is 0 in its only ")
+    assert "32 rows of 128 in 4 portions make 32 examples at most" in message
+    assert "warm-up takes 1 optimizer step; give a smaller train.global_batch_size, such as 8 (and" in message
+    assert message.endswith("fewer data.portions, more rows, or no warm-up (train.warmup_ratio: 0)")
+
+
+@pytest.mark.parametrize(("examples", "batch"), [(3, None), (4, 1), (7, 2), (15, 4), (20, 4), (64, 16), (1000, 256)])
+def test_a_proposed_batch_makes_four_steps_or_more(examples: int, batch: int | None) -> None:
+    assert fitting_batch(examples) == batch
 
 
 @pytest.mark.parametrize("change", [
-    "train: {global_batch_size: 8}", "train: {warmup_ratio: 0}", "data: {dataset: some/pairs, portions: 1}\niterations: "
+    "train: {global_batch_size: 4, per_device_train_batch_size: 4}", "train: {global_batch_size: 8, warmup_ratio: 0}",
+    "data: {dataset: some/pairs, portions: 1}\niterations: "
     "{iter0: {train: {global_batch_size: 16}}, iter1: null, iter2: null, iter3: null}",
 ])  # fmt: skip
 def test_what_the_refusal_proposes_helps(change: str) -> None:
@@ -144,12 +166,19 @@ def test_sixty_rows_of_own_data_are_refused_before_anything_trains(tmp_path: Pat
     assert workspace.execute(data)[0] == 0
     status, said = workspace.execute(check)
     assert status == 2
-    assert said.startswith("error: iter0, iter1, iter2, iter3: nothing would be learned")
+    assert said.startswith("error: iter0, iter1, iter2, iter3: 15 rows of 60 in 4 portions make 15 pairs at most")
     assert said.count("error:") == 1 and said.endswith("\ncheck has failed; log: runs/mine-micro/check.log\n")
     assert not (workspace.folder / "runs/mine-micro/check.json").exists()
     done = workspace.make("mine-micro-check", "SET=train.global_batch_size=8 train.warmup_ratio=0")
     assert done.returncode == 0, done.stderr
     shown = done.stdout.splitlines()
+    first = next(place for place, line in enumerate(shown) if line.endswith(" can start:"))
+    assert shown[first + 1 : first + 4] == [
+        "rows: 60 to train on, 60 held out for evaluation, 60 demonstrations for SFT; none of 120 read was dropped",
+        "prompts: none of 60 is longer than the 1,024 tokens of train.max_length (estimated)",
+        "steps: 2 optimizer steps in each of iter0, iter1, iter2, iter3: up to 15 pairs in batches of 8; each iteration gets 1/4 "
+        "of the rows (data.portions), here 15",
+    ]
     assert "rows: 60 train, 60 test, 60 sft" in shown
     assert any(line.startswith("iter3: 15 rows of 60 in 4 portions, up to 15 pairs, 2 optimizer steps of 8") for line in shown)
     assert not list(workspace.folder.rglob("policy"))

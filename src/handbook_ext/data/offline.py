@@ -18,7 +18,7 @@ from handbook_ext.data.files import rows_of
 from handbook_ext.data.raw_places import CountedRows, distinct_ids, golden, numbered
 from handbook_ext.data.row_checks import RawRow, Rules
 from handbook_ext.data.rubric import TINY_RUBRIC, render
-from handbook_ext.data.schemas import read_demonstrations, read_pairs
+from handbook_ext.data.schemas import form_of, read_demonstrations, read_pairs
 from handbook_ext.data.tiny_writers import PairRow, WorldData, world_data
 from handbook_ext.recipes.settings import DATA_SUFFIXES, DataSettings
 
@@ -140,6 +140,12 @@ def _some(kept: list[T], name: str, raw: CountedRows, loaded: OfflineData) -> li
         raise UserError(f"data.{name}: no usable row is left of {loaded.read} read; dropped: {dict(loaded.dropped) or 'none'}")
     loaded.kept += len(kept)
     return kept
+
+
+def form_of_rows(data: DataSettings) -> str:
+    """Returns the schema of the training rows by the first of them."""
+    _, row = next(iter(_raw_rows("dataset", data.dataset, data.train, 1, data.config_name, data.revision)))
+    return form_of(row)
 
 
 def _tiny_world(data: DataSettings, seed: int) -> OfflineData:

@@ -38,6 +38,8 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     check_variables(variables, given, kinds)
     if variables.get("CLUSTER"):
         check_cluster(kinds)
+    if set(kinds.values()) == {"new"}:  # Which looks at the rows itself.
+        variables = {name: value for name, value in variables.items() if name != "DATA"}
     planner = _Planner(variables, root)
     for goal, kind in kinds.items():
         getattr(planner, f"plan_{kind}")(goal)
@@ -67,7 +69,7 @@ class _Planner:
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
 
-    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_fuzz = plan_project
+    plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_fuzz = plan_torture = plan_new = plan_project
 
     def plan_matrix(self, goal: str) -> None:
         """Plans nothing either; refuses what has nothing to compare before make installs what compares."""
@@ -101,7 +103,9 @@ class _Planner:
         elif suffix == "-check":
             # What the whole run would lack is told, but nothing of it is made.
             self.plan.want(goal, run, "report")
-            self.plan.goal(goal, [f"{folder}/{each}" for each in targets_of(CHECK)], f"@$(PYTHON) scripts/show_check.py {folder}")
+            request = self.plan.planned[run.name] = hardware_request(name, self.variables)
+            show = f"@$(PYTHON) scripts/show_check.py {plain(f'{folder}/{request_file(request)}')}"
+            self.plan.goal(goal, [f"{folder}/{each}" for each in targets_of(CHECK)], show)
         else:
             evaluations = [f"{each}/{chosen}/eval.json" for chosen in run.sets for each in evaluated_policies(run)]
             # The report shows whatever sets policies were evaluated on, at whatever time: so it is asked to look again.

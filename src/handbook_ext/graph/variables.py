@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.makefile import PLAIN
-from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
+from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.yaml_tree import nearest
 
-CALIBRATE, FUZZ = "calibrate", "fuzz"
+CALIBRATE, FUZZ, TORTURE = "calibrate", "fuzz", "torture"
 _NUMBER, _OF_NUMBER = r"[1-9][0-9]{0,3}", "a number from 1 to 9999"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
@@ -30,6 +30,8 @@ READERS = {
     "figure": PAPER_FIGURE,
     "ledger": LEDGER,
     "fuzz": FUZZ,
+    "torture": TORTURE,
+    "new": NEW,
 }
 # Goals of the Makefile itself that read variables of their own.
 READING = {
@@ -40,6 +42,8 @@ READING = {
     MATRIX: "matrix",
     LEDGER: "ledger",
     FUZZ: "fuzz",
+    TORTURE: "torture",
+    NEW: "new",
 }
 SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
 """What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
@@ -48,7 +52,13 @@ RUN = {"run", "eval", "explain", "push", "submit"}
 VARIABLES = {
     "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
     "SET": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
-    "DATA": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
+    "DATA": (r"[\s\S]*", "", {*RUN, "seeds", "plan", "new"}),
+    "NAME": (
+        r"\w[\w.-]*(/\w[\w.-]*)?",
+        "a name for your recipe, such as mine, or mine/dpo for recipes/mine/dpo.yaml",
+        {"new"},
+    ),
+    "FROM": (r"\w[\w.-]*", "a recipe to begin from, such as smollm2-selm; make list shows all", {"new"}),
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
     "GPUS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
@@ -80,6 +90,7 @@ VARIABLES = {
     "ADD": (r"[01]?", "1, which keeps a file that passes in ledger/", {"ledger"}),
     "F": (r"[\s\S]+", "a file that make <run>-submit has written", {"ledger"}),
     "CASES": (r"[1-9][0-9]{0,5}", "how many cases, from 1 to 999999", {"fuzz"}),
+    "MINUTES": (r"[1-9][0-9]{0,3}", "how many minutes, from 1 to 9999", {"torture"}),
     "ONLY": (r"survivors|missing|(?!-)[\w/.]+", "survivors, missing, or a file that is mutated", {"project"}),
 }
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from handbook_ext.core.artifacts import json_object, manifest_path
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import iter_jsonl
 from handbook_ext.graph.rule import ROWS
@@ -17,6 +18,9 @@ from handbook_ext.planning.hub import snapshot
 from handbook_ext.planning.published_data import BYTES_PER_TOKEN, DATA_SETS
 from handbook_ext.recipes.run import Run
 from handbook_ext.recipes.settings import DATA_SUFFIXES, DataSettings
+
+if TYPE_CHECKING:
+    from handbook_ext.data.offline import OfflineData
 
 SAMPLE = 1000  # Rows whose tokens are counted, evenly spaced.
 PER_TURN = 5  # Tokens that a chat template puts around a message: its header, a line break, its end.
@@ -51,7 +55,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Amounts:
-    """Rows by purpose, the lengths of a sample of the training rows and of the conversations of SFT, and how both are known."""
+    """Rows by purpose, the lengths of a sample of the training rows and of the conversations of SFT, and how both are known.
+
+    read, dropped: raw rows that were read, and of these those left out, by reason; 0 where nothing was read.
+    """
 
     train: int
     test: int
@@ -61,6 +68,8 @@ class Amounts:
     rows_basis: str
     lengths_basis: str
     known: dict[Hashable, Any] = field(default_factory=dict, compare=False)
+    read: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Returns what is worked out of the lengths under a key, once: a search for settings asks for it again."""
@@ -79,16 +88,23 @@ def amounts_of(run: Run, folder: Path) -> Amounts:
     prepared = {name: folder / ROWS / f"{name}.jsonl" for name in ("train", "test", "sft")}
     if all(path.is_file() for path in prepared.values()):
         rows = {name: list(iter_jsonl(path)) for name, path in prepared.items()}
-        return _measured(run, folder, {name: [row for _, row in found] for name, found in rows.items()}, "the prepared rows")
+        counts = (json_object(manifest_path(folder / ROWS)) or {}).get("counts") or {}
+        found = _measured(run, folder, {name: [row for _, row in each] for name, each in rows.items()}, "the prepared rows")
+        return replace(found, read=counts.get("in", 0), dropped=counts.get("dropped", {}))
     if data.train.endswith(DATA_SUFFIXES) or data.dataset == WORLD:
         from handbook_ext.data.offline import load_offline_data  # noqa: PLC0415 - takes a second to load
 
         loaded = load_offline_data(data, run.settings.seed)
-        names = {"train": loaded.train, "test": loaded.test, "sft": loaded.demonstrations}
-        rows_of = {name: [row.model_dump(include={"prompt", "chosen", "rejected", "completion"}) for row in found]  # type: ignore[attr-defined]
-                   for name, found in names.items()}  # fmt: skip
-        return _measured(run, folder, rows_of, "the tiny world" if data.dataset == WORLD else "the local files")
+        return measured(run, folder, loaded, "the tiny world" if data.dataset == WORLD else "the local files")
     return _published(data)
+
+
+def measured(run: Run, folder: Path, loaded: OfflineData, where: str) -> Amounts:
+    """Returns the amounts of rows that were read; `where` says from what."""
+    names = {"train": loaded.train, "test": loaded.test, "sft": loaded.demonstrations}
+    rows_of = {name: [row.model_dump(include={"prompt", "chosen", "rejected", "completion"}) for row in found]  # type: ignore[attr-defined]
+               for name, found in names.items()}  # fmt: skip
+    return replace(_measured(run, folder, rows_of, where), read=loaded.read, dropped=dict(loaded.dropped))
 
 
 def _published(data: DataSettings) -> Amounts:

@@ -18,7 +18,10 @@ from handbook_ext.recipes.settings import RankSettings
 
 @dataclass
 class Estimate:
-    """A stage's figures: what it works on, optimizer steps, tokens that meet a model, memory, seconds, bytes left and held."""
+    """A stage's figures: what it works on, optimizer steps, tokens that meet a model, memory, seconds, bytes left and held.
+
+    examples: the pairs of preference training.
+    """
 
     artifact: str
     stage: str
@@ -32,6 +35,7 @@ class Estimate:
     transient: float = 0.0
     micro_batch: int | None = None
     accumulation: int | None = None
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,13 @@ class Setting:
         if rank.fit.model is not None:
             return named_shape(rank.fit.model, None, "rank.fit.model")
         return self.shape
+
+
+def clock(seconds: float) -> str:
+    """Returns a time in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def keep_highest(found: Estimate, memory: Memory) -> None:

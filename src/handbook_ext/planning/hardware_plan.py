@@ -10,7 +10,8 @@ from rich.table import Table
 
 from handbook_ext.planning.calibration import damage
 from handbook_ext.planning.choices import Change, Choice, gigabytes
-from handbook_ext.planning.figures import Estimate, Setting
+from handbook_ext.planning.figures import Estimate, Setting, clock
+from handbook_ext.planning.first_lines import planned_lines
 from handbook_ext.planning.memory_model import Memory
 from handbook_ext.planning.request import Request
 from handbook_ext.recipes.launch_checks import crowded
@@ -29,6 +30,7 @@ def plan_text(request: Request, setting: Setting, choice: Choice, own: Setting) 
     machine = setting.machine
     lines = [
         f"{setting.run.name} on {machine.words}, launch {setting.run.launch.name}",
+        *planned_lines(setting, choice.estimates),
         _table(setting, choice.estimates),
         *_totals(setting, choice),
         f"memory is the most that a stage holds, in GB of 10^9 bytes: {LEGEND}",
@@ -152,10 +154,3 @@ def _notes(setting: Setting, choice: Choice) -> list[str]:
 def _changed(each: Change) -> str:
     """Returns a change in words."""
     return f"changed: {each.key}: {inline(each.before)} -> {inline(each.after)} ({each.why})"
-
-
-def clock(seconds: float) -> str:
-    """Returns a time in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

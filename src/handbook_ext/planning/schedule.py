@@ -18,7 +18,8 @@ from handbook_ext.selection.rules import most_pairs
 from handbook_ext.training.held_out import fitted_and_held_out
 from handbook_ext.training.supervised import fit_arguments, optimizer_arguments
 
-FEW = 3  # Optimizer steps of a positive rate, below which a policy hardly differs from the one it started from.
+FEW = 5  # Optimizer steps of a positive rate, below which a policy hardly differs from the one it started from.
+ENOUGH = 4  # Optimizer steps that a proposed batch makes: one of warm-up, and three that learn.
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Schedule:
     warmup_steps: int
     rates: list[float]
     part_of: str = ""
+    portions: int = 1
 
     @property
     def learning(self) -> int:
@@ -47,6 +49,10 @@ class Schedule:
             f"{self.name}: {self.rows:,} rows{self.part_of}, up to {self.examples:,} {what}, {_steps(len(self.rates))} of "
             f"{self.global_batch_size}, {self.warmup_steps:,} of warm-up, rate up to {max(self.rates, default=0):.3g}"
         )
+
+    def rows_for(self, examples: int) -> int:
+        """Returns how many rows of the data it takes for so many examples."""
+        return self.portions * math.ceil(examples * max(1, self.rows) / max(1, self.examples))
 
     def record(self) -> dict[str, Any]:
         """Returns the schedule as check.json has it."""
@@ -73,7 +79,7 @@ def schedules_of(settings: CheckStage, rows: list[OfflinePair], demonstrations: 
         part, of = len(each.portion.rows_of(rows)), each.portion.of
         arguments = optimizer_arguments(each.train, Path("unused"), 1, settings.seed)
         whole = f" of {len(rows):,} in {of} portions" if of > 1 else ""
-        found.append(_schedule(name, "train", part, most_pairs(part, each.select), arguments, whole))
+        found.append(_schedule(name, "train", part, most_pairs(part, each.select), arguments, whole, of))
     return found
 
 
@@ -93,18 +99,54 @@ def learning_rates(arguments: TrainingArguments, steps: int) -> tuple[int, list[
     return warmup, rates
 
 
+def fitting_batch(examples: int) -> int | None:
+    """Returns the largest power of two that makes ENOUGH optimizer steps of so many examples; None where 1 makes too few."""
+    fitting = [1 << power for power in range(examples.bit_length()) if math.ceil(examples / (1 << power)) >= ENOUGH]
+    return max(fitting, default=None)
+
+
 def refuse_idle(schedules: Sequence[Schedule]) -> None:
-    """Raises UserError, a message for each section, where the rate is 0 in every step: the policy would stay as it is."""
-    idle = [each for each in schedules if not each.learning]
+    """Raises UserError, a message for each section, for trainings that could not learn what their recipe says.
+
+    That is a batch of preference training that no iteration can fill once, and a rate that is 0 in every step: the policy would
+    be trained on another batch than the recipe states, or stay as it is.
+    """
+    unfilled = [each for each in schedules if each.section == "train" and each.examples < each.global_batch_size]
+    idle = [each for each in schedules if not each.learning and each not in unfilled]
     messages = [_idle([each for each in idle if each.section == name]) for name in dict.fromkeys(each.section for each in idle)]
+    if unfilled:
+        messages.append(_unfilled(unfilled))
     if messages:
         raise UserError(*messages)
+
+
+def _unfilled(unfilled: Sequence[Schedule]) -> str:
+    """Returns why the batch is too large for iterations, by the numbers of the smallest, and the numbers to set."""
+    least = min(unfilled, key=lambda each: each.examples)
+    batch = fitting_batch(least.examples)
+    pairs = f"{least.examples:,} pair{'s' * (least.examples != 1)}"
+    words = (
+        f"{', '.join(each.name for each in unfilled)}: {least.rows:,} rows{least.part_of} make {pairs} at most, and one "
+        f"optimizer step takes {least.global_batch_size} (train.global_batch_size); "
+    )
+    if batch is None:
+        words += f"even batches of one pair would make fewer than {ENOUGH} steps: give {least.rows_for(ENOUGH):,} rows at least"
+        return words + (", or fewer data.portions (and iterations)" if least.portions > 1 else "")
+    words += (
+        f"set train.global_batch_size and train.per_device_train_batch_size to {batch} "
+        f"({_steps(math.ceil(least.examples / batch))})"
+    )
+    return (
+        words
+        + (", lower data.portions" if least.portions > 1 else "")
+        + f", or give {least.rows_for(least.global_batch_size):,} rows"
+    )
 
 
 def _idle(idle: Sequence[Schedule]) -> str:
     """Returns why trainings of one section learn nothing, by the numbers of the first, and what would help."""
     first, names = idle[0], ", ".join(each.name for each in idle)
-    batch = max(1, first.examples // (FEW + 1))
+    batch = fitting_batch(first.examples) or 1
     smaller = f"a smaller {first.section}.global_batch_size, such as {batch} (and per_device_train_batch_size with it)"
     fewer = ", fewer data.portions" if first.part_of else ""
     more = " or more rows" if first.section == "rank.fit" else f", more rows, or no warm-up ({first.section}.warmup_ratio: 0)"
@@ -125,7 +167,7 @@ def notes_of(schedules: Sequence[Schedule]) -> list[str]:
 
 
 def _schedule(
-    name: str, section: str, rows: int, examples: int, arguments: dict[str, Any], part_of: str = ""
+    name: str, section: str, rows: int, examples: int, arguments: dict[str, Any], part_of: str = "", portions: int = 1
 ) -> Schedule:  # fmt: skip
     """Returns a training's schedule; its arguments are those of one process, since a global batch is one for every launch."""
     # Neither trackers nor the precision change a rate, and both may be missing where this runs.
@@ -133,7 +175,7 @@ def _schedule(
     batch = parsed.per_device_train_batch_size * parsed.gradient_accumulation_steps
     steps = math.ceil(parsed.num_train_epochs * math.ceil(examples / batch))
     warmup, rates = learning_rates(parsed, steps)
-    return Schedule(name, section, rows, examples, batch, warmup, rates, part_of)
+    return Schedule(name, section, rows, examples, batch, warmup, rates, part_of, portions)
 
 
 def _steps(count: int) -> str:

@@ -13,6 +13,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Demonstration, Messages, OfflinePair, PreferencePair, assistant
 from handbook_ext.graph.stages import CheckStage, Limits
 from handbook_ext.judging.reward_model import judged_ids
+from handbook_ext.planning.first_lines import TooLong
 from handbook_ext.policies.chat import ChatEncoder, Conversation
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.models import generation_ends, load_tokenizer, loading_errors
@@ -36,6 +37,7 @@ class Cut:
     completions: int
     either: int
     dropped: int
+    long: TooLong
 
     @property
     def line(self) -> str:
@@ -49,7 +51,7 @@ class Cut:
     def record(self) -> dict[str, Any]:
         """Returns the shares as check.json has them."""
         shares = {name: getattr(self, name) / self.rows for name in ("prompts", "completions", "either", "dropped")}
-        return {"iterations": self.iterations, "rows": self.rows, **shares}
+        return {"iterations": self.iterations, "rows": self.rows, **shares, "long": self.long.record()}
 
 
 class Opened(NamedTuple):
@@ -102,14 +104,10 @@ def shown_rows(rows: Sequence[OfflinePair]) -> list[OfflinePair]:
 
 def limits_of_iterations(settings: CheckStage) -> list[tuple[Limits, list[str]]]:
     """Returns each different limit on lengths with the iterations that have it."""
-    found: list[tuple[Limits, list[str]]] = []
+    found: dict[Limits, list[str]] = {}
     for name, each in settings.iterations.items():
-        names = next((names for limits, names in found if limits == each.limits), None)
-        if names is None:
-            found.append((each.limits, [name]))
-        else:
-            names.append(name)
-    return found
+        found.setdefault(each.limits, []).append(name)
+    return list(found.items())
 
 
 def prompts_by_stage(opened: Opened, row: OfflinePair, limits: Limits, settings: CheckStage) -> dict[str, list[int]]:
@@ -228,19 +226,21 @@ def refuse_wrong_judging(rank: RankSettings, examples: Sequence[OfflinePair]) ->
 
 def count_cuts(opened: Opened, rows: Sequence[OfflinePair], limits: Limits, iterations: list[str]) -> Cut:
     """Returns how many of evenly spaced rows the limits cut; raises UserError for a prompt that leaves no room."""
-    step = max(1, len(rows) // SAMPLE)
-    sample = rows[::step][:SAMPLE]
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     encoder = opened.encoder(limits)
     prompts = completions = either = dropped = 0
+    sizes = []
     for row in sample:
         before = encoder.cut_prompts, encoder.cut_completions
-        [(ids, _)] = encoder.encode([Conversation(row.prompt, [row.chosen, row.rejected], [], row.source or row.prompt_id)])
+        conversation = Conversation(row.prompt, [row.chosen, row.rejected], [], row.source or row.prompt_id)
+        sizes += [(len(whole), max(map(len, answers))) for whole, answers in encoder.whole_ids([conversation])]
+        [(ids, _)] = encoder.encode([conversation])
         if ids is None:
             dropped += 1
             continue
         cut = encoder.cut_prompts > before[0], encoder.cut_completions > before[1]
         prompts, completions, either = prompts + cut[0], completions + cut[1], either + any(cut)
-    return Cut(iterations, len(sample), prompts, completions, either, dropped)
+    return Cut(iterations, len(sample), prompts, completions, either, dropped, TooLong.of(sizes, limits))
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, row: OfflinePair) -> tuple[str, str]:

@@ -53,7 +53,7 @@ def preference(setting: Setting, settings: files.TrainStage, found: Estimate) ->
         setting.shape, settings.model, setting.sharding, rows.longest(micro), optim=train.optim, bf16=train.bf16,
         checkpointing=train.gradient_checkpointing, head_chunk=train.head_chunk,
     )  # fmt: skip
-    found.work = f"{rows.pairs:,} pairs"
+    found.work, found.examples = f"{rows.pairs:,} pairs", rows.pairs
     padded = rows.tokens if setting.sharding.on_cpu else rows.padded(micro, train.global_batch_size)
     _train(
         setting, found, train, rows.pairs, micro, settings.model.lora, tokens=micro * padded, length=padded,
