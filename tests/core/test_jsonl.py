@@ -126,6 +126,6 @@ def test_a_cache_of_hashes_that_cannot_be_written_leaves_nothing_behind(tmp_path
     before = cache.read_text()
     (tmp_path / "weights").write_text("22")
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="No space left"):
-        remembered_hashes(cache)(tmp_path / "weights")
+    # It is only a cache: the file is read again, next time too.
+    assert remembered_hashes(cache)(tmp_path / "weights") == sha256_of(tmp_path / "weights")
     assert [(each.name, each.read_text()) for each in cache.parent.iterdir()] == [(".hashes.json", before)]
