@@ -12,15 +12,15 @@ from pathlib import Path
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.folders import check_matrix, distinct_seeds, hardware_request, request_file, runs_folder
-from handbook_ext.graph.makefile import begun_with, plain, targets_of
+from handbook_ext.graph.makefile import plain, targets_of
 from handbook_ext.graph.plan import Plan
+from handbook_ext.graph.planner import Planner
 from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.rules_benchmarks import RELEASED, asked_for, evaluated_policies
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.graph.variables import VARIABLES, check_cluster, check_variables, kind_of
 from handbook_ext.recipes.names import RECIPES, TABLE
-from handbook_ext.recipes.overrides import Override, parse_data, parse_set
-from handbook_ext.recipes.run import Run, resolve
+from handbook_ext.recipes.run import resolve
 from handbook_ext.recipes.table_files import SMALLEST, policy_of_row, read_table, run_of_row, table_names
 from handbook_ext.recipes.yaml_tree import nearest
 
@@ -40,7 +40,7 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
         check_cluster(kinds)
     if set(kinds.values()) == {"new"}:  # Which looks at the rows itself.
         variables = {name: value for name, value in variables.items() if name != "DATA"}
-    planner = _Planner(variables, root)
+    planner = _Goals(variables, root)
     for goal, kind in kinds.items():
         getattr(planner, f"plan_{kind}")(goal)
     plan = planner.plan
@@ -50,21 +50,8 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     return plan
 
 
-class _Planner:
-    """Turns goals into rules, under the variables of one call of make."""
-
-    def __init__(self, variables: Mapping[str, str], root: Path) -> None:
-        """Takes variables that were checked."""
-        self.plan, self.root = Plan(), root
-        self.folder, self.variables = runs_folder(variables), variables
-        self.seeds = range(1, 1 + int(variables.get("SEEDS", "3")))
-        self.beside = variables.get("BESIDE", "").split()
-        self.launch = {"launch": variables.get("LAUNCH") or None, "gpus": int(variables["GPUS"]) if "GPUS" in variables else None}
-        self.cluster = bool(variables.get("CLUSTER"))
-        self.data = parse_data(variables["DATA"]) if variables.get("DATA") else []
-        self.sets = list(dict.fromkeys(variables.get("SETS", "").split()))
-        self.released = bool(variables.get("CHECKPOINTS"))
-        self.overrides: list[Override] = [*parse_set(variables.get("SET", "")), *self.data]
+class _Goals(Planner):
+    """Turns goals into rules, a method for each kind of goal."""
 
     def plan_project(self, goal: str) -> None:
         """Plans nothing: the Makefile has these."""
@@ -80,9 +67,9 @@ class _Planner:
         name = goal.removesuffix("-plan")
         # With GPUS the recipe's own launch need not meet its batches: the one that is chosen has to.
         own = "GPUS" not in self.variables
-        run = resolve(name, self.root, overrides=self.overrides, engines=self._begun_with, batches=own)
+        run = resolve(name, self.root, overrides=self.overrides, engines=self.begun_with, batches=own)
         request = self.plan.planned[run.name] = hardware_request(name, self.variables)
-        self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(f'{self._folder(run)}/{request_file(request)}')}")
+        self.plan.goal(goal, [], f"@$(PYTHON) scripts/plan_hardware.py {plain(f'{self.folder_of(run)}/{request_file(request)}')}")
 
     def plan_run(self, goal: str) -> None:
         """Plans a run's report, an iteration, the reasons why stages would run, what is still as it was made, or a file."""
@@ -91,10 +78,10 @@ class _Planner:
             return
         # One suffix: whatever is left must be the name of a run.
         name, suffix = re.fullmatch(r"(.+?)(-iter[0-9]+|-report|-why|-check|-verify)?", goal).groups()  # type: ignore[union-attr]
-        run = self._run(name)
-        folder = self._folder(run)
+        run = self.run(name)
+        folder = self.folder_of(run)
         if suffix is not None and suffix.startswith("-iter"):
-            self._make(goal, run, f"{run.iteration(suffix[1:]).name}/policy", then=f"{name}-report")
+            self.make(goal, run, f"{run.iteration(suffix[1:]).name}/policy", then=f"{name}-report")
         elif suffix == "-why":
             self.plan.explained.append(run.name)
             self.plan.goal(goal, [], f"@cat {folder}/{WHY}")
@@ -111,12 +98,12 @@ class _Planner:
             # The report shows whatever sets policies were evaluated on, at whatever time: so it is asked to look again.
             look = bool(evaluations or any(Path(folder).glob("*/*/eval.json")))
             report = f"@$(PYTHON) scripts/write_report.py {folder}" if look else None
-            self._make(goal, run, "report", *evaluations, command=report, then="")
+            self.make(goal, run, "report", *evaluations, command=report, then="")
 
     def plan_eval(self, goal: str) -> None:
         """Plans the evaluation of a run's policies, or of one, on prompt sets: by default on all of the recipe's."""
         name, policy = re.fullmatch(r"(.+?)(?:-(iter[0-9]+(?:@[0-9.]+)?|start|sft))?-eval", goal).groups()  # type: ignore[union-attr]
-        run = self._run(name, released=self.released, all_sets=not self.sets)
+        run = self.run(name, released=self.released, all_sets=not self.sets)
         policies = evaluated_policies(run)
         if policy is not None:
             wanted = f"{RELEASED}{policy}" if self.released else policy
@@ -125,11 +112,11 @@ class _Planner:
                     f"{goal}: {run.recipe} has no policy {wanted}{nearest(wanted, policies)}; it has: {', '.join(policies)}"
                 )
             policies = [wanted]
-        self._make(goal, run, *(f"{each}/{chosen}/eval.json" for each in policies for chosen in run.sets), then=f"{name}-report")
+        self.make(goal, run, *(f"{each}/{chosen}/eval.json" for each in policies for chosen in run.sets), then=f"{name}-report")
 
     def plan_explain(self, goal: str) -> None:
         """Plans the walk of one pair through a run; nothing is made for it."""
-        folder = self._folder(self._run(goal.removesuffix("-explain")))
+        folder = self.folder_of(self.run(goal.removesuffix("-explain")))
         self.plan.goal(goal, [], f"@$(PYTHON) scripts/explain_pair.py {folder} --pair=$(call quoted,$(value PAIR))")
 
     def plan_push(self, goal: str) -> None:
@@ -137,33 +124,33 @@ class _Planner:
         found = re.fullmatch(r"(.+)-(iter[0-9]+|sft)-push", goal)
         if found is None:
             raise UserError(f"{goal}: name the policy to be uploaded, such as {goal.removesuffix('-push')}-iter1-push")
-        run = self._run(found[1])
+        run = self.run(found[1])
         policy = found[2] if found[2] == run.start else run.iteration(found[2]).name
-        words = [f"{self._folder(run)}/{policy}"]
+        words = [f"{self.folder_of(run)}/{policy}"]
         words += [f"--repo {plain(self.variables['REPO'])}"] if self.variables.get("REPO") else []
         words += ["--dry"] if self.variables.get("DRY") == "1" else []
         # The card shows what was measured on the policy, beside the one that the loop starts from.
         needed = [f"{policy}/policy", *(f"{each}/eval.json" for each in dict.fromkeys([run.start, policy]))]
-        self._make(goal, run, *needed, command=f"@$(PYTHON) scripts/push_policy.py {' '.join(words)}")
+        self.make(goal, run, *needed, command=f"@$(PYTHON) scripts/push_policy.py {' '.join(words)}")
 
     def plan_submit(self, goal: str) -> None:
         """Plans the file that holds a run without its weights, for others to check."""
-        run = self._run(goal.removesuffix("-submit"))
-        self._make(goal, run, "report", command=f"@$(PYTHON) scripts/pack_run.py {self._folder(run)}")
+        run = self.run(goal.removesuffix("-submit"))
+        self.make(goal, run, "report", command=f"@$(PYTHON) scripts/pack_run.py {self.folder_of(run)}")
 
     def plan_seeds(self, goal: str) -> None:
         """Plans the seeds of a recipe, with those of other recipes beside, and one report of all."""
         name = goal.removesuffix("-seeds")
-        ours = distinct_seeds([self._run(each) for each in self._seeded(name)])
+        ours = distinct_seeds([self.run(each) for each in self.seeded(name)])
         # A try stands beside what its recipe says without SET, on the same data.
         theirs = [
-            run for other in self.beside for run in distinct_seeds([self._run(each, self.data) for each in self._seeded(other)])
+            run for other in self.beside for run in distinct_seeds([self.run(each, self.data) for each in self.seeded(other)])
         ]
         if twice := {run.name for run in ours} & {run.name for run in theirs}:
             raise UserError(f"BESIDE: {min(twice)} is a run of {goal} itself; name another recipe")
         for run in (*ours, *theirs):
             self.plan.want(goal, run, "report")
-        folders = [[self._folder(run) for run in runs] for runs in (ours, theirs)]
+        folders = [[self.folder_of(run) for run in runs] for runs in (ours, theirs)]
         command = ["$(PYTHON) scripts/write_report.py", *folders[0], *(["--beside", *folders[1]] if theirs else [])]
         reports = [f"{folder}/report/manifest.json" for each in folders for folder in each]
         self.plan.goal(
@@ -183,7 +170,7 @@ class _Planner:
         table = read_table(name, self.root, model)
         needed: dict[tuple[str, str], list[str]] = {}
         for row in table.rows:
-            rows = [run_of_row(row, name, seed, self.root, engines=self._begun_with, **self.launch) for seed in self.seeds]
+            rows = [run_of_row(row, name, seed, self.root, engines=self.begun_with, **self.launch) for seed in self.seeds]
             released = self.released and bool(table.sets and rows[0].settings.benchmarks.released)
             runs = [self.plan.add(asked_for(run, table.sets, released=released)) for run in distinct_seeds(rows)]
             for policy in (runs[0].start, policy_of_row(row, runs[0])):
@@ -194,7 +181,7 @@ class _Planner:
                     for artifact in artifacts:
                         self.plan.want(goal, run, artifact)
                 wanted = [each for artifact in artifacts for each in targets_of(artifact)]
-                needed.setdefault((runs[0].name, policy), [f"{self._folder(run)}/{each}" for run in runs for each in wanted])
+                needed.setdefault((runs[0].name, policy), [f"{self.folder_of(run)}/{each}" for run in runs for each in wanted])
         seeds = " ".join(map(str, self.seeds))
         of_model = f" --model {plain(model)}" if model is not None else ""
         commands = [f"$(PYTHON) scripts/write_table.py {name}{of_model} --seeds {seeds} --runs {self.folder}"]
@@ -212,7 +199,7 @@ class _Planner:
         name, _, rest = goal.removeprefix(prefix).partition("/")
         # A try's folder has in its name what SET and DATA say, which must be given again: `mine-selm+train.beta-0.5-seed2`.
         labels = re.fullmatch(r"(.+?)(\+.+?)(-seed[0-9]+)?", name)
-        run = self._run(labels[1] + (labels[3] or "") if labels else name)
+        run = self.run(labels[1] + (labels[3] or "") if labels else name)
         if run.name != name:
             raise UserError(
                 f"'{goal}' is a file of another run than SET and DATA make here: theirs is {prefix}{run.name}/; "
@@ -223,38 +210,3 @@ class _Planner:
         if rest not in targets:
             raise UserError(f"no stage of {run.name} makes {rest}{nearest(rest, targets)}; they make: {', '.join(targets)}")
         self.plan.want(goal, run, targets[rest])
-
-    def _make(self, goal: str, run: Run, *artifacts: str, command: str | None = None, then: str | None = None) -> None:
-        """Plans a goal that stands for artifacts of a run: make makes them, or submits what they need to the cluster.
-
-        then: the goal that goes on from it, "" for none; with None it has an ending of its own.
-        """
-        for artifact in artifacts:
-            self.plan.want(goal, run, artifact)
-        if self.cluster:
-            self.plan.goal(goal, [], f"+@$(SUBMIT) {goal}")  # With +, since -n is to print the scripts.
-        else:
-            files = [f"{self._folder(run)}/{each}" for artifact in artifacts for each in targets_of(artifact)]
-            self.plan.goal(goal, files, *([command] if command else []))
-            if then is not None:
-                self.plan.endings[goal] = (run.name, artifacts, then)
-
-    def _run(
-        self, name: str, overrides: Sequence[Override] | None = None, *, released: bool = False, all_sets: bool = False
-    ) -> Run:
-        """Returns a run by name, planned, under what overrides it: the command line's SET and DATA, or what is given."""
-        overrides = self.overrides if overrides is None else overrides
-        run = resolve(name, self.root, overrides=overrides, cluster=self.cluster, engines=self._begun_with, **self.launch)  # type: ignore[arg-type]
-        return self.plan.add(asked_for(run, self.sets, released=released, all_sets=all_sets))
-
-    def _begun_with(self, name: str) -> str | None:
-        """Returns the engine that a run has begun with."""
-        return begun_with(Path(self.folder, name))
-
-    def _folder(self, run: Run) -> str:
-        """Returns the folder of a run, spelt as run.mk spells it."""
-        return str(Path(self.folder, run.name))
-
-    def _seeded(self, name: str) -> list[str]:
-        """Returns the names of the runs of a recipe under all seeds; 1 is its own."""
-        return [name if seed == 1 else f"{name}-seed{seed}" for seed in self.seeds]
