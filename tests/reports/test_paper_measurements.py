@@ -40,6 +40,9 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+EMPTY = {"stage": "train", "sha256": "", "key": "", "files": {}, "inputs": {}, "settings": {}, "counts": {}}
+
+
 def test_a_cell_has_the_value_of_its_policy_with_a_normal_interval(tmp_path: Path) -> None:
     write_set(tmp_path / "zephyr-selm/iter3", {"lc_win_rate": measure(23.9, 0.8, n=800, missing=5, runs=2)}, overlap=3)
     write_set(tmp_path / "zephyr-selm/iter2", {"lc_win_rate": measure(1.0)})
@@ -97,7 +100,7 @@ def test_a_judge_that_stopped_and_a_policy_that_was_trained_again_are_told(tmp_p
     assert SELM3 in read_filling(SELM1, tmp_path).ours
     policy = tmp_path / "zephyr-selm/iter3/policy"
     policy.mkdir()
-    manifest = dict.fromkeys(("stage", "sha256", "files", "key", "inputs", "settings", "counts"), "x")
+    manifest = EMPTY
     for sha, there in (("evaluated", True), ("trained again", False)):
         (policy / "manifest.json").write_text(json.dumps(manifest | {"policy": sha}))
         assert (SELM3 in read_filling(SELM1, tmp_path).ours) == there
@@ -131,7 +134,7 @@ def test_a_report_leaves_out_what_was_measured_on_a_policy_that_was_trained_agai
     write_set(run / "iter2", {"lc_win_rate": measure(20.0)})
     write_set(run / "iter3", {"lc_win_rate": measure(23.9)}, sha256="before")
     (run / "iter3/policy").mkdir()
-    manifest = dict.fromkeys(("stage", "sha256", "files", "key", "inputs", "settings", "counts"), "x")
+    manifest = EMPTY
     for sha, policies in (("before", ["iter2", "iter3"]), ("trained again", ["iter2"])):
         (run / "iter3/policy/manifest.json").write_text(json.dumps(manifest | {"policy": sha}))
         found = sets_of(run, ["sft", "iter2", "iter3"])
