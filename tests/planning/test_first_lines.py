@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.graph.stages import Limits
 from handbook_ext.planning.estimates import estimate
-from handbook_ext.planning.first_lines import TooLong, checked_lines, planned_lines
+from handbook_ext.planning.first_lines import Steps, TooLong, checked_lines, planned_lines, steps_lines, too_long
 from handbook_ext.planning.request import Request, settings_of
 from tests.dataset_rows import pair, write
 from tests.recipe_folder import enter_folder, mine
@@ -28,6 +30,7 @@ def limits(**changes: object) -> Limits:
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({}, "their rows are dropped (data.long_prompts: drop)"), ({"long_prompts": "truncate"}, "each keeps its end"),
+    ({"long_prompts": "error"}, "each keeps its end"),
     ({"truncation": "as_needed"}, "cut to that where the row exceeds train.max_length"),
 ])  # fmt: skip
 def test_how_many_prompts_are_too_long_by_how_much_and_what_becomes_of_them(changes: dict[str, object], words: str) -> None:
@@ -79,3 +82,40 @@ def test_a_check_shows_what_it_has_counted_and_says_where_a_time_is_not_known() 
     assert lines[2].startswith("steps: 5 optimizer steps in each of iter0, iter1, iter2, iter3: up to 10 pairs in batches of 2")
     assert lines[3].startswith("time: not known (VRAM: the plan is for GPUs")
     assert lines[3].endswith("make mine-selm-plan says more, with VRAM=24 say")
+
+
+def test_one_full_batch_is_enough() -> None:
+    [line] = steps_lines([Steps("iter1", 16, 16, 1, 16)], 1, None)
+    assert line == "steps: 1 optimizer step in iter1: up to 16 pairs in batches of 16"
+    [line] = steps_lines([Steps("iter1", 16, 15, 1, 16)], 1, None)
+    assert line.endswith("; not one batch is full, which the check refuses")
+
+
+def test_the_longer_answer_of_a_pair_decides() -> None:
+    rows: Any = SimpleNamespace(pairs=[SimpleNamespace(prompt=10, chosen=a, rejected=b) for a, b in ((41, 1), (1, 41), (40, 40))])
+    assert too_long(rows, limits()).answers == 2
+
+
+def test_a_check_that_has_not_counted_for_all_limits_is_not_taken_for_one_that_has() -> None:
+    """Such as one of other iterations: what is worked out of a sample says so."""
+    write(Path("recipes/mine/train.jsonl"), [pair()])
+    write(Path("recipes/mine/test.jsonl"), [pair()])
+    mine("data: {train: train.jsonl, test: test.jsonl}\niterations: {iter2: {train: {max_length: 512}}}\n")
+    counted = {"rows": 7, "prompts": 0, "mean_excess": 0.0, "most_excess": 0, "answers": 0}
+    check = {"schedules": [], "truncated": [{"iterations": ["iter0"], "long": counted}]}
+    lines = checked_lines(Request("mine-selm"), Path("runs/mine-selm"), check)
+    assert lines[1:3] == [
+        "prompts (iter0, iter1, iter3): none of 1 is longer than the 1,024 tokens of train.max_length (estimated)",
+        "prompts (iter2): none of 1 is longer than the 512 tokens of train.max_length (estimated)",
+    ]
+
+
+def test_fewer_rows_than_portions_are_planned_and_told() -> None:
+    """They divided by zero, before the check could refuse them."""
+    write(Path("recipes/mine/train.jsonl"), [pair()])
+    write(Path("recipes/mine/test.jsonl"), [pair(1)])
+    mine("data: {train: train.jsonl, test: test.jsonl, portions: 4}\n")
+    setting = settings_of(Request("mine-selm"), Path("runs"))[0]
+    lines = planned_lines(setting, [estimate(setting, rule) for rule in run_rules(setting.run)])
+    assert "each iteration gets 1/4 of the rows (data.portions), here 0; not one batch is full, which the check" in lines[2]
+    assert lines[3].startswith("time: about ")

@@ -105,14 +105,15 @@ def first_lines(
 ) -> list[str]:  # fmt: skip
     """Returns a line each on rows and time, and on prompts and steps one for each kind of iteration.
 
-    long: what a check has counted, by limits; worked out of the lengths of a sample where it is empty.
+    long: what a check has counted, by limits; worked out of the lengths of a sample where it is not of all of them.
     """
     kinds = limits_by_iteration(run)
-    counted = list(long) if len(long) == len(kinds) else [too_long(amounts, limits) for limits in kinds]
+    whole = len(long) == len(kinds)
+    counted = list(long) if whole else [too_long(amounts, limits) for limits in kinds]
     lines = [rows_line(run, amounts)]
     for (limits, names), found in zip(kinds.items(), counted, strict=True):
         which = f" ({', '.join(names)})" if len(kinds) > 1 else ""
-        how = "" if long else " (estimated)"
+        how = "" if whole else " (estimated)"
         lines.append(f"prompts{which}: {found.line(limits)}{how}")
     return [*lines, *steps_lines(steps, run.settings.data.portions, run.settings.data.portion_rows), time]
 

@@ -37,6 +37,7 @@ def _sampled(
     """Fills in sampling of some requests at each temperature, `samples` of a prompt, by the engine of the run."""
     shape, rates, processes = setting.shape, setting.machine.rates, setting.sharding.processes
     size = SAVED[settings.model.dtype]
+    requests = max(1, requests)  # Of fewer rows than portions an iteration has none, which the check refuses, and a plan shows.
     rows = min(batch, math.ceil(requests))
     lengths = stage_work.sampled_lengths(setting.amounts, settings.limits, new, batch, math.ceil(requests / rows))
     found.tokens += len(temperatures) * requests * (lengths.prompt + lengths.new)
