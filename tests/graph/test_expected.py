@@ -44,3 +44,13 @@ def test_seconds_are_those_of_the_same_stage_here_or_under_another_seed(folder: 
     both = expected_stages([(run, run_rules(run)[:1]), (other, run_rules(other)[:1]), (run, run_rules(run)[:2])], runs)
     assert [each.name for each in both] == ["mine-selm data", "mine-selm check", "mine-selm-seed2 data"]
     assert both[0].sort == both[2].sort and both[0].artifact == "runs/mine-selm/data/rows"
+
+
+def test_three_runs_beside_are_looked_at_and_no_more(folder: Path) -> None:
+    run, runs = mine("seed: 1\n"), Path("runs")
+    (runs / "mine-selm").mkdir(parents=True)
+    for seed, stage in ((2, "iter0"), (3, "iter1"), (4, "iter2"), (5, "iter3")):
+        finish(runs / f"mine-selm-seed{seed}/{stage}/pairs.jsonl", seed)
+    found = {each.artifact: each.seconds for each in expected_stages([(run, run_rules(run))], runs)}
+    assert found["runs/mine-selm/iter2/pairs.jsonl"] == 4
+    assert found["runs/mine-selm/iter3/pairs.jsonl"] != 5

@@ -85,6 +85,19 @@ def test_an_artifact_whose_clock_was_ahead_is_made_again(folder: Path) -> None:
     assert make_would_run()
 
 
+def test_settings_of_the_very_time_of_what_other_settings_made_are_newer(folder: Path) -> None:
+    """Make runs a stage for a newer file alone; clocks of some file systems tick in seconds."""
+    write_run(epochs(1), Path("runs"))
+    stage = opened()
+    assert not stage.finished()
+    write_run(epochs(2), Path("runs"))
+    publish(stage)
+    for path in (SETTINGS, POLICY, manifest_path(POLICY)):
+        os.utime(path, ns=(1_000_000_000, 1_000_000_000))
+    write_run(epochs(2), Path("runs"))
+    assert make_would_run()
+
+
 def test_an_artifact_of_another_run_is_made_again(folder: Path) -> None:
     write_run(epochs(2), Path("runs"))
     finish(opened())
@@ -190,3 +203,37 @@ def test_a_recipe_called_like_a_variant_of_another_is_refused(folder: Path) -> N
     with pytest.raises(UserError, match=r"'mine-v-hot' is recipes/mine/v-hot.yaml, and also the variant hot of recipes/mine/v"):
         planned("mine-v-hot")
     planned("mine-v")
+
+
+def test_one_run_on_gpus_has_all_stages_of_a_call_made_one_at_a_time(folder: Path) -> None:
+    mine("launch: gpu\n", "on-gpu")
+    mine("seed: 1\n")
+    assert planned("mine-selm").lines[-1] == "MAKEFLAGS += -j$(JOBS)"
+    for goals in (("mine-selm", "mine-on-gpu"), ("mine-on-gpu",)):
+        assert planned(*goals).lines[-1] == ".NOTPARALLEL:"
+
+
+def test_processes_on_a_cpu_have_a_thread_each_and_a_lone_one_those_of_the_machine(folder: Path) -> None:
+    small = "sft: {per_device_train_batch_size: 8}\ntrain: {per_device_train_batch_size: 8}\n"
+    for launch, there in (("cpu", False), ("ddp-cpu", True)):
+        write_run(mine(f"{small}launch: {launch}\n"), Path("runs"))
+        assert ("\tOMP_NUM_THREADS=$(THREADS) $(" in (RUN / "run.mk").read_text()) is there
+
+
+def test_a_check_looks_for_what_the_whole_run_would_lack(folder: Path) -> None:
+    mine("seed: 1\n")
+    assert ("mine-selm", "report") in planned("mine-selm-check").wanted["mine-selm-check"]
+
+
+def test_a_set_that_is_named_twice_is_evaluated_on_once(folder: Path) -> None:
+    mine("benchmarks: {sets: {small: {source: test, measures: [single]}}}\n")
+    [run] = planned("mine-selm-eval", SETS="small small").runs.values()
+    assert list(run.sets) == ["small"]
+
+
+def test_a_plan_for_some_gpus_does_not_hold_the_recipes_own_launch_to_its_batches(folder: Path) -> None:
+    with pytest.raises(UserError, match="cannot be divided by 8 processes"):
+        mine("launch: ddp\n")
+    with pytest.raises(UserError, match="cannot be divided by 8 processes"):
+        planned("mine-selm-plan")
+    assert planned("mine-selm-plan", GPUS="1").planned

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from handbook_ext.core.artifacts import manifest_path, recorded_hash
+from handbook_ext.core.integrity import Damage
 from handbook_ext.graph.makefile import write_run
 from handbook_ext.graph.run_rules import run_rules
-from handbook_ext.graph.why import states, why_text
+from handbook_ext.graph.why import remedy, states, why_text
 from handbook_ext.recipes.run import Run
 from tests.finished_run import FOLDER, RECIPE, finished_run, make
 from tests.recipe_folder import enter_folder, mine
@@ -120,3 +121,10 @@ def test_a_file_outside_the_run_that_changed_since_is_named(tmp_path: Path, monk
     write_run(run, FOLDER.parent)
     why = "a file outside the run changed, of: train.jsonl, test.jsonl; its content decides"
     assert told_of_rows(run) == [why]
+
+
+def test_files_of_ones_own_beside_changed_ones_are_not_all_there_is_to_do() -> None:
+    artifact = Path("runs/x/iter1/policy")
+    assert remedy(artifact, Damage((), (), ("notes",))) == "move that elsewhere"
+    for damage in (Damage((), ("config.json",), ("notes",)), Damage(("config.json",), (), ("notes",)), Damage((), ("a",), ())):
+        assert remedy(artifact, damage).startswith("what reads it refuses: restore it, or delete ")

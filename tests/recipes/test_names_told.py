@@ -9,7 +9,7 @@ import pytest
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.goals import plan_goals
 from handbook_ext.recipes.listing import listed_recipes
-from handbook_ext.recipes.names import unusable_files
+from handbook_ext.recipes.names import read_name, recipe_files, unusable_files
 from tests.recipe_folder import enter_folder, mine
 from tests.recipes.hostile_names import script
 
@@ -96,3 +96,20 @@ def test_fewer_than_two_runs_are_not_compared() -> None:
             script("compare_runs", "--of", named)
     with pytest.raises(UserError, match="runs/none is no folder of a run; make each first"):
         script("compare_runs", "--of", "one none")
+
+
+def test_a_variant_is_named_once_and_a_seed_has_at_most_19_digits() -> None:
+    mine("variants: {hot: {train: {beta: 0.9}}, cold: {train: {alpha: 0}}}\n", "v")
+    assert read_name("mine-v-hot-cold-seed12").variants == ("hot", "cold")
+    for name in ("mine-v-hot-hot", f"mine-v-seed{'9' * 20}", "mine-v-seed007"):
+        with pytest.raises(UserError, match=f"no recipe is called '{name}'"):
+            read_name(name)
+
+
+def test_two_files_of_one_name_are_told_and_neither_is_taken() -> None:
+    for path in ("recipes/a/b-c.yaml", "recipes/a-b/c.yaml"):
+        Path(path).parent.mkdir()
+        Path(path).write_text("base: ../tiny/base.yaml\n")
+    assert "a-b-c" not in recipe_files()
+    [line] = unusable_files()
+    assert line.endswith("is called a-b-c as well; rename one of the two")

@@ -178,6 +178,8 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
     chosen.uniform = torch.tensor([[0.0], [1.0 - 2**-53]], dtype=torch.float64)
     scores = torch.tensor([[-torch.inf, -torch.inf, 0.0, 0.0, -torch.inf]] * 2)
     assert chosen.tokens(scores, 0).tolist() == [2, 3]
+    # Ten tenths add up to less than 1.
+    assert chosen.tokens(torch.tensor([[0.0] * 10 + [-torch.inf]] * 2), 0).tolist() == [0, 9]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
