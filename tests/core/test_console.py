@@ -128,7 +128,7 @@ def test_a_step_of_minutes_shows_how_far_it_is(capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("CI", "true")
     bars.within(1, 4)  # No bar: nothing to say it to.
     with bars.Bar("", 2, "batches") as bar:
-        for batch in range(2):
+        for _ in range(2):
             bars.within(1, 4)
             bars.within(3, 4)
             bar.update()
