@@ -8,12 +8,13 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from handbook_ext.core import bars
-from handbook_ext.core.console import CLEAR, CONSOLE
+from handbook_ext.core import bars, console
+from handbook_ext.core.console import CLEAR, CONSOLE, Console
 from handbook_ext.core.goal_progress import Expected, Place, first_to_note, human, write_expected
 
 STAGE = """
@@ -175,3 +176,58 @@ def test_what_nobody_knows_is_not_said(tmp_path: Path, monkeypatch: pytest.Monke
     assert Place.begin(Path("runs/c")) is None and place.seconds_of_others() is None
     assert json.loads(file.read_text().splitlines()[0])["name"] == "a"
     assert [human(each) for each in (0.2, 89, 200, 5000, 9000)] == ["1 s", "89 s", "3 min", "83 min", "2.5 h"]
+
+
+def test_a_process_that_has_not_the_terminal_draws_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANDBOOK_PROGRESS", str(tmp_path / "goal.progress"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(Console, "drawn", True)
+    one, other = Console(), Console()
+    one.armed = other.armed = True
+    assert [one.turn(), other.turn(), one.turn()] == [True, False, True]
+    one.leave()
+    assert [other.turn(), one.turn()] == [True, False]
+    other.leave()
+
+
+def test_only_the_place_of_a_stage_is_dimmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Console, "drawn", True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert console._coloured("[1/2] iter1 train: done") == "\x1b[2m[1/2] \x1b[0miter1 train: done"
+    assert console._coloured("train: data[3] is done") == "train: data[3] is done"
+
+
+def test_the_time_that_is_left_follows_the_pace_within_bounds(tmp_path: Path) -> None:
+    """A machine that slept, or a first stage of a moment, would tell of days."""
+    file = tmp_path / "goal.progress"
+    stages = [
+        {"artifact": name, "name": name, "sort": name, "seconds": seconds} for name, seconds in (("a", 9), ("b", 9), ("c", 3))
+    ]
+    for took, left in ((10.0, 6.0), (0.5, 3.0)):
+        rows = [*stages, {"since": time.time() - 1000}, {"done": "a", "seconds": took}]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert Place(file, "b", "b", 2, 3).seconds_of_others() == left
+
+
+def test_a_stage_takes_as_long_as_the_last_of_its_sort_that_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was up to date took no time, and says nothing of the others."""
+    file = tmp_path / "goal.progress"
+    write_expected(file, [Expected(f"runs/{name}", name, "train", 60.0) for name in "abcd"])
+    monkeypatch.setenv("HANDBOOK_PROGRESS", str(file))
+    told = []
+    for name, seconds in zip("abcd", (0.0, 20.0, 30.0, 0.0), strict=True):
+        place = Place.begin(Path(f"runs/{name}"))
+        assert place is not None
+        told.append(place.own_seconds())
+        place.end(seconds)
+    assert told == [60.0, 60.0, 20.0, 30.0]
+
+
+def test_a_caller_that_outlives_the_stage_is_told_where_its_log_lies(script: Path, tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    command = [sys.executable, str(script), str(tmp_path / "policy"), "end"]
+    environment = {**os.environ, "HANDBOOK_CALLER": str(theirs)}
+    subprocess.run(command, env=environment, pass_fds=[theirs], capture_output=True, check=True)
+    os.close(theirs)
+    with os.fdopen(ours) as told:
+        assert told.read() == f"log {tmp_path / 'policy.log'}\n"

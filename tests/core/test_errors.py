@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from handbook_ext.core.errors import _explain
+from handbook_ext.core.errors import UserError, _explain, stage_folder
 
 TORCH = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
 RUST = "Error while serializing: I/O error: {} (os error {})"
@@ -34,6 +34,7 @@ def said(error: BaseException, capfd: pytest.CaptureFixture[str]) -> str:
         (RuntimeError(RUST.format("No space left on device", 28)), "the run folder: the disk is full"),
         (RuntimeError(RUST.format("File too large", 27)), "a file is larger than"),
         (RuntimeError(RUST.format("Read-only file system", 30)), "the file system is read-only"),
+        (OSError(RUST.format("No space left on device", 28)), "the run folder: the disk is full"),
         (RuntimeError(TORCH), "a file could not be written whole: the disk is full, or a quota or"),
         (RuntimeError("basic_ios::clear: iostream error"), "a file could not be written whole"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "a file could not be written whole"),
@@ -53,6 +54,18 @@ def test_a_reason_that_a_library_has_wrapped_is_found_and_the_place_with_it(capf
             raise RuntimeError(TORCH)  # noqa: B904 - as torch does, in closing its archive
     except RuntimeError as error:
         assert said(error, capfd).startswith("error: runs/x/optimizer.pt: the disk is full; ")
+
+
+def test_a_reason_that_a_library_names_as_the_cause_is_found(capfd: pytest.CaptureFixture[str]) -> None:
+    error = RuntimeError("a tracker failed")
+    error.__cause__ = OSError(errno.EROFS, "Read-only file system", "a/b")
+    assert said(error, capfd).startswith("error: a/b: the file system is read-only; ")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["runs/a", "runs/b"]])
+def test_a_stage_is_given_one_folder(words: list[str]) -> None:
+    with pytest.raises(UserError, match="needs one folder: the run's"):
+        stage_folder(words)
 
 
 def test_our_own_faults_keep_their_traceback(capfd: pytest.CaptureFixture[str]) -> None:

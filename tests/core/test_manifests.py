@@ -44,6 +44,13 @@ def test_a_policy_without_a_key_of_its_manifest_is_not_finished(tmp_path: Path, 
     assert finished_manifest(tmp_path / "policy") is None
 
 
+def test_a_manifest_nested_without_end_or_that_is_a_number_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    for damage in ("[" * 100_000, "3"):
+        (tmp_path / "policy/manifest.json").write_text(damage)
+        assert finished_manifest(tmp_path / "policy") is None
+
+
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"files": 3}', "\0\0"])
 def test_an_input_whose_manifest_is_damaged_is_one_line_and_made_again(tmp_path: Path, damage: str) -> None:
     source = make(tmp_path / "iter0").artifact

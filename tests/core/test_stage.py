@@ -56,6 +56,8 @@ def test_rows_lost_without_a_reason_stop_the_stage(tmp_path: Path) -> None:
     stage.out.write_text("{}\n")
     with pytest.raises(UserError, match="1 of 3 rows are lost"):
         stage.publish({"in": 3, "out": 1, "dropped": {"tie": 1}})
+    with pytest.raises(UserError, match="-1 of 1 rows are lost"):
+        stage.publish({"in": 1, "out": 2})
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
@@ -92,6 +94,56 @@ def test_a_workspace_of_other_settings_is_emptied_and_says_why(tmp_path: Path, c
         assert not (stage.workspace / "checkpoint").exists()
         (stage.workspace / "checkpoint").touch()
     assert "starting afresh, because of settings.train.learning_rate" in capsys.readouterr().err
+
+
+def test_a_workspace_whose_record_is_damaged_is_emptied_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What lies there may be of other settings."""
+    for damage in ("", "[1]", "{"):
+        stage = stage_of(tmp_path / "policy")
+        stage.finished()
+        stage.release()
+        (stage.workspace / "checkpoint").touch()
+        (stage.workspace / "stage.json").write_text(damage)
+        again = stage_of(tmp_path / "policy")
+        assert not again.finished()
+        again.release()
+        assert not (stage.workspace / "checkpoint").exists()
+        assert "starting afresh, because of its record, which is missing or damaged" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_a_workspace_is_removed(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path / "policy")
+    stage.workspace.touch()
+    assert not stage.finished()
+    assert stage.workspace.is_dir()
+
+
+def test_what_a_killed_stage_had_begun_is_no_part_of_what_is_taken_over(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "run.mk").touch()
+        stage = stage_of(tmp_path / run / "logprobs")
+        assert not stage.finished()
+        stage.out.mkdir()
+        (stage.out / "shard-000000.jsonl").write_text("{}\n")
+        if run == "one":
+            stage.publish(COUNTS)
+        else:
+            (stage.out / "begun").touch()
+            stage.release()
+    assert stage_of(tmp_path / "two/logprobs").finished(share=True)
+    assert {path.name for path in (tmp_path / "two/logprobs").iterdir()} == {"shard-000000.jsonl", "manifest.json"}
+
+
+def test_a_stage_that_is_up_to_date_leaves_file_and_manifest_newer_than_its_inputs(tmp_path: Path) -> None:
+    """Make looks at both: an input that was written anew with equal content would start the stage each time."""
+    source = make(tmp_path / "iter0").artifact
+    result = make(tmp_path / "iter1", [source]).artifact
+    for path in (result, manifest_path(result)):
+        os.utime(path, (1, 1))
+    make(tmp_path / "iter1", [source], text="made again\n")
+    assert result.read_text() == "{}\n"
+    assert min(path.stat().st_mtime_ns for path in (result, manifest_path(result))) >= source.stat().st_mtime_ns
 
 
 def test_the_log_of_a_policy_is_not_part_of_its_hash(tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from handbook_ext.core.warm_start import _socket_path
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere scripts are started afresh")
 # A shell lets its background jobs, of which the tests may be one, ignore Ctrl-C: `env` undoes that.
@@ -163,3 +167,30 @@ def test_a_script_killed_while_it_draws_a_progress_bar_stops_no_other(environmen
     assert start(holds, environment=environment, folder=tmp_path).wait(timeout=60) == 137
     out, _ = start(draws, environment=environment, folder=tmp_path).communicate(timeout=60)
     assert out == "3\n"
+
+
+def test_a_script_may_import_what_lies_beside_it_and_end_with_a_text(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/neighbour.py").write_text("word = 'this is wrong'\n")
+    script = tmp_path / "own/ends.py"
+    script.write_text("import sys, neighbour\nsys.exit(neighbour.word)\n")
+    done = start(script, environment=environment, folder=tmp_path)
+    assert done.communicate(timeout=60)[1] == "this is wrong\n"
+    assert done.returncode == 1
+
+
+def test_a_server_serves_one_environment_under_one_set_of_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child has the packages and limits of its server, not of its caller."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    (tmp_path / "ready").touch()
+    before = _socket_path()
+    assert _socket_path() == before
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**9, hard))
+        assert _socket_path() != before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    os.utime(tmp_path / "ready", ns=(1, 1))
+    assert _socket_path() != before

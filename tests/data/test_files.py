@@ -69,6 +69,7 @@ WRONG = {
     ),
     "no_rows.parquet": (parquet(pa.Table.from_pylist([PLAIN])[:0]), "has no row"),
     "blank.jsonl": (b"\n\n", "has no row"),
+    "list.jsonl": (json.dumps([PLAIN]).encode(), "a JSON object is needed, found list"),
     "numbers.json": (b"[1]", "row 1: a JSON object is needed, found int"),
     "half.json": (b'[{"prompt": "\\udc00"}]', "not valid text"),
     "nested.json": (b"[" * 100_000, "JSON that cannot be read"),

@@ -138,3 +138,17 @@ def test_what_training_has_seen_is_the_users_question_and_no_other_message(tmp_p
     found, _ = read_prompt_set(written(tmp_path, "set.jsonl", rows))
     training = [[*system, *user("one"), *assistant("rose"), *user("more")]]
     assert [each.prompt_id for each in marked(found, training) if each.seen] == ["asked"]
+
+
+def test_an_output_to_another_text_is_not_taken_by_its_name(tmp_path: Path) -> None:
+    """Two versions of a set number their prompts alike."""
+    source = written(tmp_path, "set.json", [{"prompt_id": "a", "prompt": "one"}])
+    outputs = written(tmp_path, "out.json", [{"prompt_id": "a", "instruction": "another", "output": "x"}])
+    with pytest.raises(UserError, match="has no output for prompt a"):
+        read_prompt_set(source, outputs={"gpt": outputs})
+
+
+def test_a_column_without_a_value_is_none(tmp_path: Path) -> None:
+    source = written(tmp_path, "set.json", [{"question_id": None, "id": "b", "instruction": None, "prompt": "one"}])
+    [found], _ = read_prompt_set(source)
+    assert (found.prompt_id, found.prompt) == ("b", user("one"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Messages, OfflinePair, assistant, completion_id, user
 from handbook_ext.data.prompt_sets import read_prompt_set
 from handbook_ext.data.raw_places import distinct_ids
-from handbook_ext.data.row_checks import Rules, Unusable
+from handbook_ext.data.row_checks import Rules, Unusable, score
 from handbook_ext.data.schemas import demonstration, plain_pair, summary_pair
 from tests.dataset_rows import load, tldr, write
 
@@ -105,7 +106,7 @@ def test_a_column_prompt_that_agrees_with_the_messages_is_no_fault(name: str) ->
 @pytest.mark.parametrize(
     ("prompt", "before"),
     [
-        ("x", user("y")), (user("x"), user("y")),
+        ("x", user("y")), (user("x"), user("y")), ("x", [*system(""), *user("y")]),
         # The answers hold less of the dialogue than the column does, or several messages of the assistant.
         ([*user("x"), *assistant("y"), *user("z")], user("z")), (user("x"), assistant("a")),
     ],
@@ -129,6 +130,10 @@ def test_a_number_too_large_for_a_float_is_no_score(tmp_path: Path) -> None:
     for number in (10**399, float("inf"), True):
         with pytest.raises(UserError, match=r"train\.jsonl:1: 'score_chosen' is '.{1,40}', but a score is a number or null"):
             load(tmp_path, [row("x") | {"score_chosen": number}])
+
+
+def test_a_score_that_is_not_a_number_is_none() -> None:
+    assert [score("f:1", "s", value) for value in (None, float("nan"), Decimal("NaN"), Decimal("1.5"))] == [None, None, None, 1.5]
 
 
 def test_a_choice_or_a_post_of_another_type_is_refused() -> None:

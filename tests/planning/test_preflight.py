@@ -272,6 +272,11 @@ def test_memory_of_a_training_on_the_cpu_is_told(folder: Path, monkeypatch: pyte
     assert told("mine-selm-iter0") == []
 
 
+def test_a_line_names_three_artifacts_and_counts_the_rest() -> None:
+    assert preflight._named(["a", "b", "c"]) == "a, b, c"
+    assert preflight._named(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
 def test_a_size_that_nobody_knows_is_said(folder: Path) -> None:
     plan = plan_goals(["tiny-selm"], {})
     pending = {goal: preflight.pending_of(plan.runs, wanted, Path("runs")) for goal, wanted in plan.wanted.items()}

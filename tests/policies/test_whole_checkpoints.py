@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.judging.reward_model import RewardModel
-from handbook_ext.policies.loading import first_not_finite
+from handbook_ext.policies.loading import _named, first_not_finite, load_whole
 from handbook_ext.policies.models import load_policy
 from handbook_ext.policies.source import PolicySource
 from handbook_ext.recipes.settings import ModelSettings
@@ -174,3 +174,35 @@ def test_damaged_weights_are_called_damaged(start: Path, capfd: pytest.CaptureFi
     whole = (start / "model.safetensors").read_bytes()
     (start / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "its weights are damaged" in told(start, capfd)
+
+
+def test_a_weight_with_both_infinities_holds_infinity() -> None:
+    """Their sum is NaN, and the weight holds none."""
+    both = torch.tensor([1.0, float("inf"), -float("inf")])
+    assert first_not_finite([("w", both)]) == "the weight w holds infinity"
+    assert first_not_finite([("w", torch.tensor([float("nan"), float("inf")]))]) == "the weight w holds NaN"
+
+
+def test_a_line_names_three_weights_and_says_where_there_are_more() -> None:
+    assert _named(["c", "b", "a"]) == "3 weights (a, b, c)"
+    assert _named(["d", "c", "b", "a"]) == "4 weights (a, b, c, ...)"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"), [("size mismatch for a.weight: [2] and [3]", UserError), ("out of memory", RuntimeError)]
+)
+def test_shapes_that_the_library_refuses_itself_are_one_line_and_other_failures_are_not(
+    message: str, kind: type[Exception]
+) -> None:
+    """As under ZeRO-3."""
+
+    class Refusing:
+        @staticmethod
+        def from_pretrained(source: str, **options: Any) -> None:
+            raise RuntimeError(f"Error(s) in loading:\n\t{message}\n")
+
+    with pytest.raises(kind) as refused:
+        load_whole(Refusing, "here")
+    assert type(refused.value) is kind
+    if kind is UserError:
+        assert str(refused.value).startswith(f"here: its weights do not fit its config.json ({message}); restore the file")

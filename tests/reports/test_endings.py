@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
-from handbook_ext.reports.endings import Ending, read_ending
+import pytest
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.reports.endings import Ending, _aligned, _cells, read_ending
+from tests.recipe_folder import ROOT
 
 PAGE = """# A run
 
@@ -63,3 +68,24 @@ def test_a_damaged_report_is_no_traceback(tmp_path: Path) -> None:
     report(tmp_path)
     (tmp_path / "report/summary.json").write_text("{")
     assert Ending(str(tmp_path), ("report",)).text() == f"report: {tmp_path}/report/report.html\n"
+
+
+def test_a_table_fills_the_terminal_and_a_column_wider_than_it_stands_alone() -> None:
+    rows = [["policy", "reward", "tokens"], ["sft", "1", "2"]]
+    assert _aligned(rows, 22) == ["policy  reward  tokens", "sft          1       2"]
+    assert _aligned(rows, 21) == ["policy  reward", "sft          1", "", "policy  tokens", "sft          2"]
+    assert _aligned(rows, 3) == _aligned(rows, 21)
+
+
+def test_a_bar_within_a_cell_is_a_letter_of_it() -> None:
+    assert _cells(r"| a \| b | **c** |") == ["a | b", "c"]
+
+
+def test_the_script_shows_what_was_recorded_and_refuses_anything_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(ROOT / "scripts/show_goal.py"))["main"]
+    (tmp_path / "it.json").write_text(Ending("runs/x", ("iter1/policy",), "make x").record())
+    main([str(tmp_path / "it.json")])
+    assert capsys.readouterr().out == "policy: runs/x/iter1/policy\nnext: make x\n"
+    for words in ([], [str(tmp_path / "none.json")], ["a", "b"]):
+        with pytest.raises(UserError, match=r"show_goal\.py needs one file, which make has written"):
+            main(words)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from handbook_ext.reports.run_sets import sets_of
+from tests.manifests import BARE
 from tests.reports.set_files import GPT4_TURBO, measure, write_set
 
 POLICIES = ["start", "iter1", "iter2", "iter10"]
@@ -88,3 +90,13 @@ def test_what_is_not_finished_or_of_no_policy_is_nothing(tmp_path: Path) -> None
     path.with_name("eval.manifest.json").unlink()
     write_set(tmp_path / "iter3", {"lc_win_rate": measure(9.0)})
     assert sets_of(tmp_path, POLICIES) is None
+
+
+def test_where_every_evaluation_is_of_a_policy_that_was_trained_again_a_remark_says_so(tmp_path: Path) -> None:
+    write_set(tmp_path / "iter1", {"lc_win_rate": measure(9.0)})
+    (tmp_path / "iter1/policy").mkdir()
+    (tmp_path / "iter1/policy/manifest.json").write_text(json.dumps(BARE | {"policy": "another"}))
+    found = sets_of(tmp_path, POLICIES)
+    assert found is not None and (found["policies"], found["rows"]) == ([], [])
+    [remark] = found["remarks"]
+    assert remark.startswith("left out: ") and "is of another policy than" in remark

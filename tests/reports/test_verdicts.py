@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handbook_ext.evaluation.set_evaluation import Grader
+from handbook_ext.evaluation.set_evaluation import Decoding, Grader
 from handbook_ext.reports.measurements import Filling, Lack, Measurement, normal_interval, normal_quantile
 from handbook_ext.reports.paper_headings import Column
 from handbook_ext.reports.paper_tables import paper_table_names, read_paper_table
@@ -166,6 +166,10 @@ def test_evaluation_and_training_are_told_apart_by_the_released_checkpoint() -> 
     ]
     # Two judges of ours are no pair.
     found = judged(SELM1, Filling({CELL: ours}, released={CELL: replace(released, judge=local)}))
+    assert found.training[CELL].word == "not comparable"
+    # Nor are two decodings.
+    greedy, sampled = (Decoding(temperature=each, top_p=1.0, max_new_tokens=9) for each in (0.0, 0.7))
+    found = judged(SELM1, Filling({CELL: replace(ours, decoding=greedy)}, released={CELL: replace(released, decoding=sampled)}))
     assert found.training[CELL].word == "not comparable"
 
 

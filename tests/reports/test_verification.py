@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 
+from handbook_ext.core.errors import UserError
 from handbook_ext.core.manifests import manifest_path
 from handbook_ext.graph.goals import plan_goals
+from handbook_ext.graph.makefile import write_run
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.run import Run
 from handbook_ext.reports.verification import verify_run
 from tests.finished_run import FOLDER, RECIPE, finished_run
-from tests.recipe_folder import enter_folder, mine
+from tests.recipe_folder import ROOT, enter_folder, mine
 
 
 @pytest.fixture
@@ -85,3 +88,27 @@ def test_the_goal_makes_nothing(finished: Run) -> None:
     assert plan.lines[:3] == [
         ".PHONY: mine-selm-verify", "mine-selm-verify:", "\t@$(PYTHON) scripts/verify_run.py $(said) -- mine-selm-verify",
     ]  # fmt: skip
+
+
+def test_the_script_ends_with_an_error_where_an_artifact_is_not_as_it_was_made(
+    finished: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(ROOT / "scripts/verify_run.py"))["main"]
+    words = ["--variable=RUNS=runs", "--variable=THREADS=1", "--given=RUNS", "mine-selm-verify"]
+    main(words)
+    count = len(run_rules(finished))
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(f"[  1/{count}] ok ") and len(out) == count + 1
+    assert out[-1] == f"runs/mine-selm: all {count} artifacts are as they were made; 0 were not made yet"
+    (FOLDER / "report/config.json").write_text("2")
+    with pytest.raises(UserError, match=rf"runs/mine-selm: 1 of {count} artifacts are not as they were made, the first: report"):
+        main(words)
+
+
+def test_the_script_reads_what_a_policy_was_evaluated_on_at_whatever_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enter_folder(tmp_path, monkeypatch)
+    write_run(mine("benchmarks: {sets: {small: {source: test, measures: [single]}}}\n"), FOLDER.parent)
+    runpy.run_path(str(ROOT / "scripts/verify_run.py"))["main"](["--variable=RUNS=runs", "mine-selm-verify"])
+    assert " not made iter1/small/eval.json\n" in capsys.readouterr().out

@@ -170,3 +170,22 @@ def test_a_shard_that_is_made_again_has_the_same_rows(
     for lost in sorted(tmp_path.iterdir())[1::2]:
         lost.unlink()
     assert filled() == whole and len(whole) == 18
+
+
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    """Nor where the uniform number is 0 and the tokens before the first possible one have none."""
+    chosen = Law([1, 2], temperature=1.0, top_p=1.0, steps=1, device=CPU)
+    chosen.uniform = torch.tensor([[0.0], [1.0 - 2**-53]], dtype=torch.float64)
+    scores = torch.tensor([[-torch.inf, -torch.inf, 0.0, 0.0, -torch.inf]] * 2)
+    assert chosen.tokens(scores, 0).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_transformers_own_loop_does_not_follow_what_a_checkpoint_says_of_generation(
+    temperature: float, build: BuildPolicy
+) -> None:
+    policy, limits = build().eval(), Limits(24, ENDS, 0)
+    plain = until_end(by_batch(policy, PROMPTS, law(len(PROMPTS), temperature), limits))
+    for name, value in {"repetition_penalty": 3.0, "top_k": 2, "temperature": 0.1, "do_sample": True}.items():
+        setattr(policy.generation_config, name, value)
+    assert until_end(by_batch(policy, PROMPTS, law(len(PROMPTS), temperature), limits)) == plain

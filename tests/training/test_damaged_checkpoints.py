@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,15 @@ from handbook_ext.core.records import PreferencePair
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import EncodedPairs, encode_pairs
 from handbook_ext.training import checkpoints
-from handbook_ext.training.checkpoints import COMPLETE, MarkComplete, fault_of, sound_checkpoint
+from handbook_ext.training.checkpoints import (
+    COMPLETE,
+    MarkComplete,
+    checksums,
+    fault_of,
+    last_complete_checkpoint,
+    resume_point,
+    sound_checkpoint,
+)
 from handbook_ext.training.trainer import save_policy
 from tests.training.test_trainer import KillAt, Killed, Weights, _saving, assert_bits, trainer_of, weights_of
 
@@ -156,3 +165,46 @@ def test_a_policy_that_is_no_number_at_the_end_is_not_published(
         trainer.model.get_parameter("model.layers.1.mlp.up_proj.weight")[3, 5] = value
     with pytest.raises(UserError, match=f"has diverged: the weight model.layers.1.mlp.up_proj.weight holds {word}, so nothing"):
         save_policy(trainer, tokenizer, tmp_path / "policy")
+
+
+def recorded(folder: Path, *names: str) -> Path:
+    """A folder of whole checkpoints, each of a few bytes."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "weights").write_bytes(b"0123456789")
+        (folder / name / COMPLETE).write_text(json.dumps({"files": checksums(folder / name)}))
+    return folder
+
+
+def test_a_checksum_covers_every_piece_that_a_file_is_read_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "CHUNK", 4)
+    checkpoint = recorded(tmp_path, "checkpoint-1") / "checkpoint-1"
+    for place in (0, 5, 9):
+        content = bytearray(b"0123456789")
+        content[place] ^= 64
+        (checkpoint / "weights").write_bytes(content)
+        assert fault_of(checkpoint) == "weights has another content than was written"
+
+
+def test_the_newest_checkpoint_is_that_of_the_greatest_step(tmp_path: Path) -> None:
+    folder = recorded(tmp_path, "checkpoint-10", "checkpoint-9", "checkpoint-100")
+    assert last_complete_checkpoint(folder) == sound_checkpoint(folder) == str(folder / "checkpoint-100")
+
+
+def test_a_step_whose_checkpoint_was_damaged_before_can_be_set_aside_again(tmp_path: Path) -> None:
+    folder = recorded(tmp_path, "checkpoint-3", "checkpoint-4", "damaged-checkpoint-4")
+    flip(folder / "checkpoint-4/weights")
+    assert sound_checkpoint(folder) == str(folder / "checkpoint-3")
+    assert fault_of(folder / "damaged-checkpoint-4") == "weights has another content than was written"
+
+
+@pytest.mark.parametrize(("main", "own", "told"), [(True, False, True), (False, False, False), (True, True, False)])
+def test_checkpoints_of_another_launch_are_told_once_and_only_where_there_are_none_of_this_one(
+    main: bool, own: bool, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch: Any = SimpleNamespace(checkpoints="checkpoints", main=main, first_alone=lambda look: look())
+    recorded(tmp_path / "checkpoints-fsdp", "checkpoint-2")
+    if own:
+        recorded(tmp_path / "checkpoints", "checkpoint-1")
+    assert resume_point(tmp_path, launch) == (str(tmp_path / "checkpoints/checkpoint-1") if own else None)
+    assert ("(checkpoints) cannot read checkpoints-fsdp; it starts" in capsys.readouterr().err) is told

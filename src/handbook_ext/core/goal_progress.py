@@ -128,7 +128,8 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 def _likely(rows: list[dict[str, Any]], stage: dict[str, Any]) -> float | None:
     """Returns how long a stage will take: as the last of its sort in this call, or as was known before."""
     sorts = {row["artifact"]: row["sort"] for row in rows if "artifact" in row}
-    same = [float(row["seconds"]) for row in rows if "done" in row and sorts.get(row["done"]) == stage["sort"]]
+    # One that was up to date took no time, and says nothing of those that are not.
+    same = [float(row["seconds"]) for row in rows if row.get("seconds") and sorts.get(row.get("done")) == stage["sort"]]
     known = stage["seconds"]
     return same[-1] if same else None if known is None else float(known)
 

@@ -97,10 +97,10 @@ def first_not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     for name, weight in weights:
         if not weight.numel() or not weight.is_floating_point() or weight.is_meta:
             continue
-        # Without a mask of the weight's size in memory; nan comes out as nan.
+        # Without a mask of the weight's size in memory; one nan makes both nan.
         least, most = torch.aminmax(weight.detach())
         if not bool(torch.isfinite(least) & torch.isfinite(most)):
-            return f"the weight {name} holds {'NaN' if bool(torch.isnan(least + most)) else 'infinity'}"
+            return f"the weight {name} holds {'NaN' if bool(torch.isnan(least)) else 'infinity'}"
     return None
 
 
