@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         raise UserError('name the runs to be compared, such as OF="tiny-selm tiny-dpo"')
     if missing := [str(run) for run in arguments.runs if not (run / ReportStage.file).is_file()]:
         which = "is no folder of a run" if len(missing) == 1 else "are no folders of runs"
-        raise UserError(f"{', '.join(missing)} {which}; make each first, such as make {arguments.runs[0].name}")
+        raise UserError(f"{', '.join(missing)} {which}; make each first, such as make {Path(missing[0]).name}")
     if len({run.resolve() for run in arguments.runs}) < max(2, len(arguments.runs)):
         named = " ".join(run.name for run in arguments.runs)
         raise UserError(

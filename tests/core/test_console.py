@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from handbook_ext.core import console
-from handbook_ext.core.console import CLEAR, Console
+from handbook_ext.core import bars, console
+from handbook_ext.core.console import CLEAR, CONSOLE, Console
 from handbook_ext.core.goal_progress import Expected, Place, first_to_note, human, write_expected
 
 STAGE = """
 import os, sys, time
 from pathlib import Path
 from handbook_ext.core import console
-from handbook_ext.core.bars import progress
+from handbook_ext.core.bars import progress, within
 from handbook_ext.core.errors import UserError, run_main
 
 def main(argv):
@@ -32,6 +32,7 @@ def main(argv):
     os.write(2, b"a library in C writes\\n")
     for _ in progress(range(3), "", "steps"):
         time.sleep(float(argv[2]) if len(argv) > 2 else 0)
+        within(1, 4)
     console.say("note: said")
     if argv[1] == "mistake":
         raise UserError("this is wrong")
@@ -118,7 +119,24 @@ def test_a_terminal_has_one_line_a_stage_in_the_end(script: Path, tmp_path: Path
     shown = on_terminal(command)
     left = [line.rpartition(CLEAR)[2] for line in shown.split("\r\n")]
     assert left == ["\x1b[33mnote:\x1b[0m said", f"train: {tmp_path / 'policy'} is done (2 s)", ""]
-    assert "2/3 steps, " in shown and "a library" not in shown
+    assert "0/3 steps and 25 % of the next, " in shown and "a library" not in shown
+
+
+def test_a_step_of_minutes_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch of samples of a real checkpoint takes ten minutes on a CPU: nothing was shown until it was over."""
+    monkeypatch.setattr(bars, "SELDOM", 0.0)
+    monkeypatch.setattr(CONSOLE, "armed", True)
+    monkeypatch.setenv("CI", "true")
+    bars.within(1, 4)  # No bar: nothing to say it to.
+    with bars.Bar("", 2, "batches") as bar:
+        for _ in range(2):
+            bars.within(1, 4)
+            bars.within(3, 4)
+            bar.update()
+    said = [line.partition(": ")[2].partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    one = ["0 of 2 batches and 25 % of the next", "0 of 2 batches and 75 % of the next", "1 of 2 batches"]
+    two = ["1 of 2 batches and 25 % of the next", "1 of 2 batches and 75 % of the next", "2 of 2 batches"]
+    assert said == one + two
 
 
 def test_no_colour_and_no_bar_where_they_are_not_wanted(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

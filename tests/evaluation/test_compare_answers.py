@@ -45,7 +45,7 @@ def test_the_start_is_first_then_released_ones_then_iterations_by_number(tmp_pat
 @pytest.mark.parametrize(
     ("policies", "message"),
     [
-        ([("one", "iter1", "s")], "1 policies have answered alpaca, and two are compared; make one-eval SETS=alpaca"),
+        ([("one", "iter1", "s")], "1 policy has answered alpaca, and two are compared; make one-eval SETS=alpaca"),
         ([("one", "iter1", "s"), ("other", "iter1", "t")], "differ; compare runs that were evaluated on the same prompts"),
         ([("one", "iter1", "s"), ("other", "iter1", "s")], "no judge compares the policies"),
     ],

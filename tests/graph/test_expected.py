@@ -41,6 +41,8 @@ def test_seconds_are_those_of_the_same_stage_here_or_under_another_seed(folder: 
     found = {each.name: each.seconds for each in expected_stages([(run, run_rules(run))], runs)}
     assert (found["iter1 train"], found["iter2 train"], found["iter3 train"], found["report"]) == (60, 60, 80, 4)
     assert found["iter1 generate"] is None and found["data"] is None
+    first = {each.name: each.seconds for each in expected_stages([(run, run_rules(run))], Path("elsewhere"))}
+    assert first["report"] == 5 and first["iter3 train"] is None  # Or a first run could never say what is left in all.
     both = expected_stages([(run, run_rules(run)[:1]), (other, run_rules(other)[:1]), (run, run_rules(run)[:2])], runs)
     assert [each.name for each in both] == ["mine-selm data", "mine-selm check", "mine-selm-seed2 data"]
     assert both[0].sort == both[2].sort and both[0].artifact == "runs/mine-selm/data/rows"

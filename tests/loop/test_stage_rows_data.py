@@ -64,7 +64,7 @@ def test_data_writes_the_usable_rows_of_the_files_and_counts_the_others(tmp_path
     assert about["swapped"] == [train[index]["prompt_id"] for index in sorted(flipped)]
     assert about["unused"] == 1  # Two parts of five raw rows, of which the first has lost two.
     assert about["held_out_prompts_in_train"] == 1 and "note: 1 held-out prompts are also training prompts" in said
-    assert "data: 2 of 15 rows were dropped" in said
+    assert "2 of 15 rows were dropped" in said
     files = {f"recipes/mine/{name}.jsonl": sha256(workspace.folder / f"recipes/mine/{name}.jsonl") for name in ("train", "test")}
     assert {str(name).split("micro/")[-1]: sha for name, sha in about["external"].items()} == files
 

@@ -144,7 +144,7 @@ def test_health_measures_the_iterations_own_rows_and_stops_at_each_limit(selm: W
         assert (status, said.count("error:")) == (2, 1)
         metric = limit.removeprefix("max_")
         stopped = f"error: runs/mine-micro/iter1: the run stops here: {metric} is {health[metric]:.3g}, health.{limit} is "
-        assert said.splitlines()[-1].startswith(stopped)
+        assert said.splitlines()[-2].startswith(stopped)
 
 
 def test_report_gives_the_mean_rewards_of_the_evaluations_in_their_order(run: Path) -> None:

@@ -111,7 +111,10 @@ def test_a_recipe_that_is_there_is_never_written_over() -> None:
     (("mine", "tiny-selm", "nowhere"), "DATA: 'nowhere' is no folder"),
     (("mine", "tiny-selm", "few"), "few has 10 training rows, too few for tiny-selm: iter0 .* give 16 rows or more"),
     (("mine", "tiny-selm", "broken"), r"DATA: broken/train.jsonl:2: not valid JSON"),
-    (("mine", "tiny-selm", "empty"), "DATA: data.train: no usable row is left of 1 read; dropped: {'empty chosen': 1}"),
+    (
+        ("mine", "tiny-selm", "empty"),
+        "DATA: data.train: empty/train.jsonl: no usable row is left of 1 read; dropped: {'empty chosen': 1}",
+    ),
     (("ours", "mine-world", "my_pairs"), "FROM: mine-world is for the dataset tiny_world alone"),
 ])  # fmt: skip
 def test_what_could_not_be_run_is_refused(words: tuple[str, ...], message: str) -> None:

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.stage import Stage
-from handbook_ext.core.stage_settings import read_settings
 from handbook_ext.graph.stages import DataStage, SFTStage
 from handbook_ext.recipes.names import recipe_files, unusable_files
+from tests.manifests import BARE
 from tests.recipes.hostile_names import FILE_NAMES, empty_folder, examples, planned, script, words
 
 SUFFIXES = st.sampled_from([".jsonl", ".json", ".parquet"])
@@ -120,14 +120,13 @@ def a_checkpoints_name_is_watched(name: str) -> None:
         except UserError as error:
             assert "UTF-8" in str(error)
             return
-        assert Stage.open(Path("runs/mine-own"), SFTStage).settings.model.name_or_path == name
+        stage = Stage.open(Path("runs/mine-own"), SFTStage)
+        assert stage.settings.model.name_or_path == name
         target = Path("runs/mine-own/sft/policy/manifest.json")
         for needed in (target, *map(Path, rules[target])):
             needed.parent.mkdir(parents=True, exist_ok=True)
             needed.touch()
-        # Finished under the settings that hold: else it would be made again for that.
-        made = {"stage": "sft", "sha256": "", "policy": "", "files": {}, "key": "", "inputs": {}, "counts": {}}
-        target.write_text(json.dumps(made | {"settings": read_settings(Path("runs/mine-own/sft/sft.yaml"))}))
+        target.write_text(json.dumps(BARE | {"settings": stage.raw}))
         assert not outdated(planned("mine-own"), target)
         os.utime(Path(name, "model.safetensors"), ns=(1, 1))
         time.sleep(0.01)

@@ -254,7 +254,7 @@ def test_the_script_writes_a_page_whose_settings_come_first(tmp_path: Path, caps
     assert (tmp_path / "compare" / "tiny-dpo-tiny-selm" / "compare.html").is_file()
     with pytest.raises(UserError, match='name the runs to be compared, such as OF="tiny-selm tiny-dpo"'):
         main(["--runs", str(tmp_path), "--of", ""])
-    with pytest.raises(UserError, match="nowhere: is no folder of a run"):
+    with pytest.raises(UserError, match="nowhere is no folder of a run"):
         main([str(tmp_path / "tiny-selm"), str(tmp_path / "nowhere")])
 
 

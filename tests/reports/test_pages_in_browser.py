@@ -28,6 +28,7 @@ LOOK = """(function () {
     overflow: document.documentElement.scrollWidth - innerWidth,
     verdict: document.querySelector("h1").getBoundingClientRect().bottom, height: innerHeight,
     pictures: Array.prototype.map.call(document.images, function (one) { return one.complete && one.naturalWidth > 0; }),
+    drawn: Math.min.apply(null, Array.prototype.map.call(document.images, function (one) { return one.clientWidth; })),
     broad: broad.length, scrolls: broad.every(function (box) { return getComputedStyle(box).overflowX === "auto"; }),
     cues: broad.every(function (box) { return shown(box.previousElementSibling); }),
     idle: boxes.filter(function (box) {
@@ -89,6 +90,7 @@ def is_sound(found: dict[str, Any], pictures: int) -> None:
     assert found["pictures"] == [True] * pictures
     assert (found["width"], found["overflow"]) == (390, 0)
     assert found["verdict"] < found["height"] == 844
+    assert found["drawn"] > 700  # Or letters of pictures are three pixels high.
     assert found["broad"] > 0 and found["scrolls"] and found["cues"] and found["idle"] == 0
 
 

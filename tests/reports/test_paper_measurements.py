@@ -24,6 +24,7 @@ from handbook_ext.reports.paper_pages import render_paper_table
 from handbook_ext.reports.paper_tables import read_paper_table
 from handbook_ext.reports.run_sets import sets_of
 from handbook_ext.reports.set_results import set_measures
+from tests.manifests import BARE
 from tests.reports.set_files import GPT4_TURBO, measure, row, write_set
 from tests.reports.test_paper_pages import html_rows, latex_rows, markdown_rows
 from tests.workspace import ROOT
@@ -38,9 +39,6 @@ Z = normal_quantile(0.95)
 def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recipes are found from the repository's root."""
     monkeypatch.chdir(ROOT)
-
-
-EMPTY = {"stage": "train", "sha256": "", "key": "", "files": {}, "inputs": {}, "settings": {}, "counts": {}}
 
 
 def test_a_cell_has_the_value_of_its_policy_with_a_normal_interval(tmp_path: Path) -> None:
@@ -100,9 +98,8 @@ def test_a_judge_that_stopped_and_a_policy_that_was_trained_again_are_told(tmp_p
     assert SELM3 in read_filling(SELM1, tmp_path).ours
     policy = tmp_path / "zephyr-selm/iter3/policy"
     policy.mkdir()
-    manifest = EMPTY
     for sha, there in (("evaluated", True), ("trained again", False)):
-        (policy / "manifest.json").write_text(json.dumps(manifest | {"policy": sha}))
+        (policy / "manifest.json").write_text(json.dumps(BARE | {"policy": sha}))
         assert (SELM3 in read_filling(SELM1, tmp_path).ours) == there
     assert "is of another policy than" in read_filling(SELM1, tmp_path).lacks[SELM3].reason
     # Another seed, which is as it was measured, still fills the cell alone.
@@ -134,9 +131,8 @@ def test_a_report_leaves_out_what_was_measured_on_a_policy_that_was_trained_agai
     write_set(run / "iter2", {"lc_win_rate": measure(20.0)})
     write_set(run / "iter3", {"lc_win_rate": measure(23.9)}, sha256="before")
     (run / "iter3/policy").mkdir()
-    manifest = EMPTY
     for sha, policies in (("before", ["iter2", "iter3"]), ("trained again", ["iter2"])):
-        (run / "iter3/policy/manifest.json").write_text(json.dumps(manifest | {"policy": sha}))
+        (run / "iter3/policy/manifest.json").write_text(json.dumps(BARE | {"policy": sha}))
         found = sets_of(run, ["sft", "iter2", "iter3"])
         assert found is not None and found["policies"] == policies
         assert {each.policy for each in set_measures(run, ["iter2", "iter3"])} == {*policies}

@@ -21,7 +21,7 @@ Placed = tuple[str, dict[str, Any]]
 
 def at(place: str, stage: str, commit: str = "a" * 40, dirty: bool = False, **settings: Any) -> Placed:
     """The manifest of a stage in a folder of a run."""
-    made = {"stage": stage, "counts": {}, "sha256": "0", "files": {}, "inputs": {}, "key": ""}
+    made = {"stage": stage, "counts": {}, "sha256": "0", "files": {}, "inputs": {}, "key": "", "policy": None}
     made |= {"settings": {"stage": stage} | settings, "code": {"commit": commit, "dirty": dirty}}
     made |= {"packages": {"torch": "2.13.0"}, "hardware": {"cpu": "x", "gpus": ["H"]}}
     return place, made | {"launch": {"launcher": "plain" if stage == "select" else "accelerate"}}

@@ -103,7 +103,7 @@ def torture_one(
     tally.runs += 1
     struck = []
     for _ in range(dice.randint(1, MOST_BLOWS)):
-        name, after = dice.choice(blows), dice.uniform(0, seconds / 2)
+        name, after = dice.choice(blows), dice.uniform(0, seconds / 3)
         hit, status, said = _make(workspace, runs, place / "tmp", blow=(name, after, dice))
         tally.blows[name] += hit
         tally.missed += not hit

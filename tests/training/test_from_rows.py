@@ -153,8 +153,8 @@ GOOD = {"prompt": HELLO, "chosen": turn("assistant", "apples"), "rejected": turn
     ("row", "message"),
     [
         ({"prompt": "a book", "chosen": "apples"}, "rows[1]: the row has no 'rejected'"),
-        ({**GOOD, "chosen": turn("assistant", " ")}, "rows[1]: empty chosen completion; repair the row or leave it out"),
-        ({**GOOD, "rejected": ""}, "rows[1]: empty rejected completion"),
+        ({**GOOD, "chosen": turn("assistant", " ")}, "rows[1]: the chosen completion is empty; repair the row or leave it out"),
+        ({**GOOD, "rejected": ""}, "rows[1]: the rejected completion is empty"),
         ({**GOOD, "prompt": " "}, "rows[1]: the prompt is empty"),
         ({**GOOD, "prompt": []}, "rows[1]: the prompt is empty"),
         ({"chosen": "apples", "rejected": "plums"}, "rows[1]: 'chosen' is a plain string, so the row needs a 'prompt'"),

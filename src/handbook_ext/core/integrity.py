@@ -111,14 +111,16 @@ def changed_inputs(artifact: Path, manifest: Mapping[str, Any]) -> list[tuple[Pa
 def stale_settings(artifact: Path, manifest: Mapping[str, Any]) -> str | None:
     """Returns how the settings that made an artifact differ from those in the settings file of its stage; None where they do not.
 
-    The graph writes that file beside the artifact, under the stage's name. A folder without any settings file, as that of a
-    policy which was copied elsewhere, expects nothing.
+    The graph writes that file beside the artifact, under the stage's name. Outside a run that it has written, as where a policy
+    was copied elsewhere, nothing is expected.
     """
     stage = str(manifest["stage"])
     path = artifact.parent / f"{stage}.yaml"
     if not path.is_file():
         others = sorted(each.stem for each in artifact.parent.glob("*.yaml"))
-        return f"stage '{stage}' made it, and {artifact.parent} has the settings of {', '.join(others)} alone" if others else None
+        if not others or not any((parent / "run.mk").is_file() for parent in artifact.parents):
+            return None
+        return f"stage '{stage}' made it, and {artifact.parent} has the settings of {', '.join(others)} alone"
     # Through JSON, as the manifest went.
     found = differences(identity(manifest["settings"]), json.loads(json.dumps(identity(read_settings(path)))))
     if not found:

@@ -20,6 +20,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from handbook_ext.core.bars import within
+
 SEPARABLE = frozenset({"gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})
 """Architectures whose rows may leave a batch: a test holds each to transformers' own loop, which decodes all others."""
 BY_LONGEST = frozenset({"dynamic", "longrope"})
@@ -109,6 +111,7 @@ def by_rows(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], law: Law,
             left = (~ended).nonzero()[:, 0]
             rows.select(left)
             requests, tokens, ended = requests[left], tokens[left], ended[left]
+        within(step + 1, limits.max_new_tokens)
         logits = rows.read(tokens[:, None], rows.lengths[:, None])  # (R, 1) -> (R, V)
     return found.tolist()  # type: ignore[no-any-return]
 
@@ -141,13 +144,15 @@ class Rows:
 class LawOfBatch(LogitsProcessor):
     """A law for transformers' own loop: scores that leave one token, which its greedy search then takes."""
 
-    def __init__(self, law: Law, prompt_length: int) -> None:
-        """Prompts are padded to `prompt_length` tokens."""
-        self.law, self.prompt_length = law, prompt_length
+    def __init__(self, law: Law, prompt_length: int, steps: int) -> None:
+        """Prompts are padded to `prompt_length` tokens, and at most `steps` follow."""
+        self.law, self.prompt_length, self.steps = law, prompt_length, steps
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns scores (N, V) that are 0 at the chosen token and -inf elsewhere."""
-        token = self.law.tokens(scores, input_ids.shape[1] - self.prompt_length)
+        step = input_ids.shape[1] - self.prompt_length
+        within(step, self.steps)
+        token = self.law.tokens(scores, step)
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
@@ -162,7 +167,7 @@ def by_batch(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], law: Law
     policy.generation_config = GenerationConfig()  # A checkpoint's own, such as a repetition penalty, would act too.
     output = policy.generate(
         input_ids=ids, attention_mask=mask, generation_config=config,
-        logits_processor=LogitsProcessorList([LawOfBatch(law, ids.shape[1])]),
+        logits_processor=LogitsProcessorList([LawOfBatch(law, ids.shape[1], limits.max_new_tokens)]),
     )  # fmt: skip
     return output[:, ids.shape[1] :].tolist()  # type: ignore[no-any-return]
 

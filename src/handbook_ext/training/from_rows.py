@@ -184,10 +184,10 @@ def _pair(where: str, row: Any) -> PreferencePair:
     try:
         pair = plain_pair(where, dict(row), Rules(seed=0, ties="keep", drop_empty=True))
     except Unusable as reason:
-        raise UserError(f"{where}: {reason} completion; repair the row or leave it out") from None
+        what = str(reason).removeprefix("empty ")
+        what = what if what in ("prompt", "turn") else f"{what} completion"
+        raise UserError(f"{where}: the {what} is empty; repair the row or leave it out") from None
     prompt = row.get("prompt")
-    if not any(turn["content"].strip() for turn in pair.prompt):
-        raise UserError(f"{where}: the prompt is empty; repair the row or leave it out")
     if isinstance(prompt, list) and messages(where, "prompt", prompt) != pair.prompt:
         raise UserError(
             f"{where}: 'chosen' holds more than one message and does not begin with 'prompt'; a completion is one message of "
