@@ -13,7 +13,7 @@ import pytest
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.rules_run import check_rule
-from handbook_ext.planning.new_recipe import asked_recipe, new_recipe
+from handbook_ext.planning.new_recipe import _split, asked_recipe, new_recipe
 from handbook_ext.planning.schedule import refuse_idle, schedules_of
 from handbook_ext.recipes.run import resolve
 from tests.dataset_rows import pair, write
@@ -103,7 +103,8 @@ def test_a_recipe_that_is_there_is_never_written_over() -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("mine-plan",), "is or ends like a goal"), (("tiny",), "recipes/tiny holds delivered recipes"),
+    (("mine-plan",), "is or ends like a goal"), (("ours-plan",), "is or ends like a goal"),
+    (("tiny",), "recipes/tiny holds delivered recipes"),
     (("mine/base",), "holds delivered recipes"), (("tables/x",), "holds delivered recipes"),
     (("mine", "tiny-slem"), r"FROM: no recipe is called 'tiny-slem' \(did you mean 'tiny-selm'\?\)"),
     (("mine", ""), "FROM: name a"),
@@ -171,3 +172,25 @@ def test_delivered_bases_on_a_checkpoint_make_recipes_as_well(folder: Path) -> N
     assert "tiny_world" not in text
     run = resolve("mine-selm")
     assert (run.settings.train.global_batch_size, run.settings.rank.fit.global_batch_size) == (4, 8)
+
+
+@pytest.mark.parametrize(("count", "held"), [(3, 1), (10, 2), (1500, 300), (9000, 300)])
+def test_a_proposed_split_holds_out_a_fifth_at_least_one_row_and_300_at_most(count: int, held: int) -> None:
+    Path("all.jsonl").write_text("{}\n" * count)
+    assert f"head -n {held} " in _split(Path("all.jsonl"), Path("out"))
+
+
+def test_a_training_of_many_epochs_needs_a_full_batch_as_well() -> None:
+    mine("train: {num_train_epochs: 8, per_device_train_batch_size: 2}\n", "long")
+    assert any(line.startswith("set for these rows: train.global_batch_size") for line in made("ours", "mine-long", rows(60)))
+    run = resolve("ours-long")
+    refuse_idle(schedules_of(check_rule(run).settings, rows_of(60), 60))  # type: ignore[arg-type]
+    assert run.settings.train.per_device_train_batch_size == 2  # As its base says, since it fits.
+
+
+@pytest.mark.parametrize(("most", "told"), [(61, True), (62, False)])
+def test_a_limit_on_rows_that_was_met_is_told_whatever_was_dropped(most: int, told: bool) -> None:
+    mine(f"data: {{train_rows: {most}}}\n", "some")
+    write(Path(rows(60), "train.jsonl"), [*map(pair, range(60)), {"prompt": "a", "chosen": "", "rejected": "b"}])
+    said = made("ours", "mine-some")
+    assert (f"note: data.train_rows reads the first {most} rows at most; null reads all" in said) is told
