@@ -118,6 +118,18 @@ def test_a_file_in_the_place_of_a_workspace_is_removed(tmp_path: Path) -> None:
     assert stage.workspace.is_dir()
 
 
+def test_what_a_killed_publication_had_put_aside_stops_no_other(tmp_path: Path) -> None:
+    for rule in ("a", "b"):
+        stage = stage_of(tmp_path / "model", rule=rule)
+        assert not stage.finished()
+        stage.out.mkdir()
+        (stage.out / "weights").write_text(rule)
+        (stage.workspace / "replaced").mkdir()
+        (stage.workspace / "replaced" / "weights").touch()
+        stage.publish(COUNTS)
+    assert (tmp_path / "model/weights").read_text() == "b"
+
+
 def test_what_a_killed_stage_had_begun_is_no_part_of_what_is_taken_over(tmp_path: Path) -> None:
     for run in ("one", "two"):
         (tmp_path / run).mkdir()

@@ -181,6 +181,12 @@ def test_one_seed_borrows_the_run_to_run_variance_or_has_no_verdict() -> None:
     assert any(line.startswith("One seed (1 cell): the interval is over prompts alone") for line in rule_in_words(SELM1, filling))
     several = Filling({CELL: of(24.25, 0.01, seeds=3)})
     assert not any(line.startswith("One seed") for line in rule_in_words(SELM1, several))
+    # So it is beside the released checkpoint.
+    one, three = (
+        judged(SELM1, Filling({CELL: of(20.0, 0.2, seeds=seeds)}, released={CELL: of(20.1, 0.2)})).training[CELL]
+        for seeds in (1, 3)
+    )
+    assert one.high - one.low == pytest.approx(math.hypot(three.high - three.low, 2 * Z * run_to_run_error(column(LC))))
     table = read_paper_table("selm2")
     key = next(each for each in table.grid if each[2] == "average" and table.stand(*each) is not None)
     exact = replace(of(float(table.grid[key].number or 0), 0.001), judge=None)
