@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
+
 import torch
 from rich.console import Console
 from tqdm import tqdm
