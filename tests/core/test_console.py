@@ -98,6 +98,14 @@ def test_a_failure_ends_with_the_place_of_its_log(script: Path, tmp_path: Path) 
     assert "RuntimeError: broken\n" in (tmp_path / "policy.log").read_text()
 
 
+def test_a_log_on_a_full_disk_is_told_on_the_terminal(script: Path, tmp_path: Path) -> None:
+    (tmp_path / "policy.log").symlink_to("/dev/full")
+    status, out, err = elsewhere(script, str(tmp_path / "policy"), "end")
+    first, closing = err.splitlines()
+    assert status != 0 and out == "" and first.startswith("error: ") and "the disk is full" in first
+    assert closing == f"it has failed; log: {tmp_path / 'policy.log'}"
+
+
 def test_other_processes_than_the_first_show_their_tracebacks_alone(script: Path, tmp_path: Path) -> None:
     assert elsewhere(script, str(tmp_path / "policy"), "end", RANK="1") == (0, "", "")
     status, _, err = elsewhere(script, str(tmp_path / "policy"), "bug", RANK="1")

@@ -171,3 +171,35 @@ def test_a_settings_file_of_another_stage_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "any.yaml").write_text("stage: [select]\n")
     with pytest.raises(UserError, match=r"any.yaml: stage: Input should be a valid string; run make, which writes this file"):
         Stage.open(tmp_path, AnyStage)
+
+
+@pytest.mark.parametrize("what", ["pairs.jsonl", "pairs.manifest.json"])
+def test_a_folder_where_a_stage_leaves_a_file_is_one_line_before_the_work(tmp_path: Path, what: str) -> None:
+    (tmp_path / what).mkdir()
+    stage = stage_of(tmp_path / "pairs.jsonl")
+    with pytest.raises(UserError, match=f"{what}: is a folder, and a file is needed there"):
+        stage.finished()
+    stage.release()  # As the end of its process does.
+    (tmp_path / what).rmdir()
+    make(tmp_path)
+
+
+@pytest.mark.parametrize("link", [None, "policy", "nowhere"])
+def test_what_is_no_folder_where_a_stage_leaves_one_stays_and_is_told(tmp_path: Path, link: str | None) -> None:
+    policy = tmp_path / "policy"
+    policy.write_text("notes") if link is None else policy.symlink_to(link)
+    with pytest.raises(UserError, match="policy: is a file or a broken link, and a folder is needed there"):
+        stage_of(policy).finished()
+    assert os.path.lexists(policy)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_the_place_of_a_workspace_is_removed_and_not_what_it_leads_to(tmp_path: Path, there: bool) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if there:
+        elsewhere.mkdir()
+        (elsewhere / "mine").touch()
+    (tmp_path / ".pairs.jsonl.partial").symlink_to(elsewhere)
+    make(tmp_path)
+    assert (tmp_path / "pairs.jsonl").is_file()
+    assert (elsewhere / "mine").is_file() == there

@@ -23,7 +23,7 @@ from handbook_ext.core.manifests import finished_manifest, json_object, manifest
 __all__ = [
     "ADAPTER_CONFIG", "HASHES", "LOADED", "START", "UNHASHED", "WEIGHTS", "Files", "checkpoint_files", "current_hash",
     "file_records", "files_of", "finished_manifest", "flush_folder", "hash_of_files", "json_object", "manifest_path", "part_of",
-    "read_manifest", "recorded_hash", "remembered_hashes", "sha256_of", "weights_hash",
+    "read_manifest", "recorded_hash", "records_beside", "remembered_hashes", "sha256_of", "weights_hash",
 ]  # fmt: skip
 
 Files = dict[str, dict[str, Any]]
@@ -54,6 +54,12 @@ def sha256_of(path: Path) -> str:
 def file_records(artifact: Path) -> Files:
     """Returns hash, size and time of every file of an artifact; reads each file once."""
     return {name: _record(path) for name, path in files_of(artifact).items()}
+
+
+def records_beside(artifact: Path) -> Files:
+    """Returns the records of the files of a folder that are no part of what identifies it: the log of a training."""
+    found = [path for path in sorted(artifact.rglob("*")) if path.name in UNHASHED and path.name != "manifest.json"]
+    return {str(path.relative_to(artifact)): _record(path) for path in found}
 
 
 def hash_of_files(artifact: Path, files: Files) -> str:

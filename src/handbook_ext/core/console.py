@@ -162,8 +162,9 @@ def say(text: str) -> None:
             sys.stderr.write(f"{CLEAR if CONSOLE.armed and CONSOLE.drawn else ''}{_coloured(text)}\n")
             sys.stderr.flush()
         return
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # A log on a full disk: the terminal is told all the same.
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
     if CONSOLE.first:
         CONSOLE.write(f"{CLEAR if CONSOLE.drawn else ''}{_coloured(text)}\n", CONSOLE.err)
         draw()

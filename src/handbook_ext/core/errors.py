@@ -15,6 +15,7 @@ from handbook_ext.core.interrupt import INTERRUPTED, importing_is_over
 
 from handbook_ext.core import console
 from handbook_ext.core.console import SAID
+from handbook_ext.core.streams import reader_is_gone
 
 ROOM = "free some space, or put the runs on another disk with RUNS="
 # What keeps a file from being written: the numbers of the system, and how the C and Rust writers under torch and safetensors put
@@ -80,6 +81,9 @@ def stage_folder(argv: Sequence[str]) -> Path:
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Prints one line for what could not be written, whichever library met it, and the traceback of anything else."""
+    if isinstance(error, BrokenPipeError) and reader_is_gone():
+        _say("whoever read what is printed here has ended; repeat the command to see the rest")
+        return
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:  # Libraries wrap the OSError in errors of their own.

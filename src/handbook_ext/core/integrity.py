@@ -11,7 +11,7 @@ from typing import Any
 
 from handbook_ext.core.artifacts import Files, current_hash, files_of, part_of, recorded_hash, sha256_of
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.manifests import finished_manifest, manifest_path, read_manifest
+from handbook_ext.core.manifests import LISTED, finished_manifest, manifest_path, read_manifest
 from handbook_ext.core.stage_settings import differences, identity, read_settings, shortened
 
 NAMED = 3  # Files that a line names.
@@ -56,6 +56,16 @@ def damage_of(artifact: Path, files: Files, hash_of: Callable[[Path], str] = sha
     return Damage(
         tuple(name for name in files if name not in here), tuple(changed), tuple(name for name in here if name not in files)
     )
+
+
+def check_place(artifact: Path) -> None:
+    """Raises UserError where something lies in an artifact's place that it cannot take: that is somebody's, so it stays."""
+    folder = artifact.suffix not in LISTED
+    if folder and os.path.lexists(artifact) and not artifact.is_dir():
+        raise UserError(f"{artifact}: is a file or a broken link, and a folder is needed there; move it away")
+    for path in () if folder else (artifact, manifest_path(artifact)):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, and a file is needed there; move it away")
 
 
 def verified(artifact: Path, *, settings: bool = True) -> str:

@@ -11,18 +11,21 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from handbook_ext.core.streams import open_streams
+
 INTERRUPTED = "interrupted; finished work is kept; the same command resumes from it"
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
 
 def quiet_while_importing() -> None:
-    """Has an interrupt told in one line until `importing_is_over`, in our own scripts alone: elsewhere it is not ours to handle.
+    """Has streams that are open, and an interrupt told in one line until `importing_is_over`.
 
-    A handler rather than an exception: libraries wrap what is raised while they are imported. Python itself puts "-m" in the
-    place of a module's path until it has found the module.
+    In our own scripts alone: elsewhere it is not ours to handle. A handler rather than an exception: libraries wrap what is
+    raised while they are imported. Python itself puts "-m" in the place of a module's path until it has found the module.
     """
     script = sys.argv[0] if getattr(sys, "argv", None) else ""
     if script == "-m" or Path(script).resolve().parent == SCRIPTS:
+        open_streams()
         _exchange(signal.default_int_handler, _end)
 
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from handbook_ext.core.errors import UserError
 
+LISTED = {".jsonl", ".json"}
+"""Suffixes of artifacts that are one file; all others are folders."""
 POLICY = "policy"
 """The name of an artifact that is a policy; its manifest has its identity under the same name."""
 
@@ -38,6 +40,7 @@ class _Manifest(BaseModel):
     settings: dict[str, Any]
     counts: dict[str, Any]
     external: dict[str, str] = {}
+    beside: dict[str, FileRecord] = {}
     recipe: str = ""
     overrides: list[str] = []
     launch: dict[str, Any] = {}
@@ -48,7 +51,7 @@ class _Manifest(BaseModel):
 
 def manifest_path(artifact: Path) -> Path:
     """Returns where an artifact's manifest lies: in a folder, or beside a file."""
-    if artifact.suffix in {".jsonl", ".json"}:
+    if artifact.suffix in LISTED:
         return artifact.with_name(artifact.stem + ".manifest.json")
     return artifact / "manifest.json"
 

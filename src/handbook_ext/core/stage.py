@@ -28,11 +28,12 @@ from handbook_ext.core.artifacts import (
     hash_of_files,
     json_object,
     manifest_path,
+    records_beside,
     remembered_hashes,
     weights_hash,
 )  # fmt: skip
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.integrity import verified
+from handbook_ext.core.integrity import check_place, verified
 from handbook_ext.core.jsonl import write_json
 from handbook_ext.core.provenance import code_state, hardware, launch_facts, package_versions, peak_memory
 from handbook_ext.core.sharing import share_file, sibling_of
@@ -43,7 +44,7 @@ SHARE = "HANDBOOK_SHARE"
 # What every manifest records of how it was made; the other entries are specific to a stage.
 OWN_FACTS = {
     "stage", "recipe", "overrides", "iteration", "sha256", "files", "key", "inputs", "external", "settings", "counts", "seed",
-    "seconds", "code", "hardware", "packages", "shared_from", "launch", "peak_memory",
+    "seconds", "code", "hardware", "packages", "shared_from", "launch", "beside", "peak_memory",
 }  # fmt: skip
 
 
@@ -116,6 +117,7 @@ class Stage(Generic[S]):
         self.artifact.parent.mkdir(parents=True, exist_ok=True)
         console.begin(self.name, self.artifact)
         self._lock(self.artifact.parent)
+        check_place(self.artifact)
         # Relative names, so that a run folder may be moved.
         # What another run expects of its own stages is its own matter: a comparison takes their artifacts as they are.
         self.hashes = {
@@ -133,8 +135,7 @@ class Stage(Generic[S]):
         self._prepare_workspace()
         if not share and os.environ.get(SHARE) != "1":
             return False
-        locks = self.run.parent / ".shared"
-        locks.mkdir(exist_ok=True)
+        (locks := self.run.parent / ".shared").mkdir(exist_ok=True)
         self._lock(locks / self._key())
         return self._reuse_sibling()
 
@@ -150,14 +151,13 @@ class Stage(Generic[S]):
         files = file_records(self.out) if files is None else files
         if self.artifact.name == "policy":
             facts["policy"] = weights_hash({name: record["sha256"] for name, record in files.items()})
-        settings = self.settings
         manifest = {
-            "stage": self.name, "recipe": settings.recipe, "overrides": settings.overrides,
-            "iteration": getattr(settings, "iteration", None), "sha256": hash_of_files(self.out, files), "files": files,
+            "stage": self.name, "recipe": self.settings.recipe, "overrides": self.settings.overrides,
+            "iteration": getattr(self.settings, "iteration", None), "sha256": hash_of_files(self.out, files), "files": files,
             "key": self._key(), "inputs": self.hashes, "external": self.external,
-            "settings": self.raw, "counts": counts, "seed": settings.seed, "launch": launch_facts(),
+            "settings": self.raw, "counts": counts, "seed": self.settings.seed, "launch": launch_facts(),
             "seconds": round(time.time() - self._started, 2), "code": code_state(), "hardware": hardware(),
-            "packages": package_versions(), "peak_memory": peak_memory(), **facts,
+            "packages": package_versions(), "peak_memory": peak_memory(), "beside": records_beside(self.out), **facts,
         }  # fmt: skip
         path = manifest_path(self.artifact)
         if self.out.is_dir():
@@ -229,7 +229,7 @@ class Stage(Generic[S]):
 
     def _remove_workspace(self) -> None:
         """Removes the workspace, if there is one, whatever it is."""
-        if self.workspace.is_dir():
+        if self.workspace.is_dir() and not self.workspace.is_symlink():
             shutil.rmtree(self.workspace)
         else:
             self.workspace.unlink(missing_ok=True)
@@ -237,8 +237,8 @@ class Stage(Generic[S]):
     def _prepare_workspace(self) -> None:
         """Makes the workspace, emptied first when it belongs to other settings or inputs."""
         record = self.workspace / "stage.json"
-        if self.workspace.exists():
-            before = json_object(record)
+        if os.path.lexists(self.workspace):
+            before = None if self.workspace.is_symlink() else json_object(record)  # A link leads to what is none.
             # Through JSON, as the record went: a tuple would differ from the list that it became.
             changes = differences(before, json.loads(json.dumps(self._determinants()))) if before is not None else []
             changed = ["its record, which is missing or damaged"] if before is None else [name for name, _, _ in changes]

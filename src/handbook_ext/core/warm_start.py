@@ -226,8 +226,11 @@ def _become(connection: socket.socket) -> NoReturn:
     except BaseException:  # noqa: BLE001 - as an interpreter would
         sys.excepthook(*sys.exc_info())
         status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for written in (sys.stdout, sys.stderr):
+        try:
+            written.flush()
+        except OSError:  # A log on a full disk, which the script has told of.
+            status = status or 1
     with contextlib.suppress(OSError):
         connection.send(f"ended {status}\n".encode())
     os._exit(status)

@@ -19,13 +19,13 @@ import yaml
 from handbook_ext.core.artifacts import finished_manifest, manifest_path
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import replace_text
+from handbook_ext.core.manifests import LISTED
 from handbook_ext.core.stage_settings import identity
 from handbook_ext.graph.rule import StageRule, devices_each, whole_of
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.run import Run
 
-LISTED = {".jsonl", ".json"}
 PLAIN = r"(?!-)[\w./+@,-]+"
 """The form of a word that make and a shell take for itself, and no command takes for an option."""
 

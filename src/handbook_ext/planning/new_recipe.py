@@ -10,9 +10,10 @@ from shlex import quote
 from typing import cast
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.manifests import LISTED
 from handbook_ext.core.records import content_id
 from handbook_ext.data.offline import OfflineData, form_of_rows, load_offline_data
-from handbook_ext.graph.makefile import LISTED, replaced
+from handbook_ext.graph.makefile import replaced
 from handbook_ext.graph.rules_run import check_rule, data_rule
 from handbook_ext.graph.stages import CheckStage, DataStage
 from handbook_ext.planning.amounts import mean, measured

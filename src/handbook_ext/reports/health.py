@@ -17,6 +17,7 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Completion, PreferencePair, Ranking
 from handbook_ext.objectives.metrics import correlation
 from handbook_ext.recipes.settings import HealthSettings
+from handbook_ext.reports.training_logs import FILE, training_log
 
 Health = dict[str, float | None]
 
@@ -40,9 +41,8 @@ def read_health(files: Mapping[str, Path]) -> Health:
         health |= sample_health(read_rows(files["completions"], Completion))
     if "rankings" in files:
         health |= judgement_health(read_rows(files["rankings"], Ranking))
-    state = files["policy"] / "trainer_state.json" if "policy" in files else None
-    if state is not None and state.is_file():
-        health |= training_health(json.loads(state.read_text())["log_history"])
+    if "policy" in files and (files["policy"] / FILE).is_file():
+        health |= training_health(training_log(files["policy"]))
     if "evaluation" in files:
         health["kl"] = (json.loads(files["evaluation"].read_text()).get("implicit") or {}).get("kl")
     return health

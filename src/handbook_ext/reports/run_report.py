@@ -15,6 +15,7 @@ from handbook_ext.objectives.metrics import Scores, comparable, compare_scores, 
 from handbook_ext.recipes.settings import FITTED
 from handbook_ext.reports.evaluations import Json, judged_by_all, read_evaluation, read_json, read_labelled
 from handbook_ext.reports.health import files_of, read_health
+from handbook_ext.reports.training_logs import training_log
 
 STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
 
@@ -70,8 +71,7 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedR
             raise UserError(f"{path}: has not the prompts and decodings of {start}; evaluate both on the same")
     labelled = {name: read_labelled(folder / name / "eval.json") for name in names}
     policies, unjudged = judged_by_all(policies)
-    states = {name: folder / name / "policy" / "trainer_state.json" for name in names[1:]}
-    logs = {name: read_json(path).get("log_history", []) for name, path in states.items() if path.is_file()}
+    logs = {name: training_log(folder / name / "policy") for name in names[1:]}
     steps = {name: [row for row in rows if "loss" in row and "step" in row] for name, rows in logs.items()}
     history = {name: rows for name, rows in steps.items() if rows}
     stages = [stage for name in ("data", "ranker", "judge", *names) for stage in read_stages(folder / name)]

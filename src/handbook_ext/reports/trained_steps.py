@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from handbook_ext.core.artifacts import finished_manifest, json_object
+from handbook_ext.core.artifacts import finished_manifest
 from handbook_ext.core.jsonl import iter_jsonl
 from handbook_ext.objectives.batching import BatchPlan
 from handbook_ext.reports.evaluations import Json
+from handbook_ext.reports.training_logs import training_log
 
 LOGGED = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
@@ -31,7 +32,7 @@ def training_of(folder: Path, lines: Sequence[int]) -> list[str]:
         return [
             f"{trained}, unless it is one of those that encoding dropped ({dropped}); which these are, only the tokenizer tells"
         ]
-    log = (json_object(folder / "policy" / "trainer_state.json") or {}).get("log_history", [])
+    log = training_log(folder / "policy")
     return [
         f"line {line} of pairs.jsonl: dropped when it was encoded, so nothing trained on it"
         if place is None

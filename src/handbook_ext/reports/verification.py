@@ -66,9 +66,11 @@ def _of_files(folder: Path, artifact: str, *, read: bool) -> Finding:
         return Finding(artifact, MISSING, "its manifest is here")
     here, files = files_of(path), manifest["files"]
     changed = [name for name, each in here.items() if name in files and not _is(each, files[name])]
-    damage = Damage(
-        tuple(name for name in files if name not in here), tuple(changed), tuple(each for each in here if each not in files)
-    )
+    beside = manifest.get("beside", {})  # Older manifests have none.
+    lost = [name for name in beside if not (path / name).is_file()]
+    changed += [name for name, record in beside.items() if name not in lost and not _is(path / name, record)]
+    missing = [*(name for name in files if name not in here), *lost]
+    damage = Damage(tuple(missing), tuple(changed), tuple(each for each in here if each not in files))
     if damage:
         return Finding(artifact, MISSING if damage.only_missing else CHANGED, str(damage))
     if not _consistent(path, manifest):
