@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
             f"({wrong[0].word}); restore what is changed or missing, or delete its manifest and make it again; stale ones are "
             "made again by make"
         )
+    if not made:
+        raise UserError(f"{folder}: nothing of this run was made yet, so there is nothing to verify; make {run.name} makes it")
     sys.stdout.write(f"{folder}: all {made} artifacts are as they were made; {len(found) - made} were not made yet\n")
 
 

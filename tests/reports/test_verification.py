@@ -110,5 +110,6 @@ def test_the_script_reads_what_a_policy_was_evaluated_on_at_whatever_time(
 ) -> None:
     enter_folder(tmp_path, monkeypatch)
     write_run(mine("benchmarks: {sets: {small: {source: test, measures: [single]}}}\n"), FOLDER.parent)
-    runpy.run_path(str(ROOT / "scripts/verify_run.py"))["main"](["--variable=RUNS=runs", "mine-selm-verify"])
+    with pytest.raises(UserError, match="nothing of this run was made yet, so there is nothing to verify"):
+        runpy.run_path(str(ROOT / "scripts/verify_run.py"))["main"](["--variable=RUNS=runs", "mine-selm-verify"])
     assert " not made iter1/small/eval.json\n" in capsys.readouterr().out

@@ -103,13 +103,9 @@ def _mean_ranks(values: FloatArray) -> FloatArray:
 
 
 def hierarchical_interval(
-    groups: Sequence[ArrayLike],
-    *,
-    crossed: bool = False,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
+    groups: Sequence[ArrayLike], *, crossed: bool = False, resamples: int = RESAMPLES, confidence: float = CONFIDENCE,
     seed: int = 0,
-) -> Interval:
+) -> Interval:  # fmt: skip
     """Returns the mean over seeds of the means over prompts, with its interval over seeds and then prompts.
 
     `groups` has one array (prompts,) per seed. `crossed` says that all seeds share their prompts, in the same order:
@@ -121,9 +117,7 @@ def hierarchical_interval(
     if not groups:
         raise ValueError("no rewards to average; pass one array per seed")
     if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"resamples {resamples} and confidence {confidence} are out of range; use at least 1, and between 0 and 1"
-        )
+        raise ValueError(f"resamples {resamples} and confidence {confidence} are out of range; at least 1, and between 0 and 1")
     arrays = [aligned(group, group)[0] for group in groups]
     rng = np.random.default_rng(seed)
     # One seed has nothing to share; both ways then draw the same distribution.
