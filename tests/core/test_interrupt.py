@@ -29,10 +29,18 @@ runpy.run_path({script!r}, run_name="__main__")
 """
 
 
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Python in the foreground: what a shell starts in the background, such as these tests, ignores interrupts."""
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=60, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
 def interrupted(script: Path, library: str) -> subprocess.CompletedProcess[str]:
     """A script that is interrupted when it imports a library."""
     code = HOOK.format(script=str(script), library=library)
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return run("-c", code, cwd=ROOT)
 
 
 @pytest.mark.parametrize(("name", "library"), [("train_policy", "torch"), ("plan_goals", "pydantic"), ("write_report", "numpy")])
@@ -51,12 +59,11 @@ def test_a_script_that_imports_torch_first_is_prepared_for_an_interrupt(script: 
 def test_another_programs_interrupts_are_its_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("import signal, handbook_ext\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n")
-    assert subprocess.run([sys.executable, str(path)], check=False).returncode == 0
+    assert run(str(path)).returncode == 0
     module = "import sys; sys.argv = ['-m']; import signal, handbook_ext; print(repr(signal.getsignal(signal.SIGINT)))"
     ignored = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {module}"
     for code, said in ((module, "_end"), (ignored, "SIG_IGN")):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert said in done.stdout
+        assert said in run("-c", code).stdout
 
 
 def test_a_script_that_has_imported_raises_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,8 @@ def _make(
         make = subprocess.Popen(
             ["make", "mine-micro", f"RUNS={runs}"], cwd=workspace.folder, env=environment, stdin=subprocess.DEVNULL, stdout=said,
             stderr=said, start_new_session=True,
+            # Whoever starts a campaign in the background has interrupts ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - nothing else is done between
         )  # fmt: skip
         victim = Victim(make, runs, temporary)
         hit = blow is not None and strike(victim, *blow[:2], blow[2])
