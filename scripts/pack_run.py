@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.reports.ledger import content_groups, refuse_faults
+from handbook_ext.reports.ledger import SUMMARY, content_groups, refuse_faults
 from handbook_ext.reports.ledger_archive import SUFFIX, archive_bytes, write_ledger
-from handbook_ext.reports.ledger_pack import packed
+from handbook_ext.reports.ledger_pack import REPORT, packed
 
 
 def main(argv: list[str]) -> None:
@@ -20,6 +20,12 @@ def main(argv: list[str]) -> None:
     if not out.name.endswith(SUFFIX):
         raise UserError(f"--out {out}: the name of a ledger ends with {SUFFIX}")
     groups = content_groups(ledger)
+    if {group.name for group in groups if group.faults} == {SUMMARY}:
+        # A stage that was made again, to the same bytes, took other seconds than the report says; nothing is stale for that.
+        raise UserError(
+            f"{arguments.run / REPORT}: is older than what it reports ({next(g.faults[0] for g in groups if g.faults)}); delete "
+            "that folder, and repeat the command, which makes it again"
+        )
     refuse_faults(out, groups)
     content = archive_bytes(ledger)
     write_ledger(out, content)

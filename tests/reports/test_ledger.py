@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.reports.ledger import (
+    Group,
     add_to_ledger,
     content_groups,
     ledger_measurements,
@@ -262,6 +263,18 @@ def test_the_scripts_pack_the_same_bytes_twice_verify_and_add(
     assert lines[-1] == f"added: {tmp_path / 'ledger' / 'a.ledger.zip'}"
     with pytest.raises(UserError, match=r"the name of a ledger ends with \.ledger\.zip"):
         script("pack_run")([str(made), "--out", str(tmp_path / "a.zip")])
+
+
+def test_a_report_that_is_older_than_a_stage_made_again_is_named_with_what_to_do(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes in other seconds make nothing stale, and the report still says the former ones."""
+    main = script("pack_run")
+    stale = [Group("manifests", "", []), Group("summary", "", ["stages[5].seconds is 2, and it was 3"])]
+    monkeypatch.setitem(main.__globals__, "content_groups", lambda ledger: stale)
+    with pytest.raises(UserError, match=r"older than what it reports \(stages\[5\].*\); delete that folder, and repeat"):
+        main([str(made), "--out", str(tmp_path / "a.ledger.zip")])
+    assert not (tmp_path / "a.ledger.zip").exists()
 
 
 def test_the_script_refuses_an_altered_answer_in_lines_and_adds_nothing(made: Path, ledger: Ledger, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from handbook_ext.reports.ledger_sets import not_recomputed, set_faults
 
 LEDGER = Path("ledger")
 """The folder of submitted runs."""
+SUMMARY = "summary"
+"""The group of what a report says."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def content_groups(ledger: Ledger, gamed: Path | None = None) -> list[Group]:
         faults = _told((fault for path in loop for fault in evaluation_faults(path, str(path.relative_to(run)))), run)
         found.append(Group("evaluations", f"{len(loop)}: means, implicit rewards, and rewards where they are known", faults))
         words = "every mean, win rate and interval of the report"
-        found.append(Group("summary", words, _told(summary_faults(run), run)))
+        found.append(Group(SUMMARY, words, _told(summary_faults(run), run)))
         found.append(_sets(run, gamed))
     return found
 
