@@ -69,7 +69,7 @@ with launch.main_first():
     process = launcher(tmp_path, body, stderr=subprocess.PIPE)
     started = time.monotonic()
     _, said = process.communicate(timeout=60)
-    assert process.returncode == code and time.monotonic() - started < 30
+    assert process.returncode == code and time.monotonic() - started < 50  # Not the 60 of those that wait.
     how = "was ended by SIGKILL, as the kernel does where memory is short" if code == 137 else "ended with 3"
     assert f"error: process 0 of 3 {how}; the others were ended, run make again" in said
     assert_gone(tmp_path)
