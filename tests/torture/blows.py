@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -109,7 +110,8 @@ def full_disk(victim: Victim, dice: random.Random) -> bool:
     ballast = victim.runs.parent / "ballast"
     room = os.statvfs(victim.runs.parent)
     size = max(0, room.f_bavail * room.f_frsize - dice.randrange(HEADROOM))
-    with ballast.open("wb") as file:
+    # The run writes meanwhile, so that the room may be less by now: then the disk is full already.
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
         os.posix_fallocate(file.fileno(), 0, max(1, size))
     try:
         victim.make.wait(timeout=120)
