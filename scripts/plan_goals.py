@@ -122,7 +122,7 @@ def preflight(plan: Plan, goals: Mapping[str, Sequence[Pending]], runs: Path, lo
         sys.stderr.write("".join(f"note: {line}\n" for line in unknown_sizes(goals)))
     if lines:
         raise UserError(*lines)
-    return sorted({name for pending in goals.values() for each in pending for name in extras_here(each.run)})
+    return sorted({name for pending in goals.values() for each in pending if each.needing for name in extras_here(each.run)})
 
 
 if __name__ == "__main__":
