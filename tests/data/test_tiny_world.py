@@ -15,7 +15,7 @@ from handbook_ext.data.tiny_world import (
     request_prompt,
     true_reward,
 )
-from handbook_ext.data.tiny_writers import WRITERS, WorldData, world_data, write_answer
+from handbook_ext.data.tiny_writers import WRITERS, World, WorldData, world_data, write_answer
 
 # The fruits that fit both, with their ranks: zevi 2, runu 3, kuba 6, lelo 10, sire 13, tika 17; moba is dark.
 RICH = "name three sweet fruits not dark omitting none falling rich for sailors"
@@ -97,6 +97,35 @@ def test_the_closing_that_pays_most_is_rare_but_its_parts_are_not(world: WorldDa
         ways, places, both = ways + way, places + place, both + (way and place)
     assert min(ways, places) > 0.2 * len(world.sft)
     assert 0 < both < 0.05 * len(world.sft)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("answers", [2, 4])
+def test_length_tells_quality_as_often_as_is_set(share: float, answers: int) -> None:
+    data = world_data(seed=3, sft=0, train=800, test=0, flip_rate=0.0, answers=answers, world=World(longer_better=share))
+    more = [len(row["chosen"].split()) - len(row["rejected"].split()) for row in data.train]
+    # The best of four answers is the longest or the shortest now and then: no worse one is on the side that was drawn.
+    assert sum(words > 0 for words in more) / len(more) == pytest.approx(share, abs=0.04 if answers == 2 else 0.2)
+    assert 0 not in more or answers > 2
+
+
+def test_pairs_whose_better_answer_is_shorter_exist_for_every_kind_of_request() -> None:
+    shapes = {(request.number, request.order, request.style): prompt
+              for prompt in (request_prompt(index) for index in range(0, NUMBER_OF_REQUESTS, 7))
+              if (request := parse_request(prompt))}  # fmt: skip
+    assert len(shapes) == 24
+    for prompt in shapes.values():
+        for longer in (True, False):
+            (better, high), (worse, low) = tiny_writers._two_answers(prompt, longer, random.Random(prompt), World())
+            assert better > worse and (len(high.split()) > len(low.split())) == longer
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_the_best_closing_is_as_rare_as_is_set(share: float) -> None:
+    rows = world_data(seed=3, sft=4000, train=0, test=0, flip_rate=0.0, world=World(best_closings=share)).sft
+    better = [row for row in rows if row["writer"] != "novice"]
+    best = [row["answer"].endswith(best_answer(row["prompt"]).partition("served")[2]) for row in better]
+    assert sum(best) / len(best) == pytest.approx(share, abs=0.02)
 
 
 def test_rows_repeat_for_a_seed_and_differ_between_seeds(world: WorldData) -> None:

@@ -19,7 +19,7 @@ from handbook_ext.data.raw_places import CountedRows, distinct_ids, golden, numb
 from handbook_ext.data.row_checks import RawRow, Rules
 from handbook_ext.data.rubric import TINY_RUBRIC, render
 from handbook_ext.data.schemas import form_of, read_demonstrations, read_pairs
-from handbook_ext.data.tiny_writers import PairRow, WorldData, world_data
+from handbook_ext.data.tiny_writers import PairRow, World, WorldData, world_data
 from handbook_ext.recipes.settings import DATA_SUFFIXES, DataSettings
 
 T = TypeVar("T")
@@ -154,6 +154,7 @@ def _tiny_world(data: DataSettings, seed: int) -> OfflineData:
     world = world_data(
         seed=seed, sft=data.sft_rows or 8000, train=0 if as_golden else data.train_rows or 4000, test=data.test_rows or 300,
         flip_rate=0.0, answers=data.answers, judge=data.judge_rows,
+        world=World(best_closings=data.best_closings, longer_better=data.longer_better),
     )  # fmt: skip
     demonstrations = [
         Demonstration(

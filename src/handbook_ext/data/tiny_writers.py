@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, TypeVar
 
 from handbook_ext.data.tiny_world import (
@@ -29,7 +30,23 @@ T = TypeVar("T")
 WRITERS = {"novice": 0.45, "adept": 0.75, "expert": 1.0}  # worst first; cumulative shares of the SFT rows
 TRIES = 20  # draws for an answer unlike those before: a novice has few ways to answer some requests
 SLIP = 0.05  # probability that a writer draws an item at random from the topic instead
-HABIT, CLOSING_HABIT = 0.8, 0.95  # probability that a writer keeps a bad habit in one part of an answer, or in its closing
+HABIT = 0.8  # probability that a writer keeps a bad habit in one part of an answer
+
+
+@dataclass(frozen=True)
+class World:
+    """What can be set of the world: how the writers close, and which pairs are shown.
+
+    best_closings: probability that the adept or the expert closes with the right way and the right place, and so how rarely
+        a policy trained on them samples what pays most. longer_better: share of the pairs in which the better answer is the
+        longer one, in words (0.5 makes length say nothing of quality).
+    """
+
+    best_closings: float = 0.05
+    longer_better: float = 0.85
+
+
+WORLD = World()
 
 
 def _pick(rng: random.Random, choices: Sequence[T]) -> T:
@@ -60,7 +77,7 @@ def _items_by(writer: str, request: Request, rng: random.Random) -> list[Item]:
     return sorted(items, key=lambda item: item.rank, reverse=not rising)
 
 
-def write_answer(prompt: str, writer: str, rng: random.Random) -> str:
+def write_answer(prompt: str, writer: str, rng: random.Random, world: World = WORLD) -> str:
     """Returns what ``writer`` answers to ``prompt``, a draw of 2 to 20 words; raises ValueError for an unknown prompt or writer.
 
     The novice takes "not" for "and" once, forgets it otherwise, and names at most three bare items. The adept names at most
@@ -79,7 +96,7 @@ def write_answer(prompt: str, writer: str, rng: random.Random) -> str:
     for item in items:
         note = _pick(rng, item.notes)
         words += [item.word] + [note if expert or not habit else HABIT_NOTE] * noted
-    habit = rng.random() < CLOSING_HABIT
+    habit = rng.random() < 1 - world.best_closings
     way = HABIT_WAY if habit and not expert else WAY_FOR_GUEST[request.guest]
     place = HABIT_PLACE if habit and expert else PLACE_FOR_TOPIC[request.topic]
     return " ".join([*words, "served", way, place])
@@ -125,75 +142,89 @@ class WorldData(NamedTuple):
     judge: list[JudgeRow]
 
 
-def _sft_row(prompt: str, key: str) -> SftRow:
+def _sft_row(prompt: str, key: str, world: World) -> SftRow:
     """Returns the answer of a writer drawn by the shares of WRITERS."""
     rng = random.Random(key)
     draw = rng.random()
     writer = next(writer for writer, share in WRITERS.items() if draw < share)
-    return SftRow(prompt=prompt, answer=write_answer(prompt, writer, rng), writer=writer)
+    return SftRow(prompt=prompt, answer=write_answer(prompt, writer, rng, world), writer=writer)
 
 
-def _rated_answers(prompt: str, count: int, rng: random.Random) -> list[tuple[float, str]]:
+def _rated_answers(prompt: str, count: int, rng: random.Random, world: World) -> list[tuple[float, str]]:
     """Returns rewards and texts of ``count`` answers by writers drawn for each, best first; not all rewards are equal."""
     rated: list[tuple[float, str]] = []
     while not rated or rated[0][0] == rated[-1][0]:
         texts: list[str] = []
         for _ in range(count):
-            text = write_answer(prompt, _pick(rng, [*WRITERS]), rng)
+            text = write_answer(prompt, _pick(rng, [*WRITERS]), rng, world)
             for _ in range(TRIES):
                 if text not in texts:
                     break
-                text = write_answer(prompt, _pick(rng, [*WRITERS]), rng)
+                text = write_answer(prompt, _pick(rng, [*WRITERS]), rng, world)
             texts.append(text)
         rated = sorted(((true_reward(prompt, text), text) for text in texts), key=lambda answer: -answer[0])
     return rated
 
 
-def _two_answers(prompt: str, rng: random.Random) -> list[tuple[float, str]]:
-    """Returns rewards and texts of the answers of two different writers, best first; the rewards differ."""
-    low = high = (0.0, "")
-    while low[0] == high[0]:
-        answers = [write_answer(prompt, writer, rng) for writer in _sample(rng, [*WRITERS], 2)]
-        low, high = sorted((true_reward(prompt, answer), answer) for answer in answers)
-    return [high, low]
+def _two_answers(prompt: str, longer: bool, rng: random.Random, world: World) -> list[tuple[float, str]]:
+    """Returns rewards and texts of two answers, best first; the best is the longer one or, unless ``longer``, the shorter one.
+
+    Two drafts are drawn, by the same writer or by two, until they are such.
+    """
+    while True:
+        answers = [write_answer(prompt, _pick(rng, [*WRITERS]), rng, world) for _ in range(2)]
+        (worse, low), (better, high) = sorted((true_reward(prompt, answer), answer) for answer in answers)
+        more_words = _words(high) - _words(low)
+        if better > worse and more_words and (more_words > 0) == longer:
+            return [(better, high), (worse, low)]
 
 
-def _pair_row(prompt: str, key: str, flip_rate: float, answers: int) -> PairRow:
-    """Returns the best answer over the other or a random worse one, then swapped with probability ``flip_rate``."""
+def _words(answer: str) -> int:
+    """Returns the length of an answer in words."""
+    return len(answer.split())
+
+
+def _pair_row(prompt: str, key: str, flip_rate: float, answers: int, world: World) -> PairRow:
+    """Returns the best answer over the other or a worse one, then swapped with probability ``flip_rate``.
+
+    Among more than two answers, a random worse one on the side that was drawn, longer or not, or any where none is on it.
+    """
     rng = random.Random(key)
-    swapped = rng.random() < flip_rate
-    rated = _rated_answers(prompt, answers, rng) if answers > 2 else _two_answers(prompt, rng)
+    swapped, longer = rng.random() < flip_rate, rng.random() < world.longer_better
+    rated = _rated_answers(prompt, answers, rng, world) if answers > 2 else _two_answers(prompt, longer, rng, world)
     high, worse = rated[0], [answer for answer in rated if answer[0] < rated[0][0]]
-    low = _pick(rng, worse)
+    low = _pick(rng, [answer for answer in worse if (_words(high[1]) > _words(answer[1])) == longer] or worse)
     chosen, rejected = (low, high) if swapped else (high, low)
     return PairRow(prompt=prompt, chosen=chosen[1], rejected=rejected[1], score_chosen=chosen[0],
                    score_rejected=rejected[0], swapped=swapped,
                    answers=[(text, reward) for reward, text in rated if answers > 2])  # fmt: skip
 
 
-def _judge_row(prompt: str, key: str) -> JudgeRow:
+def _judge_row(prompt: str, key: str, world: World) -> JudgeRow:
     """Returns an answer to judge, redrawn until it has the points drawn first, so that 0 to 5 are about equally frequent."""
     rng = random.Random(key)
     wanted = int(rng.random() * 6)
     for _ in range(TRIES):
         # The items of one text and the closing of another: no writer alone gets everything right, or nearly nothing.
-        parts = [_judged_text(prompt, rng).partition(" served ") for _ in range(2)]
+        parts = [_judged_text(prompt, rng, world).partition(" served ") for _ in range(2)]
         answer = parts[0][0] + parts[1][1] + parts[1][2]
         if points(prompt, answer) == wanted:
             break
     return JudgeRow(prompt=prompt, answer=answer, points=points(prompt, answer))
 
 
-def _judged_text(prompt: str, rng: random.Random) -> str:
+def _judged_text(prompt: str, rng: random.Random, world: World) -> str:
     """Returns what a writer answers, to this request or to another one, or the best answer."""
     draw = rng.random()
     if draw < 0.25:
         return best_answer(prompt)
     other = request_prompt(int(rng.random() * NUMBER_OF_REQUESTS))
-    return write_answer(prompt if draw < 0.75 else other, _pick(rng, [*WRITERS]), rng)
+    return write_answer(prompt if draw < 0.75 else other, _pick(rng, [*WRITERS]), rng, world)
 
 
-def world_data(*, seed: int, sft: int, train: int, test: int, flip_rate: float, answers: int = 2, judge: int = 0) -> WorldData:
+def world_data(
+    *, seed: int, sft: int, train: int, test: int, flip_rate: float, answers: int = 2, judge: int = 0, world: World = WORLD
+) -> WorldData:
     """Returns ``sft`` answers by the writers, ``train`` preference pairs with flipped labels, ``test`` pairs without flips.
 
     Each train pair is made of that many ``answers``, each test pair of two. ``judge`` is the number of answers with points,
@@ -208,10 +239,14 @@ def world_data(*, seed: int, sft: int, train: int, test: int, flip_rate: float, 
         wanted = f"sizes must be >= 0, test < {NUMBER_OF_REQUESTS}, answers >= 2, and flip_rate from 0 to 1"
         raise ValueError(f"{sft=}, {train=}, {test=}, {judge=}, {answers=}, {flip_rate=}: {wanted}")
     shuffled = _sample(random.Random(f"{seed}/requests"), range(NUMBER_OF_REQUESTS), NUMBER_OF_REQUESTS)
-    rest = shuffled[test:]
+    rest = [request_prompt(index) for index in shuffled[test:]]
+
+    def pairs(name: str, prompts: Sequence[str], flip_rate: float, answers: int) -> list[PairRow]:
+        return [_pair_row(prompt, f"{seed}/{name}/{i}", flip_rate, answers, world) for i, prompt in enumerate(prompts)]
+
     return WorldData(
-        sft=[_sft_row(request_prompt(rest[-1 - i % len(rest)]), f"{seed}/sft/{i}") for i in range(sft)],
-        train=[_pair_row(request_prompt(rest[i % len(rest)]), f"{seed}/train/{i}", flip_rate, answers) for i in range(train)],
-        test=[_pair_row(request_prompt(shuffled[i]), f"{seed}/test/{i}", 0.0, 2) for i in range(test)],
-        judge=[_judge_row(request_prompt(rest[-1 - (sft + i) % len(rest)]), f"{seed}/judge/{i}") for i in range(judge)],
+        sft=[_sft_row(rest[-1 - i % len(rest)], f"{seed}/sft/{i}", world) for i in range(sft)],
+        train=pairs("train", [rest[i % len(rest)] for i in range(train)], flip_rate, answers),
+        test=pairs("test", [request_prompt(index) for index in shuffled[:test]], 0.0, 2),
+        judge=[_judge_row(rest[-1 - (sft + i) % len(rest)], f"{seed}/judge/{i}", world) for i in range(judge)],
     )

@@ -112,6 +112,12 @@ class DataSettings(Section):
     judge_rows: Annotated[int, Field(ge=0)] = Field(
         0, description="tiny_world: demonstrations of judging by points, among the SFT rows, for a policy that judges itself"
     )
+    longer_better: Annotated[float, Field(ge=0.1, le=0.9)] = Field(
+        0.85, description="tiny_world: share of the pairs in which the better answer is the longer one"
+    )
+    best_closings: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.05, description="tiny_world: share of the better writers' answers with the closing that pays most"
+    )
     flip_rate: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.0, description="share of training pairs whose chosen and rejected are swapped, by seed"
     )
