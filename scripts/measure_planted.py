@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from handbook_ext.bench.measuring import write_json
-from handbook_ext.bench.options import machine_facts
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.core.jsonl import replace_text
+from handbook_ext.core.jsonl import replace_text, write_json
+from handbook_ext.core.provenance import code_state, hardware, package_versions
 from handbook_ext.recipes.settings_stages import ReportSettings
 from handbook_ext.reports.planted import CONFUSED, TOLD, Design, missed, page_of, resampled, summary_of
 from handbook_ext.reports.planted_runs import Arm, check_apart, command_of, in_words, prompt_rewards, read_arm
@@ -43,11 +42,12 @@ def main(argv: list[str]) -> None:
     wrong = missed(summary) if whole else []
     arguments.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(arguments.out / "rewards.npz", **prompt_rewards(better), **prompt_rewards(worse))  # type: ignore[arg-type]
-    facts = machine_facts() | {"capability": torch.backends.cpu.get_cpu_capability(), "decoding": better.decoding}
+    machine = hardware() | {"capability": torch.backends.cpu.get_cpu_capability()}
+    facts = {"machine": machine, "versions": package_versions(), "code": code_state(), "decoding": better.decoding}
     required = {"told": TOLD, "confused": CONFUSED, "held": whole, "missed": wrong}
     rows = [*better.rows, *worse.rows]
     numbers = {"design": dataclasses.asdict(design), "required": required, "summary": summary, "rows": rows}
-    write_json(arguments.out / "planted.json", facts | numbers)
+    write_json(arguments.out / "planted.json", facts | numbers, indent=1)
     about = [f"`{command_of(better, worse)}`", *(f"- {in_words(arm)}" for arm in (better, worse))]
     text = page_of(about, summary, design, wrong if whole else None)
     replace_text(arguments.out / "planted.md", text)

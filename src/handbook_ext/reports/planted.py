@@ -8,8 +8,9 @@ beside a random seed of the other, and prompt by prompt at random, and then the 
 - Of two groups of equal runs this pairing is exact: neither side is favoured, so whatever is told is told falsely. It is what
   the verdict assumes of its seeds under no difference (differences of seeds independent, symmetric about none).
 - Of the planted difference it is the harder question. What a real table's pairing cancels, the luck of an SFT policy and of the
-  prompts, stays in the difference here: a real table tells such a difference at least as often. `gains` takes away the SFT
-  policy's part, prompt by prompt, as far as that can be done without a common one.
+  prompts, stays in the difference here; where policies from one start are more alike than any two, as they should be, a real
+  table tells such a difference more often. `gains` takes away the own SFT policy's reward, prompt by prompt, which is the part
+  of its luck that can be taken away without a common one; at the price of that policy's noise.
 
 `welch` is no verdict of the project's: it is the test that the design itself asks for, of two independent samples of seeds, and
 shows what there is to be told. Seeds are drawn without replacement, as a table never has one twice. Of two groups of one arm the
@@ -40,8 +41,9 @@ QUESTIONS = (PLANTED, *EQUAL)
 WAYS = {
     "claim": "claim of a table",
     "test": "test of a comparison",
-    "claim of gains": "claim of a table, of gains over the own start",
-    "welch": "Welch's test over seeds, of win rates over the own start",
+    "claim of gains": "claim of a table, of gains over the own SFT policy",
+    "test of gains": "test of a comparison, of gains over the own SFT policy",
+    "welch": "Welch's test over seeds, of win rates over the own SFT policy",
 }
 """The ways in which a difference is told; the requirements are held against the first."""
 
@@ -79,10 +81,9 @@ def shipped_verdicts(ours: Measured, theirs: Measured, decoding: str, **bootstra
 
 def welch(ours: Measured, theirs: Measured, decoding: str, confidence: float) -> int:
     """Returns 1, -1 or 0 by Welch's test between the seeds' win rates over the policy that each started from."""
-    rates = [_rates(one, decoding) for one in (ours, theirs)]
-    if np.ptp(rates[0]) == np.ptp(rates[1]) == 0:  # No spread, by which the test would divide.
-        return int(np.sign(rates[0][0] - rates[1][0]))
-    found = stats.ttest_ind(*rates, equal_var=False)
+    first, second = (_rates(one, decoding) for one in (ours, theirs))
+    moments = [number for each in (first, second) for number in (each.mean(), each.std(ddof=1), each.size)]
+    found = stats.ttest_ind_from_stats(*moments, equal_var=False)
     return int(np.sign(found.statistic)) if found.pvalue < 1 - confidence else 0
 
 
@@ -138,10 +139,10 @@ def resampled(
 
 def _told(ours: Measured, theirs: Measured, decoding: str, design: Design) -> dict[str, int]:
     """Returns what each way says of a drawn table."""
+    told = shipped_verdicts(ours, theirs, decoding, **design.bootstrap)
     of_gains = shipped_verdicts(gains(ours, decoding), gains(theirs, decoding), decoding, **design.bootstrap)
-    return shipped_verdicts(ours, theirs, decoding, **design.bootstrap) | {
-        "claim of gains": of_gains["claim"], "welch": welch(ours, theirs, decoding, design.confidence)
-    }  # fmt: skip
+    told |= {f"{way} of gains": side for way, side in of_gains.items()}
+    return told | {"welch": welch(ours, theirs, decoding, design.confidence)}
 
 
 def summary_of(counts: dict[str, dict[str, Counter[int]]], confidence: float = CONFIDENCE) -> list[Json]:

@@ -77,7 +77,9 @@ def prompt_rewards(arm: Arm) -> dict[str, FloatArray]:
     """Returns the rewards of each run, (prompts,) in the order of prompt ids: `better.seed3.sampled.iter3` and so on."""
     found = {}
     for place, row in enumerate(arm.rows):
-        for policy, scores in zip((row["start"], row["policy"]), (arm.measured.initial_scores, arm.measured.scores), strict=True):
+        for policy, scores in zip(
+            (row["initial_policy"], row["policy"]), (arm.measured.initial_scores, arm.measured.scores), strict=True
+        ):
             for decoding, each in scores.items():
                 found[f"{arm.name}.seed{row['seed']}.{decoding}.{policy}"] = each[place].rewards
     return found
@@ -86,7 +88,7 @@ def prompt_rewards(arm: Arm) -> dict[str, FloatArray]:
 def in_words(arm: Arm) -> str:
     """Returns an arm's mean rewards over its seeds in a sentence: last policy and start, each with the spread of the seeds."""
     told = []
-    for policy in (arm.rows[0]["policy"], arm.rows[0]["start"]):
+    for policy in (arm.rows[0]["policy"], arm.rows[0]["initial_policy"]):
         means = np.array([row["rewards"][arm.decoding][policy] for row in arm.rows])
         told.append(f"{policy} {means.mean():.3f} (standard deviation over seeds {means.std(ddof=1):.3f})")
     return f"{arm.name}: {arm.rows[0]['recipe']}, {len(arm.rows)} seeds, mean reward {arm.decoding}: {', '.join(told)}"
@@ -112,7 +114,7 @@ def _row_of(name: str, recipe: str, folder: Path, measured: Measured, place: int
         "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "key": read_manifest(folder / policy / "eval.json")["key"],
         "made": {key: value for key, value in facts_of(manifests).items() if key.split(".")[0] in ("code commit", "hardware")},
-        "start": start, "policy": policy, "prompts": len(next(iter(measured.scores.values()))[place].prompt_ids),
+        "initial_policy": start, "policy": policy, "prompts": len(next(iter(measured.scores.values()))[place].prompt_ids),
         "rewards": {
             decoding: {policy: float(measured.scores[decoding][place].rewards.mean()),
                        start: float(measured.initial_scores[decoding][place].rewards.mean())}
