@@ -45,7 +45,7 @@ override quoted       = '$(subst $(newline),'$$'\n'',$(subst ','\'',$1))'
 # What is exported but empty counts as not given.
 override default = $(if $(value $1)$(filter $1,$(GIVEN)),$(value $1),$2)
 override RUNS    := $(call default,RUNS,runs)
-override SEEDS   := $(call default,SEEDS,3)
+override SEEDS   := $(call default,SEEDS,$(if $(filter planted,$(GOALS)),20,3))
 override JOBS    := $(call default,JOBS,2)
 # One thread per process: small models gain nothing from more, and the bits are the same on every machine.
 override THREADS := $(call default,THREADS,1)
@@ -64,8 +64,8 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
-override PROJECT   := $(UNPLANNED) bench bench-growth bench-generation bench-rows bench-gpu calibrate mutants fuzz torture paper-table paper-figure \
-	compare matrix ledger-verify new
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-generation bench-rows bench-gpu calibrate mutants fuzz torture planted \
+	paper-table paper-figure compare matrix ledger-verify new
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
 override LETTERS   := $(filter-out --%,$(firstword -$(value MAKEFLAGS)))

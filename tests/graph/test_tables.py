@@ -100,3 +100,24 @@ def test_a_table_waits_for_the_evaluations_of_every_seed(monkeypatch: pytest.Mon
     [line] = [each for each in plan.lines if each.startswith("table-selm1:") and "eval.json" in each]
     files = line.split()
     assert {"runs/tiny-selm/iter3/eval.json", "runs/tiny-selm-seed2/iter3/eval.json"} <= set(files)
+
+
+def test_a_planted_difference_has_two_arms_without_a_common_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run, the recipe's own seed too, says its seed; tables wait for the same two evaluations of it."""
+    plan = planned("planted", monkeypatch, OF="tiny-sera tiny-dpo", SEEDS="4")
+    arms = {
+        recipe: [run.settings.seed for run in plan.runs.values() if run.recipe == recipe] for recipe in ("tiny-sera", "tiny-dpo")
+    }
+    assert arms == {"tiny-sera": [1, 3, 5, 7], "tiny-dpo": [2, 4, 6, 8]}
+    assert {artifact for _, artifact in plan.wanted["planted"]} == {"sft/eval.json", "iter3/eval.json"}
+    assert len(plan.wanted["planted"]) == 16
+    [command] = [line.split() for line in plan.lines if "scripts/" in line]
+    assert command[2:4] == ["--better", "runs/tiny-sera-seed1"] and command[7:9] == ["--worse", "runs/tiny-dpo-seed2"]
+    # One recipe twice is two equal arms.
+    assert len(planned("planted", monkeypatch, OF="tiny-dpo tiny-dpo", SEEDS="4").runs) == 8
+
+
+@pytest.mark.parametrize("given", [{"OF": "tiny-sera", "SEEDS": "20"}, {"OF": "tiny-sera tiny-dpo", "SEEDS": "3"}])
+def test_a_planted_difference_wants_two_recipes_and_enough_seeds(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"planted: OF names two recipes, the better one first, and SEEDS is 4 or more, not OF="):
+        planned("planted", monkeypatch, **given)

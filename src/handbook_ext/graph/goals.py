@@ -27,6 +27,9 @@ from handbook_ext.recipes.yaml_tree import nearest
 __all__ = ["VARIABLES", "WHY", "Plan", "check_variables", "plan_goals", "runs_folder"]
 
 WHY = "why.txt"
+PLANTED_ARMS = ("tiny-sera-truth", "tiny-sera-coin")
+LEAST_SEEDS = 4
+"""Runs of an arm of which two groups of two can be drawn: one seed has no verdict."""
 
 
 def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequence[str] = (), root: Path = RECIPES) -> Plan:
@@ -190,6 +193,26 @@ class _Goals(Planner):
         printed = dict.fromkeys(row.printed.table for row in table.rows if row.printed is not None and table.sets)
         commands += [f"@$(PYTHON) scripts/paper_table.py {plain(each)}{beside}" for each in printed]
         self.plan.goal(goal, [file for files in needed.values() for file in files], *commands, share=True)
+
+    def plan_planted(self, goal: str) -> None:
+        """Plans two arms of SEEDS runs each, no seed in both, the better recipe first, and whether verdicts tell them apart.
+
+        The seeds alternate, so that more of them go on from what is there. Each is in the run's name, the recipe's own too.
+        """
+        arms = self.variables.get("OF", "").split() or [*PLANTED_ARMS]
+        if len(arms) != 2 or len(self.seeds) < LEAST_SEEDS:
+            told = f'OF="{" ".join(arms)}" SEEDS={len(self.seeds)}'
+            raise UserError(f"{goal}: OF names two recipes, the better one first, and SEEDS is {LEAST_SEEDS} or more, not {told}")
+        words, needed = [], []
+        for side, recipe in enumerate(arms):
+            runs = [self.run(f"{recipe}-seed{2 * seed - 1 + side}") for seed in self.seeds]
+            for run in runs:
+                for artifact in (f"{policy}/eval.json" for policy in (run.start, run.iterations[-1].name)):
+                    self.plan.want(goal, run, artifact)
+                    needed += [f"{self.folder_of(run)}/{each}" for each in targets_of(artifact)]
+            words += [f"--{('better', 'worse')[side]}", *(plain(self.folder_of(run)) for run in runs)]
+        command = f"@$(PYTHON) scripts/measure_planted.py {' '.join(words)} --out {Path(self.folder, goal)}"
+        self.plan.goal(goal, needed, command, share=True)
 
     def _plan_file(self, goal: str) -> None:
         """Plans a file of a run; a UserError names the files that the run's stages make."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.makefile import PLAIN
-from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
+from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGURE, PAPER_TABLE, PLANTED, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.yaml_tree import nearest
 
 CALIBRATE, FUZZ, TORTURE = "calibrate", "fuzz", "torture"
@@ -32,6 +32,7 @@ READERS = {
     "fuzz": FUZZ,
     "torture": TORTURE,
     "new": NEW,
+    "planted": PLANTED,
 }
 # Goals of the Makefile itself that read variables of their own.
 READING = {
@@ -44,14 +45,17 @@ READING = {
     FUZZ: "fuzz",
     TORTURE: "torture",
     NEW: "new",
+    PLANTED: "planted",
 }
 SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
 """What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
 RUN = {"run", "eval", "explain", "push", "submit"}
+STARTING = {"run", "eval", "push", "submit", "seeds", "table", "planted"}
+"""The kinds of goals that start stages."""
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
     "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
-    "SET": (r"[\s\S]*", "", {*RUN, "seeds", "plan"}),
+    "SET": (r"[\s\S]*", "", {*RUN, "seeds", "plan", "planted"}),
     "DATA": (r"[\s\S]*", "", {*RUN, "seeds", "plan", "new"}),
     "NAME": (
         r"\w[\w.-]*(/\w[\w.-]*)?",
@@ -59,14 +63,14 @@ VARIABLES = {
         {"new"},
     ),
     "FROM": (r"\w[\w.-]*", "a recipe to begin from, such as smollm2-selm; make list shows all", {"new"}),
-    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
-    "GPUS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
+    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {*STARTING, "plan"}),
+    "GPUS": (_NUMBER, _OF_NUMBER, {*STARTING, "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
-    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
+    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table", "planted"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
-    "JOBS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table"}),
-    "THREADS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan", "calibrate"}),
-    "V": (r"[01]?", "1, which prints each command before it runs", {"run", "eval", "push", "submit", "seeds", "table"}),
+    "JOBS": (_NUMBER, _OF_NUMBER, STARTING),
+    "THREADS": (_NUMBER, _OF_NUMBER, {*STARTING, "plan", "calibrate"}),
+    "V": (r"[01]?", "1, which prints each command before it runs", STARTING),
     "VRAM": (_SIZE, "the GB of one GPU, above 0 and below 100000, such as 24", {"plan"}),
     "RAM": (_SIZE, "the GB of main memory, above 0 and below 100000, such as 128", {"plan"}),
     "WRITE": (
@@ -84,7 +88,7 @@ VARIABLES = {
     "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval", "matrix"}),
     "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
     "PAIR": (r"[\s\S]+", "a prompt_id of the run", {"explain"}),
-    "OF": (r"[\w.+@,\s-]*", "runs, parted by blanks", {"compare", "matrix"}),
+    "OF": (r"[\w.+@,\s-]*", "runs, parted by blanks", {"compare", "matrix", "planted"}),
     "REPO": (r"[\w.-]+/[\w.-]+", "a repository on the hub, such as me/my-model", {"push"}),
     "DRY": (r"[01]?", "1, which uploads nothing", {"push"}),
     "ADD": (r"[01]?", "1, which keeps a file that passes in ledger/", {"ledger"}),

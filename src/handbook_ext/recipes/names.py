@@ -16,12 +16,12 @@ RENAMED = "renamed.yaml"
 # A recipe's name is part of goals, folders and make's text, so it has nothing that one of them minds.
 _USABLE = re.compile(r"\w[\w.-]*")
 PAPER_TABLE, PAPER_FIGURE, COMPARE, MATRIX, LEDGER = "paper-table", "paper-figure", "compare", "matrix", "ledger-verify"
-NEW = "new"
+NEW, PLANTED = "new", "planted"
 # Goals of the Makefile itself, and how those of tables begin: no recipe may be called so.
 PROJECT = (
     "help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "test-distributed", "test-slurm", "lint", "bench",
     "bench-growth", "bench-generation", "bench-rows", "bench-gpu", "calibrate", "mutants", "fuzz", "torture", PAPER_TABLE,
-    PAPER_FIGURE, COMPARE, MATRIX, LEDGER, NEW,
+    PAPER_FIGURE, COMPARE, MATRIX, LEDGER, NEW, PLANTED,
 )  # fmt: skip
 TABLE = "table-"
 # What is put behind a run's name means a goal, so no recipe may end like one.
