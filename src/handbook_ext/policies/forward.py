@@ -22,6 +22,8 @@ from handbook_ext.policies.segments import SEGMENTED, segment_mask, use_segments
 # MIN_POSITIONS already, enough to keep a processor busy.
 MAX_PADDING = 0.05
 MIN_POSITIONS = 512
+# Settings of models that change logits behind the LM head, which `PrefixShared` calls alone.
+CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 BLOCK = 128  # Tokens of a block of FlexAttention's mask.
 PROGRAMS = 256  # Lengths in blocks that may be compiled: a row of 32,768 tokens has so many.
 
@@ -91,7 +93,7 @@ def prefix_shared(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises UserError for a model that transforms its logits after the LM head: `PrefixShared` calls the head alone.
     """
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+    for name in CHANGED_LOGITS:
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise UserError(f"{model.config.model_type}: models with {name} are not supported; use another architecture")
     # A subclass made here, not a wrapper: trainers and sharding see the model's own modules under their own names.
