@@ -43,9 +43,11 @@ class PrefixShared:
         head_chunk: positions that have logits at a time. most: the largest number of completion tokens that a process has in
         this forward pass.
         """
+        model: Any = self
+        if hasattr(self, "last_mlp"):  # Left as it is until the next call: a backward pass may compute the layer again.
+            self.last_mlp.positions = rows.predictors if rows is not None and len(rows.pair) == 1 else None
         if rows is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        model: Any = self
         # Only states that predict a completion's token reach the LM head: prompts and padding never cost V logits each.
         states = _hidden_states(model, rows)[rows.predictors]  # (R * L, D) -> (N, D)
         logprobs = token_logprobs(states, rows.targets, model.get_output_embeddings(), chunk=head_chunk, most=most)  # (N,)

@@ -132,23 +132,21 @@ def pack(
     )  # fmt: skip
 
 
-def string_together(examples: Sequence[tuple[Tensor, Tensor]], *, ignored: int) -> PackedRows:
-    """Returns labelled sequences as one row without padding, each blind to the others; log-probs of its labels are one sum.
+def string_together(ids: Sequence[int], labels: Sequence[int], lengths: Sequence[int], *, ignored: int) -> PackedRows:
+    """Returns sequences that follow each other in one row without padding, each blind to the others; log-probs are one sum.
 
-    examples: token ids and labels of a sequence, (l,) each; a label of `ignored` counts for nothing, nor does that of a first
-    token, which nothing predicts.
+    ids and labels are those of all sequences, `lengths` the tokens of each. A label of `ignored` counts for nothing, nor does
+    that of a sequence's first token, which nothing predicts.
     """
-    lengths = torch.tensor([len(ids) for ids, _ in examples])
-    ids, labels = (torch.cat(column).long() for column in zip(*examples, strict=True))  # (L,)
-    firsts = lengths.cumsum(0) - lengths
-    starts = torch.repeat_interleave(firsts, lengths)  # (L,): where the sequence of each token begins.
-    places = torch.arange(len(ids))
-    counted = ((labels != ignored) & (places > starts)).nonzero()[:, 0]  # (N,)
+    tokens, targets, sizes = torch.tensor(ids), torch.tensor(labels), torch.tensor(lengths)  # (L,), (L,), (B,)
+    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)  # (L,): where the sequence of each token begins.
+    places = torch.arange(len(tokens))
+    counted = ((targets != ignored) & (places > starts)).nonzero()[:, 0]  # (N,)
     none = torch.empty(0, dtype=torch.int64)
     return PackedRows(
-        input_ids=ids[None], positions=(places - starts)[None],
-        pair=torch.repeat_interleave(torch.arange(len(lengths)), lengths)[None], part=torch.zeros_like(ids)[None],
-        predictors=counted - 1, targets=labels[counted], owner=torch.zeros_like(counted),
+        input_ids=tokens[None], positions=(places - starts)[None],
+        pair=torch.repeat_interleave(torch.arange(len(sizes)), sizes)[None], part=torch.zeros_like(tokens)[None],
+        predictors=counted - 1, targets=targets[counted], owner=torch.zeros_like(counted),
         chosen=none, rejected=none, explore=none, completion_tokens=torch.tensor([len(counted)]),
     )  # fmt: skip
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -46,7 +46,8 @@ class PaddingFreeTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes what SFTTrainer takes."""
-        super().__init__(*args, data_collator=_collate, **kwargs)
+        super().__init__(*args, **kwargs)
+        self.data_collator = _collate  # Here, since TRL refuses another than its own where it packs rows.
         self._tokens, self._since = 0, time.perf_counter()
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
@@ -78,11 +79,8 @@ class PaddingFreeTrainer(SFTTrainer):
 
 def _collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns a micro-batch of examples: `input_ids`, `labels`, and the `seq_lengths` of several that TRL packed into one."""
-    sequences = []
-    for example in examples:
-        ids, labels = (torch.from_numpy(np.asarray(example[name], np.int64)) for name in ("input_ids", "labels"))
-        lengths = list(example.get("seq_lengths") or [len(ids)])
-        sequences += zip(ids.split(lengths), labels.split(lengths), strict=True)
-    rows = string_together(sequences, ignored=IGNORED)
+    ids, labels = (list(chain.from_iterable(example[name] for example in examples)) for name in ("input_ids", "labels"))
+    lengths = [length for example in examples for length in example.get("seq_lengths") or [len(example["input_ids"])]]
+    rows = string_together(ids, labels, lengths, ignored=IGNORED)
     # Trainer counts the labels of a step in what these names hold.
     return {"rows": rows, "labels": rows.targets, "shift_labels": rows.targets}

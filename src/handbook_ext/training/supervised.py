@@ -14,6 +14,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.batching import accumulation_steps, fitting_micro_batch
 from handbook_ext.policies.adapters import adapted
 from handbook_ext.policies.forward import prefix_shared
+from handbook_ext.policies.unread import leave_out_unread
 from handbook_ext.recipes.settings import FitSettings, LoraSettings, OptimizerSettings, SFTSettings
 from handbook_ext.training.padding_free import PaddingFreeTrainer, can_string_together
 from handbook_ext.training.shown_steps import ShowSteps
@@ -79,7 +80,7 @@ def sft_trainer(
     kind = SFTTrainer
     if can_string_together(model, settings.max_length):
         kind = PaddingFreeTrainer
-        prefix_shared(model)
+        leave_out_unread(prefix_shared(model))
     return kind(
         model=model if lora is None else adapted(model, lora, config.seed, config), args=config,
         train_dataset=examples, processing_class=tokenizer, callbacks=[*callbacks, ShowSteps()],
