@@ -81,13 +81,13 @@ def attend(
     other = {"dropout": dropout, "scaling": scaling, **kwargs}
     if attention_mask is None or attention_mask.dtype != torch.int64:
         return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **other)
-    if attention_mask.shape[-1] == 1:
-        return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **other)
     if attention_mask.shape[-2] > 1:
         places = attention_mask[0, 0]  # (B, l)
         apart = [_apart(tensor, places) for tensor in (query, key, value)]  # (1, H, L, E) -> (B, H, l, E)
         out, _ = sdpa_attention_forward(module, *apart, None, is_causal=True, **other)
         return _Together.apply(out, places), None
+    if attention_mask.shape[-1] == 1:
+        return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **other)
     if dropout or query.shape[-1] != value.shape[-1] or kwargs.get("position_bias") is not None:  # The kernel has none of these.
         return sdpa_attention_forward(module, query, key, value, _dense(attention_mask), is_causal=False, **other)
     groups = query.shape[1] // key.shape[1]

@@ -70,7 +70,10 @@ def sft_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, settings: SFTSettings, *,
     arguments: dict[str, Any], callbacks: list[TrainerCallback], lora: LoraSettings | None = None,
 ) -> SFTTrainer:  # fmt: skip
-    """Returns TRL's SFTTrainer over token ids and labels, without padding where the model can; `lora`: trains new adapters alone."""
+    """Returns TRL's SFTTrainer over token ids and labels; with `lora` only new adapters are trained.
+
+    Where the model can, its rows have no padding: `PaddingFreeTrainer`, for which the model is made to share prefixes.
+    """
     config = SFTConfig(
         **arguments, max_length=settings.max_length, packing=settings.packing, packing_strategy=settings.packing_strategy,
         # TRL prepares rows to pack them alone, and leaves the labels that they bring.
