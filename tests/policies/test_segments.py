@@ -16,7 +16,7 @@ from handbook_ext.policies import segments
 from handbook_ext.policies.chat import ChatEncoder
 from handbook_ext.policies.encoding import encode_pairs
 from handbook_ext.policies.forward import attention_mask, prefix_shared
-from handbook_ext.policies.packing import EncodedGroup, EncodedPair, PackedRows, may_attend, pack
+from handbook_ext.policies.packing import EncodedGroup, EncodedPair, PackedRows, may_attend, pack, string_together
 from tests.policies.test_prefix_shared import ARCHITECTURES, separate_logprobs
 
 if TYPE_CHECKING:
@@ -159,7 +159,24 @@ def test_only_rows_of_one_completion_count_as_causal(build: BuildPolicy) -> None
     one, two = EncodedGroup([1, 2], [[3, 4]]), EncodedGroup([1, 2], [[3], [4]])
     assert attention_mask(model, pack([one, one], pad_id=0)).shape == (1, 1, 1, 1)
     assert attention_mask(model, pack([one, two], pad_id=0)).dtype == torch.bool
-    assert attention_mask(model, pack([one, one], pad_id=0, one_row=True)).dtype == torch.bool
+    places = attention_mask(model, pack([one, EncodedGroup([1], [[3, 4]])], pad_id=0, one_row=True))
+    assert places.tolist() == [[[[0, 1, 2, 3], [4, 5, 6, -1]]]]
+    assert attention_mask(model, pack([one, two], pad_id=0, one_row=True)).dtype == torch.bool
+    assert attention_mask(model, pack([one, one], pad_id=0, one_row=True, multiple_of=16)).dtype == torch.bool
+
+
+@pytest.mark.parametrize("lengths", [(5, 1, 9, 3), (1, 1)])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_sequences_in_one_row_without_padding_are_blind_to_each_other(
+    kind: str, lengths: tuple[int, ...], build: BuildPolicy
+) -> None:
+    policy = build(kind)
+    ids = (torch.arange(sum(lengths)) * 37 % 300 + 3).tolist()
+    apart = [policy(input_ids=each[None]).logits[0] for each in torch.tensor(ids).split(lengths)]
+    rows = string_together(ids, ids, lengths, ignored=-100)
+    model = prefix_shared(policy)
+    inputs = {"input_ids": rows.input_ids, "position_ids": rows.positions, "attention_mask": attention_mask(model, rows)}
+    torch.testing.assert_close(model(**inputs).logits[0], torch.cat(apart), rtol=1e-4, atol=1e-5)
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -208,8 +209,9 @@ def test_wrapped_rows_are_strung_together_and_nothing_is_cut_off(
     table = trainer.train_dataset
     assert joined(table["input_ids"]) == joined(table["labels"]) == ids
     assert {len(each) for each in table["input_ids"][:-1]} == {16}
-    batch = next(iter(trainer.get_train_dataloader()))
-    assert batch["input_ids"].shape[0] == 2 and "position_ids" not in batch
+    rows = next(iter(trainer.get_train_dataloader()))["rows"]
+    assert torch.bincount(rows.pair[0]).tolist() == [16, 16]
+    assert rows.positions.tolist() == [[*range(16), *range(16)]]
 
 
 def test_rows_that_are_packed_whole_attend_to_themselves_alone(
@@ -219,14 +221,17 @@ def test_rows_that_are_packed_whole_attend_to_themselves_alone(
     examples, policy = made(tokenizer, *rows, **more), build().eval()
     trainer = packed(tmp_path, tokenizer, policy, examples, settings_of(**more))
     [batch] = trainer.get_train_dataloader()
-    [ids] = batch["input_ids"].tolist()
+    rows = batch["rows"]
     with torch.no_grad():
-        together = policy(**{name: batch[name] for name in ("input_ids", "position_ids")}).logits[0]
-        for each in examples.rows:
-            own = each["input_ids"]
-            start = next(place for place in range(len(ids)) if ids[place : place + len(own)] == own)
-            alone = policy(input_ids=torch.tensor([own])).logits[0]
-            torch.testing.assert_close(together[start : start + len(own)], alone, atol=1e-4, rtol=1e-4)
+        # A sum for each sequence, in place of one for all.
+        each = replace(rows, owner=rows.pair[0][rows.predictors], completion_tokens=torch.zeros(2, dtype=torch.int64))
+        together = policy(rows=each).tolist()
+        alone = []
+        for example in examples.rows:
+            ids = torch.tensor(example["input_ids"])
+            logprobs = policy(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+            alone.append(float(logprobs.gather(1, ids[1:, None]).sum()))
+    assert sorted(together) == pytest.approx(sorted(alone), rel=1e-5)
 
 
 def test_a_strategy_without_packing_is_refused() -> None:

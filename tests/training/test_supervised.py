@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from handbook_ext.core.records import Demonstration, assistant
@@ -13,7 +14,7 @@ from tests.conftest import BuildPolicy
 
 
 def padding(folder: Path, tokenizer: PreTrainedTokenizerFast, build: BuildPolicy, *, group: bool) -> tuple[float, int]:
-    """Returns the share of padding in an epoch's batches, and how many examples they hold."""
+    """Returns the share of padding that attention computes in an epoch's batches, and how many examples they hold."""
     rows = [
         Demonstration(prompt_id=str(n), prompt=[{"role": "user", "content": "a"}], completion=assistant("b " * (n * 37 % 120)))
         for n in range(64)
@@ -25,9 +26,10 @@ def padding(folder: Path, tokenizer: PreTrainedTokenizerFast, build: BuildPolicy
     encoder = ChatEncoder(tokenizer, 200, long_prompts="cut")
     examples, counts = examples_once(folder, lambda: sft_examples(rows, encoder, settings))
     trainer = sft_trainer(build(), tokenizer, examples, settings, arguments=arguments, callbacks=[])
-    masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+    lengths = [torch.bincount(batch["rows"].pair[0]) for batch in trainer.get_train_dataloader()]
     assert counts == {"rows": 64, "dropped": 0, "cut": 0, "answers_left_out": 0}
-    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks), sum(map(len, masks))
+    padded = sum(len(each) * int(each.max()) for each in lengths)
+    return 1 - sum(int(each.sum()) for each in lengths) / padded, sum(map(len, lengths))
 
 
 def test_examples_of_similar_length_share_a_batch_where_a_recipe_says_so(

@@ -22,6 +22,8 @@ from handbook_ext.policies.segments import SEGMENTED, segment_mask, use_segments
 # MIN_POSITIONS already, enough to keep a processor busy.
 MAX_PADDING = 0.05
 MIN_POSITIONS = 512
+# Settings of models that change logits behind the LM head, which `PrefixShared` calls alone.
+CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 BLOCK = 128  # Tokens of a block of FlexAttention's mask.
 PROGRAMS = 256  # Lengths in blocks that may be compiled: a row of 32,768 tokens has so many.
 
@@ -41,9 +43,11 @@ class PrefixShared:
         head_chunk: positions that have logits at a time. most: the largest number of completion tokens that a process has in
         this forward pass.
         """
+        model: Any = self
+        if hasattr(self, "last_mlp"):  # Left as it is until the next call: a backward pass may compute the layer again.
+            self.last_mlp.positions = rows.predictors if rows is not None and len(rows.pair) == 1 else None
         if rows is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        model: Any = self
         # Only states that predict a completion's token reach the LM head: prompts and padding never cost V logits each.
         states = _hidden_states(model, rows)[rows.predictors]  # (R * L, D) -> (N, D)
         logprobs = token_logprobs(states, rows.targets, model.get_output_embeddings(), chunk=head_chunk, most=most)  # (N,)
@@ -91,7 +95,7 @@ def prefix_shared(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises UserError for a model that transforms its logits after the LM head: `PrefixShared` calls the head alone.
     """
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+    for name in CHANGED_LOGITS:
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise UserError(f"{model.config.model_type}: models with {name} are not supported; use another architecture")
     # A subclass made here, not a wrapper: trainers and sharding see the model's own modules under their own names.

@@ -132,6 +132,25 @@ def pack(
     )  # fmt: skip
 
 
+def string_together(ids: Sequence[int], labels: Sequence[int], lengths: Sequence[int], *, ignored: int) -> PackedRows:
+    """Returns sequences that follow each other in one row without padding, each blind to the others; log-probs are one sum.
+
+    ids and labels are those of all sequences, `lengths` the tokens of each. A label of `ignored` counts for nothing, nor does
+    that of a sequence's first token, which nothing predicts.
+    """
+    tokens, targets, sizes = torch.tensor(ids), torch.tensor(labels), torch.tensor(lengths)  # (L,), (L,), (B,)
+    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)  # (L,): where the sequence of each token begins.
+    places = torch.arange(len(tokens))
+    counted = ((targets != ignored) & (places > starts)).nonzero()[:, 0]  # (N,)
+    none = torch.empty(0, dtype=torch.int64)
+    return PackedRows(
+        input_ids=tokens[None], positions=(places - starts)[None],
+        pair=torch.repeat_interleave(torch.arange(len(sizes)), sizes)[None], part=torch.zeros_like(tokens)[None],
+        predictors=counted - 1, targets=targets[counted], owner=torch.zeros_like(counted),
+        chosen=none, rejected=none, explore=none, completion_tokens=torch.tensor([len(counted)]),
+    )  # fmt: skip
+
+
 def may_attend(rows: PackedRows) -> Tensor:
     """Returns which key each query may see, (R, 1, L, L) bool.
 

@@ -54,13 +54,16 @@ def use_segments(model: PreTrainedModel) -> None:
 def segment_mask(rows: PackedRows) -> Tensor | None:
     """Returns what stands for the mask of `may_attend`, int64, or None where a dense mask is the faster one.
 
-    One entry, (1, 1, 1, 1), says that the rows are plainly causal: one completion each. Else (R, 1, 1, L), on a CPU alone, has
-    for each token the number of its pair and part.
+    One entry, (1, 1, 1, 1), says that the rows are plainly causal: one completion each. (1, 1, B, l) is of one row without
+    padding, in which B plainly causal sequences of up to l tokens follow each other: the places of their tokens in it, -1 behind
+    the end of each. Else (R, 1, 1, L), on a CPU alone, has for each token the number of its pair and part.
     """
-    # Right padding, which every row may have, is seen by no token before it.
-    alone = bool((rows.part <= 1).all()) and not bool(((rows.pair != rows.pair[:, :1]) & (rows.pair >= 0)).any())
-    if alone:
-        return torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=rows.pair.device)
+    if bool((rows.part <= 1).all()):
+        # Right padding, which every row may have, is seen by no token before it.
+        if not bool(((rows.pair != rows.pair[:, :1]) & (rows.pair >= 0)).any()):
+            return torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=rows.pair.device)
+        if len(rows.pair) == 1 and bool((rows.pair >= 0).all()):
+            return _places(torch.unique_consecutive(rows.pair[0], return_counts=True)[1])[None, None]
     if rows.pair.device.type != "cpu" or rows.pair.shape[1] < MIN_LENGTH:
         return None
     return torch.where(rows.pair < 0, -1, rows.pair * PARTS + rows.part)[:, None, None]  # (R, L) -> (R, 1, 1, L)
@@ -78,6 +81,11 @@ def attend(
     other = {"dropout": dropout, "scaling": scaling, **kwargs}
     if attention_mask is None or attention_mask.dtype != torch.int64:
         return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **other)
+    if attention_mask.shape[-2] > 1:
+        places = attention_mask[0, 0]  # (B, l)
+        apart = [_apart(tensor, places) for tensor in (query, key, value)]  # (1, H, L, E) -> (B, H, l, E)
+        out, _ = sdpa_attention_forward(module, *apart, None, is_causal=True, **other)
+        return _Together.apply(out, places), None
     if attention_mask.shape[-1] == 1:
         return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **other)
     if dropout or query.shape[-1] != value.shape[-1] or kwargs.get("position_bias") is not None:  # The kernel has none of these.
@@ -88,6 +96,42 @@ def attend(
         whole = [tensor.to(torch.get_autocast_dtype("cpu")) for tensor in whole]
     out = _attend_in_blocks(*whole, _blocks(attention_mask), query.shape[-1] ** -0.5 if scaling is None else scaling)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _places(lengths: Tensor) -> Tensor:
+    """Returns where the tokens of sequences of these lengths (B,) lie in a row that strings them together, (B, l); -1: none."""
+    order = torch.arange(int(lengths.max()), device=lengths.device)
+    first = lengths.cumsum(0) - lengths
+    return torch.where(order < lengths[:, None], first[:, None] + order, -1)
+
+
+def _apart(states: Tensor, places: Tensor) -> Tensor:
+    """Returns the states of one row, (1, H, L, E), as sequences of their own, (B, H, l, E), 0 behind the end of each."""
+    _, heads, _, size = states.shape
+    apart = states.new_zeros(places.numel(), heads, size)
+    # A copy and not a choice by index: its gradient is a copy as well, where that of a choice is a sum.
+    apart = apart.index_copy(0, (places >= 0).flatten().nonzero()[:, 0], states[0].transpose(0, 1))
+    return apart.view(*places.shape, heads, size).transpose(1, 2)
+
+
+class _Together(torch.autograd.Function):
+    """Sequences of their own, (B, l, H, E), strung together as the row (1, L, H, E) that they were: what `_apart` undoes."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, places: Tensor) -> Tensor:
+        """Returns the row."""
+        kept = (places >= 0).flatten().nonzero()[:, 0]
+        ctx.save_for_backward(kept)
+        ctx.shape = states.shape
+        return states.reshape(-1, *states.shape[2:]).index_select(0, kept)[None]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Returns the gradient of the sequences, 0 behind the end of each."""
+        (kept,) = ctx.saved_tensors
+        apart = gradient.new_zeros(ctx.shape)
+        apart.view(-1, *ctx.shape[2:]).index_copy_(0, kept, gradient[0])
+        return apart, None
 
 
 def _blocks(codes: Tensor) -> list[Block]:

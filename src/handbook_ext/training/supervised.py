@@ -13,7 +13,10 @@ from trl import SFTConfig, SFTTrainer
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.batching import accumulation_steps, fitting_micro_batch
 from handbook_ext.policies.adapters import adapted
+from handbook_ext.policies.forward import prefix_shared
+from handbook_ext.policies.unread import leave_out_unread
 from handbook_ext.recipes.settings import FitSettings, LoraSettings, OptimizerSettings, SFTSettings
+from handbook_ext.training.padding_free import PaddingFreeTrainer, can_string_together
 from handbook_ext.training.shown_steps import ShowSteps
 
 
@@ -67,14 +70,21 @@ def sft_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, settings: SFTSettings, *,
     arguments: dict[str, Any], callbacks: list[TrainerCallback], lora: LoraSettings | None = None,
 ) -> SFTTrainer:  # fmt: skip
-    """Returns TRL's SFTTrainer over token ids and labels; with `lora` only new adapters are trained."""
+    """Returns TRL's SFTTrainer over token ids and labels; with `lora` only new adapters are trained.
+
+    Where the model can, its rows have no padding: `PaddingFreeTrainer`, for which the model is made to share prefixes.
+    """
     config = SFTConfig(
         **arguments, max_length=settings.max_length, packing=settings.packing, packing_strategy=settings.packing_strategy,
         # TRL prepares rows to pack them alone, and leaves the labels that they bring.
         dataset_kwargs={"skip_prepare_dataset": not settings.packing}, loss_type="nll", completion_only_loss=True,
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
     )  # fmt: skip
-    return SFTTrainer(
+    kind = SFTTrainer
+    if can_string_together(model, settings.max_length):
+        kind = PaddingFreeTrainer
+        leave_out_unread(prefix_shared(model))
+    return kind(
         model=model if lora is None else adapted(model, lora, config.seed, config), args=config,
         train_dataset=examples, processing_class=tokenizer, callbacks=[*callbacks, ShowSteps()],
     )  # fmt: skip
