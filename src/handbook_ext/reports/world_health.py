@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import fmean
 
 from handbook_ext.core.artifacts import manifest_path
+from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.records import Completion, Messages, PreferencePair
 from handbook_ext.core.stage_settings import read_settings
-from handbook_ext.data.tiny_world import GUESTS, TOPICS, best_answer, best_closing, parse_request, true_reward
+from handbook_ext.data.tiny_world import GUESTS, TOPICS, Request, best_answer, best_closing, parse_request, true_reward
 from handbook_ext.graph.stages import DataStage
 from handbook_ext.reports.health import Health, files_of
 
@@ -52,18 +53,18 @@ def exploration(completions: Sequence[Completion], found: Found) -> Health:
     prompts with one such sample at least; `closings_found`: of the world's closings, one for each guest and topic, those in
     `found` by now. `sampled_reward`, `best_sample_reward`, `best_possible_reward`: mean true reward of the samples, of each prompt's
     best sample, and of the best answer that there is; what lies between the first two is the most that selection among own
-    samples can gain.
+    samples can gain. Raises UserError for a prompt that is no request of the world.
     """
     closed: dict[str, list[bool]] = defaultdict(list)
     rewards: dict[str, list[float]] = defaultdict(list)
     possible = {}
     for row in completions:
         asked = _asked(row.prompt)
+        request = _request(row.prompt_id, asked)
         closed[row.prompt_id].append(best := best_closing(asked, row.text))
         rewards[row.prompt_id].append(true_reward(asked, row.text))
         possible[row.prompt_id] = asked
         if best:
-            request = parse_request(asked)
             found.add((request.guest, request.topic))
     return {
         "best_closings": fmean(each for prompt in closed.values() for each in prompt),
@@ -89,6 +90,14 @@ def correctness(pairs: Sequence[PreferencePair]) -> Health:
     for kind, each in gains.items():
         shares[f"{kind}_right"], shares[f"{kind}_tied"] = fmean(gain > 0 for gain in each), fmean(gain == 0 for gain in each)
     return shares
+
+
+def _request(prompt_id: str, asked: str) -> Request:
+    """Returns what a prompt asks for; raises UserError where it is none of the world's."""
+    try:
+        return parse_request(asked)
+    except ValueError as error:
+        raise UserError(f"{prompt_id}: {error}; its samples were altered since, so make them again") from None
 
 
 def _asked(prompt: Messages) -> str:
