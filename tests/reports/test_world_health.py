@@ -11,7 +11,9 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.jsonl import write_rows
 from handbook_ext.core.records import Completion, PreferencePair, assistant, user
 from handbook_ext.data.tiny_world import GUESTS, TOPICS, best_answer, best_closing, request_prompt, true_reward
-from handbook_ext.reports.run_report import read_run
+from handbook_ext.reports import run_figures
+from handbook_ext.reports.pages import render_report
+from handbook_ext.reports.run_report import read_run, summarise
 from handbook_ext.reports.world_health import Found, correctness, exploration, world_health
 from tests.manifests import BARE
 from tests.reports.written_run import make_run
@@ -59,7 +61,14 @@ def test_closings_count_once_for_each_guest_and_topic() -> None:
 def test_half_a_closing_is_not_the_best_one() -> None:
     _, way, place = closed(FIRST).split()
     assert best_closing(FIRST, f"well served {way} {place} indeed")
-    for text in (f"served {way} indoors", f"served fresh {place}", f"served {place} {way}", f"{way} {place}", f"served {way}", ""):
+    for text in (
+        f"served {way} indoors",
+        f"served fresh {place}",
+        f"served {place} {way}",
+        f"{way} {place}",
+        f"served {way}",
+        "",
+    ):
         assert not best_closing(FIRST, text)
     # The first closing counts, as in the reward.
     assert not best_closing(FIRST, f"served fresh indoors served {way} {place}")
@@ -111,6 +120,23 @@ def test_a_run_counts_the_closings_of_all_iterations_so_far(run: Path) -> None:
     for names, expected in ((["iter2"], [2 / 24]), (["iter1"], [1 / 24]), (["iter0"], [None])):
         assert [row.get("closings_found") for row in read_run(run, names).health] == [expected[0] and pytest.approx(expected[0])]
     assert [row["offline_right"] for row in read_run(run).health] == [1.0] * 3
+
+
+def test_the_page_has_the_columns_that_are_measured_and_explains_them_below(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_figures, "draw_figures", lambda groups, summary: ({}, {}))  # Pictures take a second.
+    summary = summarise([[read_run(run)]], title="run", resamples=100, confidence=0.95)
+    shown = {"answers": {}, "training_pairs": [], "paper": {}, "sets": []}
+    files = render_report([[read_run(run)]], summary | shown)
+    text, page = files["report.md"].decode(), files["report.html"].decode()
+    section = text.partition("Exploration, and pairs that are right")[2].partition("##")[0]
+    heading, _, *rows, notes = section.strip().splitlines()
+    assert "| closings found | sampled reward |" in heading and "own right" not in heading and "surprisal" not in heading
+    assert [row.split(" | ")[1] for row in rows if row] == ["iter0", "iter1", "iter2"]
+    assert notes.startswith("distinct completions: share of") and notes.endswith("share of these whose two have the same.")
+    # Below the table, and no row of it.
+    assert f'<p class="foot">{notes}</p>'.replace("'", "&#39;") in page
+    summary["recipes"][0]["health"] = [{"seed": 1, "iteration": "iter0", "pairs": 2.0}]
+    assert b"Exploration" not in render_report([[read_run(run)]], summary | shown)["report.md"]
 
 
 def test_only_the_tiny_world_has_a_truth(run: Path) -> None:

@@ -14,7 +14,7 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
     Correlations are over the held-out chosen and rejected completions (SeRA, figure 3); `kl` is the mean log-ratio of the
     policy's own samples, in nats per completion: an estimate of the KL divergence from the initial policy, unbiased for
     samples at temperature 1 and top-p 1. Where rows of samples have their log-probs, `surprisal` is the mean of these, negated:
-    of samples at temperature 1 and top-p 1 an unbiased estimate of the policy's entropy, at lower ones below it.
+    of samples at temperature 1 and top-p 1 an unbiased estimate of the policy's entropy, of colder ones usually less.
     """
     offline, own = ([row for row in rows if (row["side"] == "sample") == sample] for sample in (False, True))
     found: dict[str, Any] = {}

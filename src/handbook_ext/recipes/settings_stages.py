@@ -72,7 +72,8 @@ class SelectSettings(Section):
     )
     bootstrap: Fraction = Field(0.3, description="sera: pairs of the policy's own samples, K~, as a share of N")
     bootstrap_labels: Annotated[str, OneOf(LABELS)] = Field(
-        "margin", description="sera: who says which of two own samples is chosen. " + "; ".join(f"{k}: {v}" for k, v in LABELS.items())
+        "margin",
+        description="sera: who says which of two own samples is chosen. " + "; ".join(f"{k}: {v}" for k, v in LABELS.items()),
     )
     gamma: Fraction = Field(0.3, description="sera: weight of the margin of the policy before (Eq. 7); 0 is no ensemble")
     margin_reference: Literal["previous", "start"] = Field(

@@ -51,9 +51,9 @@ def exploration(completions: Sequence[Completion], found: Found) -> Health:
 
     `best_closings`: share of samples with the way and the place of serving that suit the request; `prompts_best_closed`: of
     prompts with one such sample at least; `closings_found`: of the world's closings, one for each guest and topic, those in
-    `found` by now. `sampled_reward`, `best_sample_reward`, `best_possible_reward`: mean true reward of the samples, of each prompt's
-    best sample, and of the best answer that there is; what lies between the first two is the most that selection among own
-    samples can gain. Raises UserError for a prompt that is no request of the world.
+    `found` by now. `sampled_reward`, `best_sample_reward`, `best_possible_reward`: mean true reward of the samples, of each
+    prompt's best sample, and of the best answer that there is; what lies between the first two is the most that selection
+    among own samples can gain. Raises UserError for a prompt that is no request of the world.
     """
     closed: dict[str, list[bool]] = defaultdict(list)
     rewards: dict[str, list[float]] = defaultdict(list)

@@ -60,7 +60,7 @@ def _by_coin(material: Material) -> Callable[[PreferencePair], str]:
 
 
 def _by_ranker(material: Material) -> Callable[[PreferencePair], str]:
-    """Returns what says `exchanged` where the ranker scores rejected higher, and `tied` or `unjudged` where it decides nothing."""
+    """Returns what says `exchanged` where the ranker scores rejected higher, `tied` or `unjudged` where it decides nothing."""
     scores = {each.completion_id: each.score for row in material.rankings for each in row.candidates if not each.failed}
 
     def label(pair: PreferencePair) -> str:

@@ -30,9 +30,9 @@ def sera_needs(options: SelectOptions) -> Needs:
     bootstraps = options.bootstrap > 0
     labels = NEEDS.get(options.bootstrap_labels, Needs()) if bootstraps else Needs()
     return Needs(
-        samples=bootstraps, rankings=labels.rankings, offline_log_probs=kept.offline_log_probs or (bootstraps and options.keep > 0),
+        samples=bootstraps, offline_log_probs=kept.offline_log_probs or (bootstraps and options.keep > 0),
         sample_log_probs=bootstraps, offline_margins=kept.offline_margins, sample_margins=bootstraps,
-        data_scores=kept.data_scores,
+        data_scores=kept.data_scores, rankings=labels.rankings,
     )  # fmt: skip
 
 
