@@ -68,6 +68,8 @@ def test_implicit_rewards_are_log_ratios_of_the_policy_to_the_initial_one(source
         assert row["log_ratio"] == pytest.approx(now - before, abs=1e-4) and abs(now - before) > 0.1
         assert (row["prompt_id"], row["side"], row["tokens"]) == (each.prompt_id, each.side, tokens)
         assert row["reward"] == each.reward
+        # Of the policy's own answers alone, and under the policy.
+        assert row.get("log_prob") == (pytest.approx(now, abs=1e-4) if each.side == "sample" else None)
     # Finished shards are kept: weights that are gone are not asked again.
     names = {path.name for path in folder.iterdir() if not path.name.endswith(".sums")}
     assert names == {"under-the policy", "under-its initial policy"}

@@ -44,6 +44,14 @@ def test_kl_is_the_mean_log_ratio_of_the_own_samples_alone() -> None:
     assert summarised(OFFLINE)["kl"] is None
 
 
+def test_surprisal_is_the_mean_negated_log_prob_of_the_own_samples() -> None:
+    """In nats per answer: (8 + 3) / 2. Rows of earlier versions have no log-probs, and so no surprisal."""
+    known = [each | {"log_prob": value} for each, value in zip(SAMPLES, (-8.0, -3.0), strict=True)]
+    assert summarised(OFFLINE + known)["surprisal"] == pytest.approx(5.5)
+    for rows in (OFFLINE, SAMPLES, [*SAMPLES[:1], *known[1:]]):
+        assert "surprisal" not in summarised(rows)
+
+
 def test_accuracy_is_the_share_of_pairs_whose_chosen_answer_became_more_likely() -> None:
     """Two pairs are right, one is a tie and counts half, one is wrong; a sample of another value is no part of any pair."""
     pairs = [(2.0, 1.0), (1.0, 1.0), (3.0, -4.0), (0.5, 2.0)]

@@ -236,6 +236,17 @@ def test_sera_scores_before_it_selects_and_names_the_policies_of_its_margins(fol
     assert values["iter3/select.yaml"]["reward_form"] == {"reference": True, "length_normalized": False}
 
 
+def test_own_pairs_that_a_ranker_labels_are_made_of_samples_scores_and_verdicts(folder: Path) -> None:
+    """A ranking holds the samples' texts, but margins choose among the samples themselves."""
+    rules = rules_of(mine(SERA.replace("select: {rule: sera}", "select: {rule: sera, bootstrap_labels: ranker}")))
+    assert rules["iter2/select.yaml"].inputs == [
+        "data/rows/train.jsonl", "iter2/rankings.jsonl", "iter2/completions.jsonl", "iter1/logprobs", "iter2/logprobs",
+    ]  # fmt: skip
+    assert rules["iter1/select.yaml"].inputs == ["data/rows/train.jsonl"]
+    judged = rules_of(mine("select: {rule: best_and_worst}\n"))["iter1/select.yaml"]
+    assert judged.inputs == ["data/rows/train.jsonl", "iter1/rankings.jsonl"]
+
+
 def test_limits_of_health_hold_back_the_next_iteration_and_the_report(folder: Path) -> None:
     rules = rules_of(mine(SERA + "health: {max_kl: 3}\n"))
     assert rules["iter2/health.yaml"].inputs == [
@@ -266,6 +277,8 @@ def test_the_check_comes_before_every_stage_that_loads_a_policy_and_is_the_input
     ("select: {rule: sera, bootstrap: 0}", "score select train"),
     ("select: {rule: sera, keep: 0}", "generate score select train"),
     ("select: {rule: sera, keep_by: random, bootstrap: 0}", "select score train"),
+    ("select: {rule: sera, bootstrap_labels: coin}", "generate score select train"),
+    ("select: {rule: sera, bootstrap_labels: ranker}", "generate rank score select train"),
     ("select: {rule: sera}\ntrain: {alpha: 0, loss_type: simpo}", "generate score select train"),
     ("select: {rule: dataset}\ntrain: {alpha: 0, loss_type: orpo}", "select train"),
     ("select: {rule: gold_over_sample}", "generate select score train"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from handbook_ext.core.stage_settings import differences
 from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.recipes.names import paper_row
 from handbook_ext.recipes.run import Run
@@ -195,6 +196,20 @@ def test_on_policy_baselines_judge_their_own_samples_alone(name: str, judge: str
                            "select.rule": "best_and_worst", "generate.num_completions": samples}.items():  # fmt: skip
         assert course(run, setting) == [value] * 3
     assert run.trains_reward_model == (name == "tiny-oaif")
+
+
+def test_own_pairs_under_other_labels_differ_in_nothing_else() -> None:
+    """What right labels are worth, and a coin's, is asked of the same rule: selection by margins, K and K~, samples."""
+    for name, labels in (("truth", "ranker"), ("coin", "coin")):
+        run = run_of(f"tiny-sera-{name}")
+        assert course(run, "select.bootstrap_labels") == [labels] * 3
+        for each, usual in zip(run.iterations, run_of("tiny-sera").iterations, strict=True):
+            changed = differences(usual.settings.model_dump(), each.settings.model_dump())
+            judged = {"rank.candidates"} if name == "truth" else set()
+            assert {setting for setting, _, _ in changed} == {"select.bootstrap_labels", "report.title"} | judged
+        assert [each.needs.rankings for each in run.iterations] == [False, *[name == "truth"] * 2]
+    truth = run_of("tiny-sera-truth").settings.rank
+    assert (truth.ranker, truth.candidates) == ("oracle", "samples")
 
 
 @pytest.mark.parametrize("model", ["mistral", "tiny"])

@@ -97,6 +97,15 @@ def test_sera_gives_the_place_of_a_margin_among_all(sera: Path, pair: str, verdi
     assert len(found["kept"]) == sum(line.endswith(": kept") for line in found["decision"]) == len(found["training"])
 
 
+def test_labels_of_own_pairs_that_are_not_the_margins_are_said(sera: Path) -> None:
+    path = sera / "iter2" / "pairs.manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["select"]["bootstrap_labels"] = "coin"
+    path.write_text(json.dumps(manifest))
+    assert story(sera, "p1")["decision"][1].endswith(": kept; which of the two is chosen says the coin")
+    assert story(sera, "p2")["decision"][1].endswith(": dropped")
+
+
 def test_sera_shows_the_terms_of_its_margins(sera: Path) -> None:
     found = story(sera, "p1")
     assert found["decision"][0].startswith("offline pair: margin (implicit reward margin (SeRA)) 1 nats is place")

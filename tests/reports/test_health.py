@@ -86,11 +86,23 @@ def test_pairs_without_an_offline_label_or_of_one_length_leave_metrics_open() ->
     assert pair_health([pair("a b", "c d", swapped=True)], {"counts": {"in": 1}})["swapped"] == 1.0
 
 
+def test_own_pairs_are_those_of_which_the_policy_wrote_both_sides() -> None:
+    """Of three own pairs one has the longer chosen and one two equally long; the other two pairs have one side of the data."""
+    own = {"chosen_origin": "on_policy", "rejected_origin": "on_policy"}
+    pairs = [pair("a b", "x", **own), pair("a", "x", **own), pair("a", "x y", **own)]
+    pairs += [pair("a b c", "x", **{side: "on_policy"}) for side in own]
+    assert pair_health(pairs, {"counts": {"in": 5}})["own_chosen_longer"] == pytest.approx(1 / 3)
+    assert "own_chosen_longer" not in pair_health(pairs[3:], {"counts": {"in": 2}})
+
+
 def test_samples_are_distinct_within_their_prompt_empty_or_cut() -> None:
-    """Two of three are distinct for p, one of one for q, so 5/6 in the mean; two of four are empty, one is cut."""
+    """Two of three are distinct for p, one of one for q, so 5/6 in the mean; of all four three; two are empty, one is cut."""
     rows = [sample("p", "a"), sample("p", " \n", "length"), sample("p", "a"), sample("q", "")]
     found = sample_health(rows)
-    assert found == {"distinct_completions": pytest.approx(5 / 6), "empty_completions": 0.5, "cut_completions": 0.25}
+    assert found == {
+        "distinct_completions": pytest.approx(5 / 6), "distinct_texts": 0.75, "empty_completions": 0.5, "cut_completions": 0.25,
+    }  # fmt: skip
+    assert sample_health([sample("p", "a"), sample("q", "a")])["distinct_texts"] == 0.5
 
 
 def test_judgements_tie_where_all_that_did_not_fail_are_equal() -> None:
@@ -234,6 +246,8 @@ def test_a_file_that_is_not_named_is_not_read(iteration: Path) -> None:
     few = read_health(files)
     assert few.keys() == pair_health(PAIRS, {"counts": {"in": 4}}).keys()
     assert read_health(files | {"evaluation": iteration / "eval.json"}) == few | {"kl": 2.5}
+    (iteration / "eval.json").write_text(json.dumps({"implicit": {"kl": 2.5, "surprisal": 7.0}}))
+    assert read_health(files | {"evaluation": iteration / "eval.json"}) == few | {"kl": 2.5, "surprisal": 7.0}
     assert read_health(files | {"rankings": iteration / "rankings.jsonl"}).keys() - few == {
         "tied_prompts", "failed_judgements", "tied_candidates", "cut_judgements", "order_disagreements",
     }  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.losses import LOSSES
 from handbook_ext.recipes.settings import SelectSettings, TrainSettings
-from handbook_ext.selection.rules import KEEP_BY, RULES, Material, Needs, needs_of, select_pairs
+from handbook_ext.selection.rules import KEEP_BY, LABELS, RULES, Material, Needs, needs_of, select_pairs
 from tests.selection.rows import offline
 
 
@@ -57,6 +57,10 @@ def test_what_a_rule_reads_besides_the_offline_pairs(rule: str, expected: set[st
         ({"keep": 0.7, "bootstrap": 0, "keep_by": "random"}, set()),
         ({"keep": 0.7, "bootstrap": 0, "keep_by": "chosen_length"}, set()),
         ({"keep": 0, "bootstrap": 0, "keep_by": "margin"}, set()),
+        # A ranker that labels own pairs judges samples first; a coin needs nothing, nor does a label of no pair.
+        ({"keep": 0, "bootstrap": 0.3, "bootstrap_labels": "ranker"}, SAMPLES | {"rankings"}),
+        ({"keep": 0, "bootstrap": 0.3, "bootstrap_labels": "coin"}, SAMPLES),
+        ({"keep": 0.7, "bootstrap": 0, "bootstrap_labels": "ranker"}, OFFLINE),
     ],
 )
 def test_what_sera_reads_depends_on_its_shares_and_on_keep_by(settings: dict[str, Any], expected: set[str]) -> None:
@@ -70,7 +74,7 @@ def test_log_probs_of_any_kind_put_scoring_before_selection(name: str) -> None:
     assert not Needs(samples=True, rankings=True, data_scores=True, rated_answers=True).log_probs
 
 
-@pytest.mark.parametrize("table", [RULES, KEEP_BY, LOSSES])
+@pytest.mark.parametrize("table", [RULES, KEEP_BY, LABELS, LOSSES])
 def test_the_documentation_of_recipes_has_every_row(table: dict[str, Any]) -> None:
     text = Path(__file__).parents[2].joinpath("recipes/README.md").read_text(encoding="utf-8")
     assert [name for name in table if f"`{name}`" not in text] == []
@@ -95,3 +99,6 @@ def test_a_name_that_the_tables_do_not_have_is_refused_with_those_they_have() ->
     unknown = SelectSettings().model_copy(update={"keep_by": "beauty"})
     with pytest.raises(UserError, match=r"select.keep_by: 'beauty' is not part of this version; it has: margin, score_gap"):
         select_pairs(Material([offline()]), unknown)
+    unknown = SelectSettings().model_copy(update={"bootstrap_labels": "dice"})
+    with pytest.raises(UserError, match=r"select.bootstrap_labels: 'dice' is not part of this version; it has: margin, ranker,"):
+        needs_of(unknown)

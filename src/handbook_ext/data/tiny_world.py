@@ -176,6 +176,12 @@ def points(prompt: str, answer: str) -> int:
     return bool(right) + (len(right) == len(named) == request.number) + (order == 1.0) + (notes == 1.0) + (suited == 2)
 
 
+def best_closing(prompt: str, answer: str) -> bool:
+    """Returns whether ``answer`` is closed in the best way and place for ``prompt``; raises ValueError if that is no request."""
+    request = parse_request(prompt)
+    return _read_answer(answer)[1] == [WAY_FOR_GUEST[request.guest], PLACE_FOR_TOPIC[request.topic]]
+
+
 def best_answer(prompt: str) -> str:
     """Returns an answer whose true reward is 1; raises ValueError if ``prompt`` is no request of this world."""
     request = parse_request(prompt)

@@ -59,17 +59,20 @@ def held_out_sums(
 def implicit_rewards(completions: Sequence[ScoredCompletion], ours: Sums, theirs: Sums) -> list[dict[str, Any]]:
     """Returns for each completion log pi - log pi_initial in nats, summed over its tokens, beside its reward and tokens.
 
-    ours, theirs: the sums under the policy and under the initial policy, which both leave out the same completions.
+    ours, theirs: the sums under the policy and under the initial policy, which both leave out the same completions. A sample of
+    the policy has its log-prob under it as well.
     """
     rows = []
     for each in completions:
         name = each.answer.completion_id
         if name in ours:
             (total, tokens), (before, _) = ours[name], theirs[name]
+            # Of its own samples, whose mean says how much the policy spreads its answers; of others it says nothing of that.
+            own = {"log_prob": total} if each.side == "sample" else {}
             rows.append(
                 {
                     "prompt_id": each.prompt_id, "side": each.side, "log_ratio": total - before, "tokens": tokens,
-                    "reward": each.reward,
+                    "reward": each.reward, **own,
                 }
             )  # fmt: skip
     return rows

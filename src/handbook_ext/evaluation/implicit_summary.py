@@ -13,7 +13,8 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     Correlations are over the held-out chosen and rejected completions (SeRA, figure 3); `kl` is the mean log-ratio of the
     policy's own samples, in nats per completion: an estimate of the KL divergence from the initial policy, unbiased for
-    samples at temperature 1 and top-p 1.
+    samples at temperature 1 and top-p 1. Where rows of samples have their log-probs, `surprisal` is the mean of these, negated:
+    of samples at temperature 1 and top-p 1 an unbiased estimate of the policy's entropy, of colder ones usually less.
     """
     offline, own = ([row for row in rows if (row["side"] == "sample") == sample] for sample in (False, True))
     found: dict[str, Any] = {}
@@ -27,4 +28,8 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
     # Both sides of a prompt are scored or left out together, so the two lists are aligned.
     right = [float(a > b) + 0.5 * (a == b) for a, b in zip(*sides.values(), strict=True)]
     accuracy = fmean(right) if right else None
-    return {**found, "accuracy": accuracy, "kl": fmean(row["log_ratio"] for row in own) if own else None, "rows": rows}
+    found |= {"accuracy": accuracy, "kl": fmean(row["log_ratio"] for row in own) if own else None}
+    # Evaluations of earlier versions have none.
+    if own and all("log_prob" in row for row in own):
+        found["surprisal"] = -fmean(row["log_prob"] for row in own)
+    return {**found, "rows": rows}

@@ -101,9 +101,11 @@ def select_rule(run: Run, each: Iteration) -> StageRule:
     """Returns the rule that makes the pairs: from judged samples, from samples, from log-probs, or from the data alone."""
     needs = each.needs
     stores = [*_stores(run, each), f"{each.name}/logprobs"] if needs.log_probs else []
+    # A ranking holds the texts of the samples that it judged; where log-probs choose among them, it judges what they chose.
+    sampled = needs.samples and (needs.sample_log_probs or not needs.rankings)
     inputs = seen_from(
         each.name, rows=f"{ROWS}/train.jsonl", rankings=f"{each.name}/rankings.jsonl" if needs.rankings else None,
-        completions=f"{each.name}/completions.jsonl" if needs.samples and not needs.rankings else None, log_probs=stores,
+        completions=f"{each.name}/completions.jsonl" if sampled else None, log_probs=stores,
     )  # fmt: skip
     form = each.settings.train.reward_form
     margins: dict[str, Any] = {}

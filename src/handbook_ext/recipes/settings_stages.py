@@ -13,7 +13,7 @@ from handbook_ext.objectives.reward_form import RewardForm
 from handbook_ext.recipes.parts import ENGINES
 from handbook_ext.recipes.section import Fraction, Limit, OneOf, Positive, Section, Temperature
 from handbook_ext.recipes.settings_run import OptimizerSettings
-from handbook_ext.selection.rules import KEEP_BY, RULES
+from handbook_ext.selection.rules import KEEP_BY, LABELS, RULES
 
 FITTED = "fitted "  # How the id of a reward model begins that a run fits itself.
 
@@ -71,6 +71,10 @@ class SelectSettings(Section):
         description="sera: what the kept pairs are the largest in. " + "; ".join(f"{k}: {v.summary}" for k, v in KEEP_BY.items()),
     )
     bootstrap: Fraction = Field(0.3, description="sera: pairs of the policy's own samples, K~, as a share of N")
+    bootstrap_labels: Annotated[str, OneOf(LABELS)] = Field(
+        "margin",
+        description="sera: who says which of two own samples is chosen. " + "; ".join(f"{k}: {v}" for k, v in LABELS.items()),
+    )
     gamma: Fraction = Field(0.3, description="sera: weight of the margin of the policy before (Eq. 7); 0 is no ensemble")
     margin_reference: Literal["previous", "start"] = Field(
         "previous", description="sera: reference of a policy's margin: the one it was trained against, or the first"

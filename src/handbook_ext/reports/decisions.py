@@ -144,7 +144,11 @@ def _own_place(selection: Selection, prompt_id: str) -> tuple[str, str]:
         return "own pair dropped: all samples are equal", ""
     values, index = [pair.margin or 0.0 for pair in pairs], names.index(prompt_id)
     what = f"margin {values[index]:.4g} {selection.unit} between its best and its worst sample"
-    return _verdict("own pair", what, values, index, add, "K~"), "own" if _among(values, add, index) else ""
+    line = _verdict("own pair", what, values, index, add, "K~")
+    if not _among(values, add, index):
+        return line, ""
+    labels = options.bootstrap_labels
+    return line + ("" if labels == "margin" else f"; which of the two is chosen says the {labels}"), "own"
 
 
 def _verdict(pair: str, what: str, values: Sequence[float], index: int, count: int, name: str) -> str:

@@ -44,7 +44,9 @@ def read_health(files: Mapping[str, Path]) -> Health:
     if "policy" in files and (files["policy"] / FILE).is_file():
         health |= training_health(training_log(files["policy"]))
     if "evaluation" in files:
-        health["kl"] = (json.loads(files["evaluation"].read_text()).get("implicit") or {}).get("kl")
+        implicit = json.loads(files["evaluation"].read_text()).get("implicit") or {}
+        health["kl"] = implicit.get("kl")
+        health |= {name: implicit[name] for name in ("surprisal",) if name in implicit}
     return health
 
 
@@ -73,12 +75,19 @@ def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health
     """Returns lengths (words), shares and margins (nats) of the pairs; `manifest` is theirs, with what selection dropped.
 
     Shares are in [0, 1] of the pairs, `swapped` of those with an offline label, `identical_pairs` of the rows that selection
-    read. `length_gap` is the mean length of chosen less that of rejected.
+    read. `length_gap` is the mean length of chosen less that of rejected. `own_chosen_longer` is of the pairs of which the policy
+    wrote both completions, where there are any.
     """
     words = {side: [float(_words(getattr(pair, side))) for pair in pairs] for side in ("chosen", "rejected")}
     # Length bias: the correlation of length with being chosen (1) rather than rejected (0), over all completions.
     labels = [1.0] * len(pairs) + [0.0] * len(pairs)
     offline = [pair for pair in pairs if pair.chosen_origin == "offline"]
+    # Of pairs with both completions from the policy: there no writer of the data makes the better answer longer.
+    own = [
+        chosen > rejected
+        for pair, chosen, rejected in zip(pairs, words["chosen"], words["rejected"], strict=True)
+        if pair.chosen_origin == pair.rejected_origin == "on_policy"
+    ]
     counts, margins = manifest["counts"], manifest.get("margins", {})
     identical = counts.get("dropped", {}).get("chosen equals rejected", 0)
     return {
@@ -88,6 +97,7 @@ def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health
         "identical_pairs": identical / max(1, counts["in"]),
         "on_policy_chosen": fmean(pair.chosen_origin == "on_policy" for pair in pairs),
         "swapped": fmean(pair.swapped for pair in offline) if offline else None,
+        **({"own_chosen_longer": fmean(own)} if own else {}),
         "explore_is_chosen": fmean(pair.explore == pair.chosen for pair in pairs),
         **{f"margin_{name}": value for name, value in margins.items()},
         **({"log_probs_stored": float(manifest["store_entries"])} if manifest.get("store_entries") else {}),
@@ -95,12 +105,16 @@ def pair_health(pairs: list[PreferencePair], manifest: dict[str, Any]) -> Health
 
 
 def sample_health(completions: list[Completion]) -> Health:
-    """Returns the shares of distinct, empty and truncated completions: distinct per prompt, then a mean over prompts."""
+    """Returns the shares of distinct, empty and truncated completions.
+
+    Distinct ones per prompt, then a mean over prompts; and `distinct_texts` of all samples, whatever their prompts.
+    """
     texts: dict[str, list[str]] = defaultdict(list)
     for row in completions:
         texts[row.prompt_id].append(row.text)
     return {
         "distinct_completions": fmean(len(set(each)) / len(each) for each in texts.values()),
+        "distinct_texts": len({row.text for row in completions}) / len(completions),
         "empty_completions": fmean(not row.text.strip() for row in completions),
         "cut_completions": fmean(row.finish_reason == "length" for row in completions),
     }

@@ -16,6 +16,7 @@ from handbook_ext.recipes.settings import FITTED
 from handbook_ext.reports.evaluations import Json, judged_by_all, read_evaluation, read_json, read_labelled
 from handbook_ext.reports.health import files_of, read_health
 from handbook_ext.reports.training_logs import training_log
+from handbook_ext.reports.world_health import world_health
 
 STAGES = ("completions", "rankings", "logprobs", "pairs", "policy", "eval")
 
@@ -54,8 +55,7 @@ def start_of(folder: Path) -> str:
 def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedRun:
     """Returns what a report needs of a run, by default of every iter<N>; raises UserError where evaluations do not compare."""
     if iterations is None:
-        folders = [path.name for path in folder.glob("iter*") if re.fullmatch(r"iter\d+", path.name)]
-        iterations = sorted(folders, key=lambda name: int(name[4:]))  # As text, iter10 would precede iter2.
+        iterations = iterations_of(folder)
     start = start_of(folder)
     if not (folder / start / "eval.json").is_file():
         raise UserError(f"{folder}: has no {start}/eval.json; evaluate the starting policy first")
@@ -77,13 +77,22 @@ def read_run(folder: Path, iterations: Sequence[str] | None = None) -> FinishedR
     stages = [stage for name in ("data", "ranker", "judge", *names) for stage in read_stages(folder / name)]
     pairs = [read_pairs(folder / name / "pairs.jsonl") for name in names if (folder / name / "pairs.jsonl").is_file()]
     trained = [folder / name for name in names if (folder / name / "pairs.manifest.json").is_file()]
-    health = [{"iteration": path.name, **read_health(files_of(path))} for path in trained]
+    # In the tiny world those before a reported one count too: it tells what the run has sampled so far.
+    every = iterations_of(folder)
+    world = world_health(folder, every[: max((every.index(name) + 1 for name in names if name in every), default=0)])
+    health = [{"iteration": path.name, **read_health(files_of(path)), **world.get(path.name, {})} for path in trained]
     skipped = [name for name in iterations if name not in names]
     recipe = str(read_settings(folder / "report.yaml")["recipe"])
     return FinishedRun(
         folder, recipe, *evaluator, policies, history, stages, pairs, health, skipped, labelled[start][0],
         judged_by_all({name: scores for name, (_, scores) in labelled.items() if scores})[0], unjudged,
     )  # fmt: skip
+
+
+def iterations_of(folder: Path) -> list[str]:
+    """Returns the names of the iterations in a run's folder, in their order."""
+    names = [path.name for path in folder.glob("iter*") if re.fullmatch(r"iter\d+", path.name)]
+    return sorted(names, key=lambda name: int(name[4:]))  # As text, iter10 would precede iter2.
 
 
 def judged_by(run: FinishedRun) -> str:

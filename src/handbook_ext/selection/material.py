@@ -40,6 +40,10 @@ class SelectOptions(Protocol):
         """Returns SeRA's pairs of the policy's own samples, as a share of the offline pairs."""
 
     @property
+    def bootstrap_labels(self) -> str:
+        """Returns who says which of SeRA's own completions is chosen: `margin`, `ranker` or `coin`."""
+
+    @property
     def gamma(self) -> float:
         """Returns the weight of the older policy in SeRA's ensemble."""
 
@@ -87,8 +91,8 @@ class Needs:
 class Material:
     """What the pairs of an iteration are made of; a rule reads the parts that its `Needs` name.
 
-    `samples` are completions by prompt id, in the order of their numbers; they are empty where rankings are read, which hold
-    the samples' texts. `log_probs` is None where the rule needs none.
+    `samples` are completions by prompt id, in the order of their numbers; they are empty where rankings are read and no log-probs
+    of samples, since rankings hold the samples' texts. `log_probs` is None where the rule needs none.
     """
 
     offline: Sequence[OfflinePair]

@@ -7,7 +7,7 @@ row, a new `select.keep_by` one function and one row of `KEEP_BY`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from handbook_ext.core.errors import UserError
@@ -17,10 +17,11 @@ from handbook_ext.selection.judged import against_chosen_pairs, best_and_worst_p
 from handbook_ext.selection.keep_by import KEEP_BY
 from handbook_ext.selection.material import Material, Needs, Selected, SelectOptions, by_prompt, portion, require
 from handbook_ext.selection.offline import curriculum_pairs, dataset_pairs, gold_over_sample
+from handbook_ext.selection.own_labels import LABELS
 from handbook_ext.selection.sera import counts, sera_needs, sera_pairs
 
 __all__ = [
-    "KEEP_BY", "Material", "Needs", "RULES", "Rule", "SelectOptions", "Selected", "by_prompt", "most_pairs", "needs_of",
+    "KEEP_BY", "LABELS", "Material", "Needs", "RULES", "Rule", "SelectOptions", "Selected", "by_prompt", "most_pairs", "needs_of",
     "portion", "require", "select_pairs",
 ]  # fmt: skip
 
@@ -92,7 +93,8 @@ def skip_explored_chosen(pairs: Iterable[PreferencePair]) -> list[PreferencePair
 
 def _rule(options: SelectOptions) -> Rule:
     """Returns the row of the table; raises UserError for a name that is not in it."""
-    for setting, name, table in (("rule", options.rule, RULES), ("keep_by", options.keep_by, KEEP_BY)):
-        if name not in table:
+    tables: dict[str, Collection[str]] = {"rule": RULES, "keep_by": KEEP_BY, "bootstrap_labels": LABELS}
+    for setting, table in tables.items():
+        if (name := getattr(options, setting)) not in table:
             raise UserError(f"select.{setting}: {name!r} is not part of this version; it has: {', '.join(table)}")
     return RULES[options.rule]

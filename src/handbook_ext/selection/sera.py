@@ -15,6 +15,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.core.records import Completion, OfflinePair, PreferencePair
 from handbook_ext.selection.keep_by import KEEP_BY, KeepBy
 from handbook_ext.selection.material import Material, Needs, Selected, SelectOptions
+from handbook_ext.selection.own_labels import NEEDS, labelled
 
 Margins = list[float]
 
@@ -23,14 +24,15 @@ def sera_needs(options: SelectOptions) -> Needs:
     """Returns what SeRA reads: for kept offline pairs what `keep_by` asks for, for bootstrapped ones the samples' margins.
 
     Where samples are scored, so are the offline answers from which some are kept: a prompt that is too long for the policy is
-    then left out of both.
+    then left out of both. Who labels the own pairs may ask for more.
     """
     kept = KEEP_BY[options.keep_by].needs if options.keep > 0 else Needs()
     bootstraps = options.bootstrap > 0
+    labels = NEEDS.get(options.bootstrap_labels, Needs()) if bootstraps else Needs()
     return Needs(
         samples=bootstraps, offline_log_probs=kept.offline_log_probs or (bootstraps and options.keep > 0),
         sample_log_probs=bootstraps, offline_margins=kept.offline_margins, sample_margins=bootstraps,
-        data_scores=kept.data_scores,
+        data_scores=kept.data_scores, rankings=labels.rankings,
     )  # fmt: skip
 
 
@@ -48,6 +50,7 @@ def sera_pairs(material: Material, options: SelectOptions) -> Selected:
         kept, dropped_margins["offline"] = kept_pairs(scored, keep, KEEP_BY[options.keep_by], material, dropped)
     own, dropped_margins["own"] = on_policy_pairs(samples.values(), add, material, dropped)
     margins = _mean_margins({"offline": kept, "own": own}, dropped_margins)
+    own, labels = labelled(own, options.bootstrap_labels, material)
     pairs = [*kept, *own]
     if options.explore:
         # Sample 0, as in SELM: one draw of the policy, not one that selection preferred.
@@ -56,6 +59,7 @@ def sera_pairs(material: Material, options: SelectOptions) -> Selected:
     entries = material.stored.store.entries if needs.log_probs else 0
     facts = {
         "margins": margins, "kept": len(kept), "bootstrapped": len(own), "wanted": [keep, add], "store_entries": entries,
+        **labels,
     }  # fmt: skip
     return Selected(pairs, len(offline) * bool(keep) + len(samples), dropped, facts)
 
