@@ -38,14 +38,15 @@ def pair(asked: str, chosen: str, rejected: str, origins: str = "offline offline
 
 
 def test_samples_reach_the_best_closing_or_not() -> None:
-    """Of four samples two close best, both of one prompt; one closing of 24 is found. Their rewards are 1, 0, 0 and 0."""
+    """Of five samples two close best, both of one prompt of two; one closing of 24 is found. Rewards are 1, 0, 0, 0, -0.02."""
     found: Found = set()
-    rows = [sample(FIRST, best_answer(FIRST)), sample(FIRST, closed(FIRST)), sample(OTHER_TOPIC, ""), sample(OTHER_TOPIC, "well")]
+    rows = [sample(FIRST, best_answer(FIRST)), sample(FIRST, closed(FIRST)), sample(FIRST, "")]
+    rows += [sample(OTHER_TOPIC, ""), sample(OTHER_TOPIC, "well")]
     told = exploration(rows, found)
     assert len(GUESTS) * len(TOPICS) == 24
     assert told == {
-        "best_closings": 0.5, "prompts_best_closed": 0.5, "closings_found": pytest.approx(1 / 24),
-        "sampled_reward": pytest.approx((1 - 0.02) / 4), "best_sample_reward": 0.5, "best_possible_reward": 1.0,
+        "best_closings": 0.4, "prompts_best_closed": 0.5, "closings_found": pytest.approx(1 / 24),
+        "sampled_reward": pytest.approx((1 - 0.02) / 5), "best_sample_reward": 0.5, "best_possible_reward": 1.0,
     }  # fmt: skip
     assert len(found) == 1
 
@@ -134,6 +135,7 @@ def test_the_page_has_the_columns_that_are_measured_and_explains_them_below(run:
     assert [row.split(" | ")[1] for row in rows if row] == ["iter0", "iter1", "iter2"]
     assert notes.startswith("distinct completions: share of") and notes.endswith("share of these whose two have the same.")
     # Below the table, and no row of it.
+    assert page.count(notes[1:60]) == 1
     assert f'<p class="foot">{notes}</p>'.replace("'", "&#39;") in page
     summary["recipes"][0]["health"] = [{"seed": 1, "iteration": "iter0", "pairs": 2.0}]
     assert b"Exploration" not in render_report([[read_run(run)]], summary | shown)["report.md"]
