@@ -65,10 +65,11 @@ def summarise_rows(rows: Sequence[StabilityRow]) -> Json:
     cells = product({row.cpu for row in rows}, {row.machine for row in rows}, {row.seed for row in rows})
     minutes = [row.seconds / 60 for row in rows]
     return {
-        "run": first.run, "digest": digest, "reward": first.reward, "primary": first.primary, "runs": len(rows),
+        "run": first.run, "digest": digest, "reward": first.reward, "primary": first.primary,
+        "confidence": first.confidence, "runs": len(rows),
         "start": next(iter(first.policies)), "last": first.last, "decodings": list(first.policies[first.last]),
         "machines": _listed(row.machine for row in rows), "seeds": sorted({row.seed for row in rows}),
-        "fresh": all(row.seed >= FRESH for row in rows),
+        "fresh": all(row.seed >= FRESH for row in rows), "first_fresh": FRESH,
         "fell": len(fallen), "fell_primary": sum(any(each[row.primary].fell for each in row.policies.values()) for row in rows),
         "falls_allowed": len(rows) / OFTEN, "few_falls": len(fallen) * OFTEN <= len(rows),
         "share": SHARE, "won": sum(value >= SHARE for value in won.values()),

@@ -32,7 +32,7 @@ DIGITS = 6
 class Measured(BaseModel):
     """A policy under one decoding, with bootstrap intervals over the prompts of its one seed.
 
-    `reward` is its mean; `gain` what it gained in reward on the policy before, `won` the share of prompts that it wins against the
+    `reward` is its mean; `gain` what it gained in reward on the policy before, `won` the share of prompts that it wins over the
     start, both paired by prompt and None for the start; `fell` where it lost more than noise.
     """
 
@@ -64,6 +64,7 @@ class StabilityRow(BaseModel):
     commits: list[str]
     seconds: float
     prompts: int
+    confidence: float
     reward: str
     primary: str
     policies: dict[str, dict[str, Measured]]
@@ -96,31 +97,29 @@ def row_of(folder: Path, machine: str, variables: Mapping[str, str]) -> Stabilit
         raise UserError(f"{folder}: {', '.join(run.skipped)} has no evaluation; make {folder.name} first")
     manifests = [(place, each) for place, each in read_manifests(folder) if place in report.policies or "iter" not in place]
     facts = _kernels(folder, manifests, variables)
-    resamples, confidence = report.report.bootstrap_resamples, report.report.confidence
-    summary = summarise([[run]], title=report.title, resamples=resamples, confidence=confidence)
+    bootstrap = {"resamples": report.report.bootstrap_resamples, "confidence": report.report.confidence}
+    summary = summarise([[run]], title=report.title, **bootstrap)
     [recipe] = summary["recipes"]
-    policies = {
-        row["policy"]: {key: _measured(row[key]) for key in recipe["temperatures"]} for row in recipe["policies"]
-    }  # fmt: skip
+    policies = {row["policy"]: {key: _measured(row[key]) for key in recipe["temperatures"]} for row in recipe["policies"]}
     code = [each.get("code") or {} for _, each in manifests]
     torch = {str((each.get("packages") or {}).get("torch")) for _, each in manifests}
     commits = {f"{one.get('commit') or 'unknown'}"[:12] + ("+" if one.get("dirty") else "") for one in code}
     return StabilityRow(
-        run=run.recipe, machine=machine, seed=run.seed, digest=settings_digest(manifests), date=date.today().isoformat(), **facts,
-        torch=", ".join(sorted(torch)), commits=sorted(commits),
+        run=run.recipe, machine=machine, seed=run.seed, digest=settings_digest(manifests, bootstrap), **facts,
+        date=date.today().isoformat(), torch=", ".join(sorted(torch)), commits=sorted(commits),
         seconds=round(sum(float(each.get("seconds") or 0) for _, each in manifests), 1), prompts=recipe["prompts"][0],
-        reward=summary["reward"], primary=summary["primary"], policies=policies,
+        confidence=report.report.confidence, reward=summary["reward"], primary=summary["primary"], policies=policies,
         falls=[str(each["sentence"]) for each in falls([[run]], summary)],
     )  # fmt: skip
 
 
-def settings_digest(manifests: Iterable[tuple[str, Json]]) -> str:
-    """Returns what identifies the settings that a run's artifacts were made under, the same for each of its seeds."""
+def settings_digest(manifests: Iterable[tuple[str, Json]], bootstrap: Json) -> str:
+    """Returns what identifies the settings of a run's artifacts and of its intervals, the same for each of its seeds."""
     stated = sorted(
         json.dumps([place, {name: value for name, value in identity(each["settings"]).items() if name != "seed"}], sort_keys=True)
         for place, each in manifests
     )
-    return hashlib.sha256("\n".join(stated).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join([json.dumps(bootstrap, sort_keys=True), *stated]).encode()).hexdigest()[:12]
 
 
 def rows_in(path: Path) -> list[StabilityRow]:
