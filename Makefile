@@ -21,6 +21,7 @@
 # make matrix OF="zephyr-selm zephyr-dpo" SETS=alpaca   what each policy wins over each other (SELM, figure 2)
 # make tiny-selm-iter3-push REPO=me/name DRY=1   a policy with its card and data to the hub; DRY=1 shows what would go
 # make tiny-selm-submit                       the run without weights in one file; make ledger-verify F=... recomputes its numbers; ADD=1 keeps it
+# make stability SEEDS=5 MACHINES=avx2        a run under the roundings of other machines, and seeds that chose nothing: falls, gains, ranges; OF=tiny-dpo
 # make list                                   every recipe, by model
 # make new NAME=mine FROM=smollm2-selm DATA=my_pairs   a recipe of your own on your rows, with what one changes first explained
 #
@@ -31,9 +32,9 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS BESIDE JOBS THREADS V VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS FIRST MACHINES BESIDE JOBS THREADS V VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM
 # Words so common are taken from the command line alone: a shell may have them for another program.
-$(foreach v,V T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
+$(foreach v,V T FIRST MACHINES FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 
@@ -45,9 +46,9 @@ override quoted       = '$(subst $(newline),'$$'\n'',$(subst ','\'',$1))'
 # What is exported but empty counts as not given.
 override default = $(if $(value $1)$(filter $1,$(GIVEN)),$(value $1),$2)
 override RUNS    := $(call default,RUNS,runs)
-override SEEDS   := $(call default,SEEDS,$(if $(filter planted,$(GOALS)),20,3))
+override SEEDS   := $(call default,SEEDS,$(if $(filter planted,$(GOALS)),20,$(if $(filter stability,$(GOALS)),5,3)))
 override JOBS    := $(call default,JOBS,2)
-# One thread per process: small models gain nothing from more, and the bits are the same on every machine.
+# One thread per process: small models gain nothing from more, and no bit depends on how many cores there are.
 override THREADS := $(call default,THREADS,1)
 override VENV := .venv
 unexport $(GIVEN) $(VARIABLES)
@@ -64,7 +65,7 @@ endif
 # scripts/plan_goals.py checks every word, writes run.mk and the settings of each stage where their content changed, and prints
 # which makefiles to read; so make never reads a stale one.
 override UNPLANNED := help list setup test test-slow test-liger test-vllm test-distributed test-slurm lint
-override PROJECT   := $(UNPLANNED) bench bench-growth bench-generation bench-rows bench-gpu calibrate mutants fuzz torture planted \
+override PROJECT   := $(UNPLANNED) bench bench-growth bench-generation bench-rows bench-gpu calibrate stability planted mutants fuzz torture \
 	paper-table paper-figure compare matrix ledger-verify new
 # Where stages will start, whatever they lack is told before the first: not under -n, -q and -t, which start none. The letters
 # stand in the first word, which holds no letter where a long option comes first.
@@ -107,7 +108,7 @@ $(VENV)/extra-%: $(VENV)/ready
 .PHONY: $(PROJECT)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
-	@echo "make $(filter-out help list calibrate paper-table paper-figure compare matrix ledger-verify new,$(PROJECT))" | fold -s -w 110
+	@echo "make $(filter-out help list calibrate stability paper-table paper-figure compare matrix ledger-verify new,$(PROJECT))" | fold -s -w 110
 list: $(VENV)/ready
 	@$(PYTHON) scripts/resolve_recipe.py --list
 setup: $(VENV)/ready
@@ -150,6 +151,10 @@ bench-gpu: $(VENV)/ready
 # What plans of hardware read; a GPU is measured where one is here.
 calibrate: $(VENV)/ready
 	OMP_NUM_THREADS=$(THREADS) $(PYTHON) scripts/calibrate.py --out $(RUNS)
+
+# The runs of OF under the roundings of MACHINES, which this one imitates, and SEEDS seeds from FIRST on: each a run as any other.
+stability: $(VENV)/ready
+	@$(PYTHON) scripts/measure_stability.py --runs $(RUNS)/stability --seeds $(call quoted,$(SEEDS)) --jobs $(call quoted,$(JOBS)) --threads $(call quoted,$(THREADS)) $(if $(value OF),--of=$(call quoted,$(value OF))) $(if $(value MACHINES),--machines=$(call quoted,$(value MACHINES))) $(if $(value FIRST),--first $(call quoted,$(value FIRST))) $(if $(value SET),--set=$(call quoted,$(value SET)))
 
 paper-table: $(VENV)/ready
 	@$(PYTHON) scripts/paper_table.py --runs $(RUNS) $(if $(value T),$(call quoted,$(value T))) $(if $(value FORMAT),--format $(call quoted,$(value FORMAT))) $(if $(value MODEL),--model $(call quoted,$(value MODEL))) $(if $(value CHECKPOINTS),--checkpoints $(value CHECKPOINTS))

@@ -194,3 +194,40 @@ def test_a_server_serves_one_environment_under_one_set_of_limits(tmp_path: Path,
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     os.utime(tmp_path / "ready", ns=(1, 1))
     assert _socket_path() != before
+
+
+READ = [
+    "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_NUM_THREADS", "MKLDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "ARROW_USER_SIMD_LEVEL", "OMP_NUM_THREADS", "KMP_AFFINITY", "GOMP_SPINCOUNT",
+    "TORCH_LOGS", "PYTORCH_JIT", "LD_PRELOAD", "GLIBC_TUNABLES", "USE_TF",
+]  # fmt: skip
+
+
+def test_callers_whose_kernels_differ_have_servers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = [_socket_path()]
+    for name in READ:
+        for value in ("1", "2"):
+            monkeypatch.setenv(name, value)
+            found.append(_socket_path())
+        monkeypatch.delenv(name)
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.slow
+def test_a_stage_has_the_kernels_of_its_caller_also_where_torch_chose_them_while_it_was_loaded(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    (tmp_path / "chooses.py").write_text("import torch\ntorch.backends.cpu.get_cpu_capability()\n")
+    script = tmp_path / "say.py"
+    script.write_text(
+        "import os, sys\nprint('torch' in sys.modules, sys.modules['torch'].backends.cpu.get_cpu_capability(), os.getppid())\n"
+    )
+    own, said = torch.backends.cpu.get_cpu_capability(), []
+    environment["HANDBOOK_WARM_LIBRARIES"] = "chooses"
+    for value in ("default", own.lower(), "default"):
+        done = start(script, environment=environment | {"ATEN_CPU_CAPABILITY": value}, folder=tmp_path)
+        said.append(done.communicate(timeout=60)[0].split())
+    assert [line[:2] for line in said] == [["True", "DEFAULT"], ["True", own], ["True", "DEFAULT"]]
+    assert said[0][2] == said[2][2] != said[1][2], "the third came out of the server of the first"

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 DEVICES = Path("/dev")
 MEMORY = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
+CAPABILITY, MKL_CBWR = "ATEN_CPU_CAPABILITY", "MKL_CBWR"
+"""The variables by which torch and MKL take other kernels than those of this processor: other roundings come out."""
+IMITATED: Mapping[str, Mapping[str, str]] = {
+    "avx512": {CAPABILITY: "avx512"},
+    "avx2": {CAPABILITY: "avx2"},
+    "default": {CAPABILITY: "default"},
+    "mkl-compatible": {MKL_CBWR: "COMPATIBLE"},
+}
+"""Other machines that this one imitates, by the last bit of what they compute: the variables that make it do so."""
+# What a processor must have to run the kernels; without it torch ends with an illegal instruction.
+NEEDED = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}, "avx2": {"avx2", "fma"}}
 
 
 def visible_gpus() -> int:
@@ -32,6 +46,17 @@ def visible_devices() -> list[str]:
             break
         seen.append(name)
     return seen
+
+
+def imitable() -> list[str]:
+    """Returns the names of the machines that this one can imitate."""
+    text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.is_file() else ""
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    flags = set(found[1].split()) if found else set()
+    mkl = platform.machine().lower() in ("x86_64", "amd64")
+    return [
+        name for name, variables in IMITATED.items() if NEEDED.get(name, set()) <= flags and (mkl or MKL_CBWR not in variables)
+    ]
 
 
 def free_memory() -> int | None:

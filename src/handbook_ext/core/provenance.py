@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from handbook_ext.core.machine import MKL_CBWR
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -70,7 +72,11 @@ def launch_facts() -> dict[str, str | int]:
 
 @cache
 def hardware() -> dict[str, str | int | list[str]]:
-    """Returns processor, cores and, where torch has been loaded and sees any, the names of the GPUs."""
+    """Returns processor, cores and, where torch has been loaded, the kernels that it takes there and the names of its GPUs.
+
+    `capability` is torch's word, such as AVX512 or AVX2, and `mkl_cbwr` what MKL was told, if anything: the last bit of a sum
+    differs between them.
+    """
     found: dict[str, str | int | list[str]] = {"machine": platform.machine(), "cores": os.cpu_count() or 0}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -78,6 +84,10 @@ def hardware() -> dict[str, str | int | list[str]]:
         found["cpu"] = models[0] if models else "unknown"
     # Not imported here: a stage without tensors would load torch for nothing but its manifest.
     torch = sys.modules.get("torch")
+    if torch is not None:
+        found["capability"] = torch.backends.cpu.get_cpu_capability()
+    if os.environ.get(MKL_CBWR):
+        found["mkl_cbwr"] = os.environ[MKL_CBWR]
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return found
@@ -88,7 +98,13 @@ def hardware_words(manifest: Mapping[str, Any]) -> str:
     found, processes = manifest["hardware"], manifest.get("launch", {}).get("processes", 1)
     gpus = list(found.get("gpus", []))
     kinds = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
-    words = ", ".join(kinds) or f"{found.get('cpu', found.get('machine', 'unknown processor'))}, {found.get('cores', '?')} cores"
+    words = ", ".join(kinds) or ", ".join(
+        [
+            str(found.get("cpu", found.get("machine", "unknown processor"))), f"{found.get('cores', '?')} cores",
+            *([found["capability"]] if "capability" in found else []),
+            *([f"{MKL_CBWR}={found['mkl_cbwr']}"] if "mkl_cbwr" in found else []),
+        ]
+    )  # fmt: skip
     return words + (f", {processes} processes" if processes > 1 else "")
 
 

@@ -32,11 +32,13 @@ from pathlib import Path
 from typing import NoReturn
 
 LIBRARIES = "transformers.trainer transformers.models.mistral.modeling_mistral trl.trainer.sft_trainer datasets"
-# Prefixes of variables that the libraries read while they are imported: each set of values has a server of its own, since a
-# forked child cannot have them read again.
+# Prefixes of variables that the libraries, or the loader under them, read while they are imported: each set of values has a
+# server of its own, since a forked child cannot have them read again. The first two lines decide which kernels compute, and so
+# the last bit of what comes out.
 READ_WHILE_LOADING = (
-    "OMP_", "MKL_", "ATEN_", "DNNL_", "ONEDNN_", "CUDA", "TORCH", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_",
-    "ACCELERATE_", "PYTHON", "HANDBOOK_WARM", "XDG_", "HOME",
+    "ATEN_", "MKL_", "MKLDNN_", "DNNL_", "ONEDNN_", "OPENBLAS_", "NPY_", "ARROW_", "OMP_", "KMP_", "GOMP_",
+    "TORCH", "PYTORCH_", "CUDA", "LD_", "GLIBC_", "SCIPY_", "USE_",
+    "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "PYTHON", "HANDBOOK_WARM", "XDG_", "HOME",
 )  # fmt: skip
 IDLE_SECONDS = 60
 LENGTH, ATTEMPTS = 8, 2

@@ -60,6 +60,7 @@ class _Goals(Planner):
         """Plans nothing: the Makefile has these."""
 
     plan_calibrate = plan_paper = plan_figure = plan_compare = plan_ledger = plan_fuzz = plan_torture = plan_new = plan_project
+    plan_stability = plan_project
 
     def plan_matrix(self, goal: str) -> None:
         """Plans nothing either; refuses what has nothing to compare before make installs what compares."""

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 
 from handbook_ext.core.errors import UserError
+from handbook_ext.core.machine import IMITATED
 from handbook_ext.graph.makefile import PLAIN
 from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGURE, PAPER_TABLE, PLANTED, PROJECT, RECIPES, TABLE
 from handbook_ext.recipes.yaml_tree import nearest
 
-CALIBRATE, FUZZ, TORTURE = "calibrate", "fuzz", "torture"
+CALIBRATE, STABILITY, FUZZ, TORTURE = "calibrate", "stability", "fuzz", "torture"
 _NUMBER, _OF_NUMBER = r"[1-9][0-9]{0,3}", "a number from 1 to 9999"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
@@ -19,6 +20,7 @@ READERS = {
     "table": f"{TABLE}<name>",
     "plan": "<run>-plan",
     "calibrate": CALIBRATE,
+    "stability": STABILITY,
     "paper": PAPER_TABLE,
     "project": "bench, mutants",
     "eval": "<run>-eval and <run>-iter<N>-eval",
@@ -37,6 +39,7 @@ READERS = {
 # Goals of the Makefile itself that read variables of their own.
 READING = {
     CALIBRATE: "calibrate",
+    STABILITY: "stability",
     PAPER_TABLE: "paper",
     PAPER_FIGURE: "figure",
     COMPARE: "compare",
@@ -55,7 +58,7 @@ STARTING = {"run", "eval", "push", "submit", "seeds", "table", "planted"}
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
     "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
-    "SET": (r"[\s\S]*", "", {*RUN, "seeds", "plan", "planted"}),
+    "SET": (r"[\s\S]*", "", {*RUN, "seeds", "plan", "planted", "stability"}),
     "DATA": (r"[\s\S]*", "", {*RUN, "seeds", "plan", "new"}),
     "NAME": (
         r"\w[\w.-]*(/\w[\w.-]*)?",
@@ -66,10 +69,12 @@ VARIABLES = {
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {*STARTING, "plan"}),
     "GPUS": (_NUMBER, _OF_NUMBER, {*STARTING, "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
-    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table", "planted"}),
+    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table", "planted", "stability"}),
+    "FIRST": (_NUMBER, _OF_NUMBER, {"stability"}),
+    "MACHINES": (r"[\w\s-]*", f"machines that this one imitates, parted by blanks: {', '.join(IMITATED)}", {"stability"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
-    "JOBS": (_NUMBER, _OF_NUMBER, STARTING),
-    "THREADS": (_NUMBER, _OF_NUMBER, {*STARTING, "plan", "calibrate"}),
+    "JOBS": (_NUMBER, _OF_NUMBER, {*STARTING, "stability"}),
+    "THREADS": (_NUMBER, _OF_NUMBER, {*STARTING, "plan", "calibrate", "stability"}),
     "V": (r"[01]?", "1, which prints each command before it runs", STARTING),
     "VRAM": (_SIZE, "the GB of one GPU, above 0 and below 100000, such as 24", {"plan"}),
     "RAM": (_SIZE, "the GB of main memory, above 0 and below 100000, such as 128", {"plan"}),
@@ -88,7 +93,7 @@ VARIABLES = {
     "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval", "matrix"}),
     "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
     "PAIR": (r"[\s\S]+", "a prompt_id of the run", {"explain"}),
-    "OF": (r"[\w.+@,\s-]*", "runs, parted by blanks", {"compare", "matrix", "planted"}),
+    "OF": (r"[\w.+@,\s-]*", "runs, parted by blanks", {"compare", "matrix", "planted", "stability"}),
     "REPO": (r"[\w.-]+/[\w.-]+", "a repository on the hub, such as me/my-model", {"push"}),
     "DRY": (r"[01]?", "1, which uploads nothing", {"push"}),
     "ADD": (r"[01]?", "1, which keeps a file that passes in ledger/", {"ledger"}),

@@ -20,8 +20,8 @@ NEW, PLANTED = "new", "planted"
 # Goals of the Makefile itself, and how those of tables begin: no recipe may be called so.
 PROJECT = (
     "help", "list", "setup", "test", "test-slow", "test-liger", "test-vllm", "test-distributed", "test-slurm", "lint", "bench",
-    "bench-growth", "bench-generation", "bench-rows", "bench-gpu", "calibrate", "mutants", "fuzz", "torture", PAPER_TABLE,
-    PAPER_FIGURE, COMPARE, MATRIX, LEDGER, NEW, PLANTED,
+    "bench-growth", "bench-generation", "bench-rows", "bench-gpu", "calibrate", "stability", "mutants", "fuzz", "torture",
+    PAPER_TABLE, PAPER_FIGURE, COMPARE, MATRIX, LEDGER, NEW, PLANTED,
 )  # fmt: skip
 TABLE = "table-"
 # What is put behind a run's name means a goal, so no recipe may end like one.

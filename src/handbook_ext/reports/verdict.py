@@ -105,8 +105,7 @@ def falls(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> list[Json]:
     for runs, recipe in zip(groups, summary["recipes"], strict=True):
         many = f"{recipe['recipe']}: " if len(groups) > 1 else ""
         for before, now in zip(recipe["policies"], recipe["policies"][1:], strict=False):
-            gains = {key: now[key]["vs_previous"] for key in recipe["temperatures"]}
-            fell = {key: each for key, each in gains.items() if each["gain"].side_here(0) < 0}
+            fell = {key: now[key]["vs_previous"] for key in recipe["temperatures"] if has_fallen(now[key])}
             if not fell:
                 continue
             shown = min(fell, key=lambda key: key != summary["primary"])
@@ -120,6 +119,11 @@ def falls(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> list[Json]:
             sentence = f"{many}{now['policy']} fell against {than}{seed}: {change}, {how}. {words}."
             found.append({"recipe": recipe["recipe"], "policy": now["policy"], "sentence": sentence, "went_with": signs})
     return found
+
+
+def has_fallen(measured: Json) -> bool:
+    """Returns whether a policy's reward fell by more than noise against the one before, by its row of a decoding's summary."""
+    return bool(measured["vs_previous"] is not None and measured["vs_previous"]["gain"].side_here(0) < 0)
 
 
 def went_with(runs: Sequence[FinishedRun], before: Json, now: Json, decoding: str) -> list[str]:
