@@ -1,4 +1,4 @@
-"""Tables over many recipes and seeds: what a table's file may say, and the numbers of its rows and claims."""
+"""Tables over many recipes and seeds: the numbers of their rows; those of their claims are in `claims`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.kept import iteration_of
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
-from handbook_ext.recipes.table_files import Claim, TableRow
+from handbook_ext.recipes.table_files import TableRow
 from handbook_ext.reports.evaluations import Evaluator, judged_by_all, read_evaluation
 from handbook_ext.selection.sera import jaccard
-
-VERDICTS = {1: "agrees", 0: "cannot tell", -1: "disagrees"}
-ONE_SEED = "one seed, no verdict"
 
 
 @dataclass(frozen=True)
@@ -95,31 +92,6 @@ def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
     if measured.swapped:
         summary["swapped_kept"] = hierarchical_interval([list(flags.values()) for flags in measured.swapped], **bootstrap)
     return summary
-
-
-def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootstrap: Any) -> dict[str, Any]:
-    """Returns a claim's statistic with its interval, and the verdict: agrees, disagrees or cannot tell; none of one seed.
-
-    The statistic is the win rate of the better row over the worse, or the difference of their shares of flipped labels. There
-    is no win rate where the two rows were evaluated by different judges or on different prompts.
-    """
-    judged = {"words": claim.words, "by": claim.by, "better": claim.better, "worse": claim.worse}
-    better, worse = rows[claim.better], rows[claim.worse]
-    if claim.by == "flipped labels":
-        difference = flip_rate_difference(better.swapped, worse.swapped, **bootstrap)
-        # The better row keeps fewer flipped labels, so a difference below 0 agrees.
-        return judged | {
-            "difference": difference,
-            "verdict": ONE_SEED if difference.seeds is None else VERDICTS[-difference.side(0)],
-        }
-    matched = zip(better.scores[decoding], worse.scores[decoding], strict=True)
-    if better.evaluators != worse.evaluators or not all(
-        comparable({decoding: ours}, {decoding: theirs}) for ours, theirs in matched
-    ):
-        verdict = "has no answer: the two are not judged by the same model on the same prompts"
-        return judged | {"win_rate": None, "verdict": verdict}
-    won = compare_scores(better.scores[decoding], worse.scores[decoding], **bootstrap)["win_rate"]
-    return judged | {"win_rate": won, "verdict": ONE_SEED if won.seeds is None else VERDICTS[won.side(0.5)]}
 
 
 def flip_rate_difference(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[str, bool]], **bootstrap: Any) -> Interval:
