@@ -84,6 +84,8 @@ def test_more_tests_and_more_power_ask_for_a_larger_difference() -> None:
 
 def test_the_smallest_difference_is_told_in_points() -> None:
     assert told_in_words(0.0612) == "a difference of 6.1 points would have been told in 80 of 100 such tables"
-    assert told_in_words(0.5, "reports").startswith("seeds differ so much that no difference, however large, would have been told")
+    assert told_in_words(0.5, "reports").startswith(
+        "seeds differ so much that no difference, however large, would have been told"
+    )
     assert told_in_words(0.7, limit=1.0).startswith("a difference of 70.0 points")
     assert told_in_words(None) == ""

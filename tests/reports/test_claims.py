@@ -66,7 +66,9 @@ def test_a_claim_that_is_certain_spends_no_more_than_its_own_step() -> None:
 def test_the_detectable_difference_is_at_the_corrected_level() -> None:
     [alone], [of_four, *_] = judged(EVEN), judged(EVEN, EVEN, EVEN, EVEN)
     assert 1.3 < of_four["detectable"] / alone["detectable"] < 2.0
-    assert alone["told"] == f"a difference of {100 * alone['detectable']:.1f} points would have been told in 80 of 100 such tables"
+    assert (
+        alone["told"] == f"a difference of {100 * alone['detectable']:.1f} points would have been told in 80 of 100 such tables"
+    )
     assert judged((0.1, 0.9, 0.4, 0.6))[0]["told"].startswith("seeds differ so much that no difference")
 
 

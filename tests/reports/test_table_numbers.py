@@ -14,8 +14,8 @@ from handbook_ext.core.jsonl import write_rows
 from handbook_ext.core.records import PreferencePair, assistant, user
 from handbook_ext.objectives.metrics import Interval
 from handbook_ext.recipes.table_files import Claim, Table, TableRow
-from handbook_ext.reports.evaluations import Evaluator
 from handbook_ext.reports.claims import judge_claims
+from handbook_ext.reports.evaluations import Evaluator
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
 from handbook_ext.reports.tables import (
     kept_ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from handbook_ext.objectives.metrics import Interval, Scores
+from handbook_ext.reports.pages import concluded
 from handbook_ext.reports.run_report import FinishedRun, summarise
 from handbook_ext.reports.verdict import falls, verdict, verdict_words, went_with
 from tests.reports.test_run_numbers import finished
@@ -81,6 +83,28 @@ def test_several_recipes_are_named_and_seeds_counted() -> None:
         "tiny-selm iter0 beats the start: wins 100.0 % of prompts [100.0, 100.0], over 2 seeds, sampled at temperature 0.7. "
         "b iter0 against the start: wins 0.0 % of prompts [0.0, 0.0], one seed and so no verdict, sampled at temperature 0.7."
     )
+
+
+def test_several_seeds_say_what_they_could_have_told() -> None:
+    """Two seeds, of which one wins all prompts and one half of them; then seeds with 21 and 23 of 40."""
+    apart = [run_of(0.0, 1.0), run_of(0.0, 0.0, seed=2)]
+    summary = summarise([apart], title="t", resamples=50, confidence=0.9)
+    assert verdict(summary).endswith(
+        "sampled at temperature 0.7; seeds differ so much that no difference, however large, would have been told in 80 of 100 "
+        "such reports."
+    )
+    near = [run_of(0.0, 0.0, pairs=[]), run_of(0.0, 0.0, seed=2, pairs=[])]
+    names = near[0].policies["iter0"]["sampled"].prompt_ids
+    for run, wins in zip(near, (21, 23), strict=True):
+        rewards = near[0].policies["sft"]["sampled"].rewards + np.where(np.arange(40) < wins, 1.0, -1.0)
+        run.policies["iter0"] = {
+            key: Scores(names, rewards, rewards, one.temperature) for key, one in run.policies["sft"].items()
+        }
+    words = verdict(summarise([near], title="t", resamples=50, confidence=0.9))
+    [points] = re.findall(r"; a difference of (\d+\.\d) points would have been told in 80 of 100 such reports\.$", words)
+    assert 20 < float(points) < 22  # 8.2 errors of 2.5 points.
+    page = concluded([near], summarise([near], title="t", resamples=50, confidence=0.9))["conclusions"]
+    assert f"(a difference of {points} points would have been told in 80 of 100 such reports)" in page[0]
 
 
 def test_a_win_rate_is_called_as_both_of_its_intervals_have_it() -> None:

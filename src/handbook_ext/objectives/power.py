@@ -1,4 +1,4 @@
-"""What an interval over seeds could have told: the p-value of its difference, and the smallest difference that it would have found.
+"""What an interval over seeds could have told: the p-value of a difference, and the smallest one that it would have found.
 
 Both are of the rule by which `Interval.side` takes a side: Student's t over the means of the seeds, and the bootstrap over seeds
 and prompts, must both say so.

@@ -23,10 +23,10 @@ def judge_claims(claims: Sequence[Claim], rows: Mapping[str, Measured], decoding
     """Returns each claim's statistic with its interval, p-value and verdict, corrected by Holm for the claims that are tested.
 
     The statistic is the `win_rate` of the better row over the worse, or the `difference` of their shares of flipped labels. The
-    verdict is agrees or disagrees where `Interval.side` takes a side and `p_holm` is below the table's level; cannot tell else, and
-    whether the claim, or its opposite, would hold alone. One seed has no verdict and no test; two rows that were evaluated by different
-    judges or on different prompts have no win rate either. `detectable` is the true difference that would have been told in 80 of 100
-    such tables (`objectives.power.detectable`, at Holm's first step), `told` the same in words.
+    verdict is agrees or disagrees where `Interval.side` takes a side and `p_holm` is below the table's level; else cannot tell,
+    and whether the claim, or its opposite, would hold alone. One seed has no verdict and no test; two rows that were evaluated by
+    different judges or on different prompts have no win rate either. `detectable` is the true difference that 80 of 100 such
+    tables would have told (`objectives.power.detectable`, at Holm's first step), `told` the same in words.
     """
     confidence = bootstrap.get("confidence", CONFIDENCE)
     judged = [_measured(claim, rows, decoding, **bootstrap) for claim in claims]
@@ -52,7 +52,7 @@ def statistic_of(judged: Json) -> tuple[Interval, float]:
 
 
 def _measured(claim: Claim, rows: Mapping[str, Measured], decoding: str, **bootstrap: Any) -> Json:
-    """Returns a claim with its statistic and the seeds that it is over, 0 where there is none; the verdict is still that of no test."""
+    """Returns a claim with its statistic and the seeds that it is over, 0 where there is none, and the verdict without a test."""
     judged: Json = {"words": claim.words, "by": claim.by, "better": claim.better, "worse": claim.worse}
     better, worse = rows[claim.better], rows[claim.worse]
     if claim.by == "flipped labels":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from handbook_ext.objectives.metrics import Interval
+from handbook_ext.objectives.power import detectable, told_in_words
 from handbook_ext.reports.evaluations import Json
 from handbook_ext.reports.run_report import FinishedRun
 
@@ -53,7 +54,10 @@ SIGNS = (
 
 
 def verdict(summary: Json) -> str:
-    """Returns one sentence for each recipe of a report on its last policy and its start, as far as the interval carries it."""
+    """Returns one sentence for each recipe of a report on its last policy and its start, as far as the interval carries it.
+
+    Over several seeds it ends with the smallest difference that these could have told.
+    """
     many = len(summary["recipes"]) > 1
     sentences = []
     for recipe in summary["recipes"]:
@@ -71,7 +75,8 @@ def verdict(summary: Json) -> str:
             for key, one in won.items()
             if one.side_here(0.5) != won[primary].side_here(0.5)
         ]
-        sentences.append("; ".join([words, *others]) + ".")
+        power = told_in_words(detectable(won[primary], len(recipe["seeds"]), summary["confidence"]), "reports")
+        sentences.append("; ".join([words, *others, *([power] if power else [])]) + ".")
     return " ".join(sentences)
 
 
