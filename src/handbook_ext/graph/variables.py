@@ -11,6 +11,7 @@ from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGUR
 from handbook_ext.recipes.yaml_tree import nearest
 
 CALIBRATE, FUZZ, TORTURE = "calibrate", "fuzz", "torture"
+AUTO = "auto"  # Of SEEDS: as many as make the intervals narrow.
 _NUMBER, _OF_NUMBER = r"[1-9][0-9]{0,3}", "a number from 1 to 9999"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
@@ -62,7 +63,8 @@ VARIABLES = {
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
     "GPUS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
-    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
+    "SEEDS": (r"[1-9][0-9]?|auto", "a number from 1 to 99, or auto", {"seeds", "table"}),
+    "UNTIL": (r"[\w.=\s-]*", "where SEEDS=auto stops, such as difference=0.04 seeds=20", {"seeds", "table"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
     "JOBS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table"}),
     "THREADS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan", "calibrate"}),
@@ -110,6 +112,8 @@ def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: M
                 f"{name} is read by {' and '.join(READERS[kind] for kind in READERS if kind in readers)}, and no goal here is "
                 f"one of these: {' '.join(kinds)}; leave it out"
             )
+    if variables.get("UNTIL") and variables.get("SEEDS") != AUTO:
+        raise UserError(f"UNTIL says where SEEDS={AUTO} stops, and SEEDS is {variables.get('SEEDS', '3')}; leave one of them out")
 
 
 def check_cluster(kinds: Mapping[str, str]) -> None:
