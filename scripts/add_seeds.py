@@ -49,7 +49,9 @@ def main(argv: list[str]) -> None:
             say(f"SEEDS=auto: {count} seeds are enough: {reach}, {asked}")
             return
         if count >= arguments.most:
-            say(f"SEEDS=auto: {count} seeds are spent, and {reach}, where {asked}; UNTIL=seeds={count + 10} would add some")
+            say(
+                f"SEEDS=auto: {count} seeds are spent, and {reach}, where {asked}; UNTIL=seeds={min(99, 2 * count)} would add some"
+            )
             return
         count = next_count(count, arguments.most)
         say(f"SEEDS=auto: {reach}, {asked}: going on with {count} seeds")

@@ -164,7 +164,7 @@ def commands(draw: Callable[..., Any]) -> tuple[list[str], dict[str, str]]:
     drawn = {
         "RUNS": st.one_of(st.sampled_from(["a/b", "é", "x/", "recipes", "a//b", "-x", "", "a=b", "x" * 300]), ANY),
         "SET": st.one_of(value, st.tuples(value, value).map(" ".join), ANY), "DATA": ANY, "LAUNCH": ANY, "GPUS": NUMBERS,
-        "SEEDS": NUMBERS, "BESIDE": ANY, "VRAM": NUMBERS, "RAM": NUMBERS, "THREADS": NUMBERS, "SETS": ANY, "OF": ANY,
+        "SEEDS": NUMBERS, "UNTIL": ANY, "BESIDE": ANY, "VRAM": NUMBERS, "RAM": NUMBERS, "THREADS": NUMBERS, "SETS": ANY, "OF": ANY,
         "MODEL": ANY, "WRITE": st.one_of(ANY, ANY.map(lambda name: f"recipes/mine/{name}.yaml")), "REPO": ANY, "CLUSTER": ANY,
         "T": ANY,
     }  # fmt: skip

@@ -182,12 +182,12 @@ def test_reward_differences_are_of_the_completions_of_one_side(tmp_path: Path) -
         return path
 
     ours, theirs = implicit(a=1.0, b=5.0, c=2.0, only_here=9.0), implicit(a=0.5, b=1.0, c=4.0, only_there=9.0)
-    assert reward_differences(ours, theirs, "chosen") == [-2.0, 0.5, 4.0]
-    assert reward_differences(ours, theirs, "rejected") == [0.0, 0.0, 0.0]
-    assert reward_differences(ours, theirs, "sample") == []
+    assert reward_differences(ours, theirs, "chosen") == {"a": 0.5, "b": 4.0, "c": -2.0}
+    assert reward_differences(ours, theirs, "rejected") == dict.fromkeys("abc", 0.0)
+    assert reward_differences(ours, theirs, "sample") == {}
     for text in ('{"implicit": null}', "{}"):
         theirs.write_text(text)
-        assert reward_differences(ours, theirs, "chosen") == []
+        assert reward_differences(ours, theirs, "chosen") == {}
 
 
 def table(**more: Any) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from handbook_ext.objectives.metrics import Interval, Scores
-from handbook_ext.reports.pages import concluded
+from handbook_ext.reports.pages import concluded, render_report
 from handbook_ext.reports.run_report import FinishedRun, summarise
 from handbook_ext.reports.verdict import falls, verdict, verdict_words, went_with
 from tests.reports.test_run_numbers import finished
@@ -144,7 +144,11 @@ def signs(before: dict[str, float], now: dict[str, float], **changes: Any) -> li
 @pytest.mark.parametrize(
     ("before", "now", "expected"),
     [
-        ({"kl": 1.3}, {"kl": 5.6}, ["the KL divergence from the start jumped to 5.6 nats per answer, from 1.3"]),
+        (
+            {"kl": 1.3},
+            {"kl": 5.6},
+            ["the mean log-ratio to the start, on answers sampled at temperature 0.7, jumped to 5.6 nats, from 1.3"],
+        ),
         ({"kl": 5.0}, {"kl": 5.6}, []),  # No jump.
         ({"kl": 0.01}, {"kl": 0.5}, []),  # Fifty times as far, and still close by.
         ({"chosen_fall": 0.2}, {"chosen_fall": 3.0}, ["training lowered the log-prob of chosen by 3.0 nats, before by 0.2"]),
@@ -177,6 +181,22 @@ def signs(before: dict[str, float], now: dict[str, float], **changes: Any) -> li
 )  # fmt: skip
 def test_what_stands_out_beside_the_iteration_before(before: Any, now: Any, expected: list[str]) -> None:
     assert signs(before, now) == expected
+
+
+def test_a_report_says_in_words_what_its_kl_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured at temperature 0.7 it is no KL divergence; a report without one says nothing of it."""
+    monkeypatch.setattr("handbook_ext.reports.run_figures.draw_figures", lambda groups, summary: ({}, {}))
+
+    def page(**health: float) -> str:
+        run = replace(run_of(0.0, 1.0, pairs=[]), health=[{"iteration": "iter0", **health}])
+        return render_report([[run]], numbers(run))["report.md"].decode()
+
+    words = (
+        "`kl` is the mean log-ratio of a policy to the start on its own held-out answers, in nats per answer, sampled at "
+        "temperature 0.7: an unbiased estimate of the KL divergence only at temperature 1 and top_p 1, where no answer is cut."
+    )
+    assert page(kl=10.5).count(words) == 1
+    assert "KL divergence" not in page(tied_prompts=0.1)
 
 
 def test_answers_that_grew_or_shrank_by_a_tenth_stand_out() -> None:

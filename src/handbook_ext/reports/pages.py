@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from handbook_ext.evaluation.implicit_summary import UNBIASED_AT
 from handbook_ext.objectives.metrics import Interval, word_verdict
 from handbook_ext.objectives.power import detectable, told_in_words
 from handbook_ext.reports import run_figures, table_figures
@@ -74,7 +75,7 @@ def _words_of(summary: Json) -> Json:
         words = told_in_words(detectable(won, seeds, summary["confidence"]), "reports")
         return f" ({words})" if words else ""
 
-    return {"summary": summary, "verdict": word_verdict, "could_tell": could_tell}
+    return {"summary": summary, "verdict": word_verdict, "could_tell": could_tell, "unbiased_at": UNBIASED_AT}
 
 
 def _with_sentences(summary: Json, markdown: Any) -> Json:

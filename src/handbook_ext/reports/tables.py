@@ -137,8 +137,8 @@ def overlap_between_iterations(folders: Sequence[Path], iterations: Sequence[str
     return fmean(jaccard(*(kept_ids(folder, iteration) for iteration in iterations)) for folder in folders)
 
 
-def reward_differences(ours: Path, theirs: Path, side: str) -> list[float]:
-    """Returns, sorted, our policy's log-ratio to the initial policy less theirs, completion by completion, in nats.
+def reward_differences(ours: Path, theirs: Path, side: str) -> dict[str, float]:
+    """Returns our policy's log-ratio to the initial policy less theirs by prompt id, in nats.
 
     side: chosen or rejected compare the same held-out completions (SELM, figure 4), sample each policy's own (figure 5).
     """
@@ -146,4 +146,4 @@ def reward_differences(ours: Path, theirs: Path, side: str) -> list[float]:
     for path in (ours, theirs):
         rows = (json.loads(path.read_text()).get("implicit") or {"rows": []})["rows"]
         values.append({row["prompt_id"]: row["log_ratio"] for row in rows if row["side"] == side})
-    return sorted(values[0][name] - values[1][name] for name in values[0].keys() & values[1].keys())
+    return {name: value - values[1][name] for name, value in values[0].items() if name in values[1]}

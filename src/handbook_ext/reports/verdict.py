@@ -136,7 +136,10 @@ def went_with(runs: Sequence[FinishedRun], before: Json, now: Json, decoding: st
     health, earlier = _health(runs, now["policy"]), _health(runs, before["policy"])
     # The policy that a run starts from has no divergence from itself, and no training to be compared with.
     if _jumped(earlier.get("kl", 0.0), kl := health.get("kl")):
-        signs.append(f"the KL divergence from the start jumped to {kl:.1f} nats per answer, from {earlier.get('kl', 0.0):.1f}")
+        # Of samples at another temperature than 1 it is not the KL divergence.
+        hottest = max(scores.temperature for scores in runs[0].policies[now["policy"]].values())
+        how = f"on answers {decoding_words(hottest)}"
+        signs.append(f"the mean log-ratio to the start, {how}, jumped to {kl:.1f} nats, from {earlier.get('kl', 0.0):.1f}")
     old, new = before[decoding]["tokens"].value, now[decoding]["tokens"].value
     if old and abs(new / old - 1) >= LONGER:
         signs.append(f"answers {'grew' if new > old else 'shrank'} to {new:.1f} tokens, from {old:.1f}")
