@@ -49,9 +49,8 @@ def main(argv: list[str]) -> None:
             say(f"SEEDS=auto: {count} seeds are enough: {reach}, {asked}")
             return
         if count >= arguments.most:
-            say(
-                f"SEEDS=auto: {count} seeds are spent, and {reach}, where {asked}; UNTIL=seeds={min(99, 2 * count)} would add some"
-            )
+            more = f"UNTIL=seeds={min(99, 2 * count)} would add some"
+            say(f"SEEDS=auto: {count} seeds are spent, and {reach}, where {asked}; {more}")
             return
         count = next_count(count, arguments.most)
         say(f"SEEDS=auto: {reach}, {asked}: going on with {count} seeds")
