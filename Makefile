@@ -13,6 +13,7 @@
 # make zephyr-selm-iter3 CLUSTER=slurm        its stages as jobs of Slurm, each after those it needs; repeated, it goes on; -n prints them
 # make tiny-selm-seeds SEEDS=3 BESIDE=tiny-dpo   seeds of two recipes in one report with intervals
 # make table-sera1 MODEL=tiny SEEDS=3         trains, evaluates and prints a table of a paper; make tables: all of them
+# make table-sera1 SEEDS=auto                 adds seeds until its intervals are narrow; UNTIL="difference=0.04 seeds=20" says how narrow
 # make paper-table T=selm1 MODEL=zephyr       a table of a paper, ours beside it; FORMAT=latex, csv, html; CHECKPOINTS=released; without T: which there are
 # make paper-figure T=selm4 MODEL=tiny        a figure of a paper from the runs that are there; without T: which there are
 # make zephyr-selm-eval SETS="alpaca mtbench" answers and grades of every policy; -iter3-eval: of one; CHECKPOINTS=released: of those
@@ -32,9 +33,9 @@
 override GIVEN       := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 override SHELL       := bash
 override .SHELLFLAGS := -euo pipefail -c
-override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS FIRST MACHINES BESIDE JOBS THREADS V VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM
+override VARIABLES   := RUNS SET DATA LAUNCH GPUS CLUSTER SEEDS FIRST MACHINES UNTIL BESIDE JOBS THREADS V VRAM RAM WRITE ONLY T FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM
 # Words so common are taken from the command line alone: a shell may have them for another program.
-$(foreach v,V T FIRST MACHINES FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
+$(foreach v,V T FIRST MACHINES UNTIL FORMAT MODEL SETS CHECKPOINTS PAIR OF REPO DRY F ADD CASES MINUTES NAME FROM,$(if $(findstring environment,$(origin $v)),$(eval override $v :=)))
 override GOALS       := $(value MAKECMDGOALS)
 override define newline
 

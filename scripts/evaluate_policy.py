@@ -19,7 +19,7 @@ from handbook_ext.evaluation.decoding import (
     sample_held_out,
 )
 from handbook_ext.evaluation.implicit_reward import held_out_sums, implicit_rewards
-from handbook_ext.evaluation.implicit_summary import summarised
+from handbook_ext.evaluation.implicit_summary import UNBIASED_AT, summarised
 from handbook_ext.graph.stages import EvaluateStage
 from handbook_ext.judging.rankers import Bench, external_ranker_hashes, open_ranker, ranker_id
 from handbook_ext.policies.chat import ChatEncoder
@@ -74,8 +74,11 @@ def main(argv: list[str]) -> None:
             **judge.facts(),
         )
         if initial is not None:
-            kl = result["implicit"]["kl"]
-            tell(f"evaluate: {stage.artifact.parent} is an estimated {kl:.3g} nats per answer from {settings.initial_policy}")
+            tell(
+                f"evaluate: {stage.artifact.parent} has a mean log-ratio of {result['implicit']['kl']:.3g} nats per answer to "
+                f"{settings.initial_policy}, on answers sampled at temperature {max(settings.evaluate.temperatures):g}: "
+                f"{UNBIASED_AT}"
+            )
     launch.wait()
 
 

@@ -164,9 +164,9 @@ def commands(draw: Callable[..., Any]) -> tuple[list[str], dict[str, str]]:
     drawn = {
         "RUNS": st.one_of(st.sampled_from(["a/b", "é", "x/", "recipes", "a//b", "-x", "", "a=b", "x" * 300]), ANY),
         "SET": st.one_of(value, st.tuples(value, value).map(" ".join), ANY), "DATA": ANY, "LAUNCH": ANY, "GPUS": NUMBERS,
-        "SEEDS": NUMBERS, "BESIDE": ANY, "VRAM": NUMBERS, "RAM": NUMBERS, "THREADS": NUMBERS, "SETS": ANY, "OF": ANY,
-        "MODEL": ANY, "WRITE": st.one_of(ANY, ANY.map(lambda name: f"recipes/mine/{name}.yaml")), "REPO": ANY, "CLUSTER": ANY,
-        "T": ANY,
+        "SEEDS": NUMBERS, "UNTIL": ANY, "BESIDE": ANY, "VRAM": NUMBERS, "RAM": NUMBERS, "THREADS": NUMBERS, "SETS": ANY,
+        "OF": ANY, "MODEL": ANY, "WRITE": st.one_of(ANY, ANY.map(lambda name: f"recipes/mine/{name}.yaml")), "REPO": ANY,
+        "CLUSTER": ANY, "T": ANY,
     }  # fmt: skip
     names = draw(st.lists(st.sampled_from(sorted(drawn)), max_size=2, unique=True))
     return draw(st.lists(goal, min_size=1, max_size=2)), {name: draw(drawn[name]) for name in names}

@@ -97,9 +97,9 @@ def a_goal_in_make(workspace: Workspace, goal: str) -> None:
 # The makefile's own variables are among them: nothing that stands there can be replaced from the command line. What make itself
 # expands before it reads any makefile, the name of a variable and a value behind := or !=, no makefile can refuse.
 VARIABLES = st.sampled_from([
-    "RUNS", "SET", "DATA", "LAUNCH", "GPUS", "CLUSTER", "SEEDS", "BESIDE", "JOBS", "THREADS", "ONLY", "T", "FOO", "SHELL",
-    "PYTHON", "WARM", "SUBMIT", "said", "ACCELERATE", "MAKECMDGOALS", "GOALS", "GIVEN", "VARIABLES", "PROJECT", "UNPLANNED",
-    "words", "quoted", "PLAN", "MAKEFILE_LIST",
+    "RUNS", "SET", "DATA", "LAUNCH", "GPUS", "CLUSTER", "SEEDS", "UNTIL", "BESIDE", "JOBS", "THREADS", "ONLY", "T", "FOO",
+    "SHELL", "PYTHON", "WARM", "SUBMIT", "said", "ACCELERATE", "MAKECMDGOALS", "GOALS", "GIVEN", "VARIABLES", "PROJECT",
+    "UNPLANNED", "words", "quoted", "PLAN", "MAKEFILE_LIST",
 ])  # fmt: skip
 GOAL = words().filter(lambda goal: "=" not in goal and len(os.fsencode(goal)) < 255)
 REAL_GOALS = st.sampled_from(["help", "bench", "tiny-selm", "tiny-selm-seeds", "table-sera1", "tiny-selm-why", "paper-table"])

@@ -126,6 +126,36 @@ def test_a_difference_that_correction_undoes_is_none() -> None:
         assert tested(one("a", 15), middle, one("b", 15)) == [0, 0, 0]
 
 
+def test_each_comparison_says_what_its_seeds_could_have_told() -> None:
+    """Of three tests each is told at a third of the level: Student's t over two seeds then asks for three times as much."""
+    names = tuple(f"p{number}" for number in range(40))
+
+    def one(label: str, *wins: int) -> Compared:
+        rewards = [np.where(np.arange(40) < each, 1.0, -1.0) if each else np.zeros(40) for each in wins]
+        scores = [{"sampled": Scores(names, each, each, 0.7)} for each in rewards]
+        return Compared(label, [
+            FinishedRun(Path(f"{label}{seed}"), label, seed, "oracle", "", {"iter1": each}, {}, [], [], [], [])
+            for seed, each in enumerate(scores, 1)
+        ])  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("handbook_ext.reports.pairing.prompts_of", lambda folder: {})
+        runs = [one("a", 21, 24), one("b", 0, 0), one("c", 0, 0)]
+        [pair], _ = pairwise_tests(runs[:2], resamples=400, confidence=0.95)
+        three, _ = pairwise_tests(runs, resamples=400, confidence=0.95)
+    # By hand: 52.5 and 60 %, 3.75 points of error, 16.33 of which one test reaches, and 48.96 one of three.
+    assert (pair["detectable"], three[0]["detectable"]) == pytest.approx((0.0375 * 16.334, 0.0375 * 48.957), rel=0.001)
+    words = "seeds differ so much that no difference, however large, would have been told in 80 of 100 such comparisons"
+    assert pair["words"].endswith(f"; {words}")
+    assert compared_verdict({"tests": [pair], "primary": "sampled", "runs": [{}] * 2}).endswith(
+        f"{words}, sampled at temperature 0.7."
+    )
+    summary = {"tests": three, "primary": "sampled", "runs": [{}] * 3}
+    assert compared_verdict(summary).endswith(f"(3 tests; {words} of each two).")
+    small = [test | {"detectable": 0.01 * place} for place, test in enumerate(three)]
+    assert "(3 tests; a difference of 2.0 points would have been told in" in compared_verdict(summary | {"tests": small})
+
+
 def judged_otherwise(run: Path, **changes: Any) -> Path:
     for path in run.glob("*/eval.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -17,7 +17,6 @@ from handbook_ext.reports.figure_numbers import (
     length_controlled,
     means,
     ranks_of,
-    share_above_zero,
     sorted_values,
 )
 
@@ -61,12 +60,11 @@ def test_nothing_cannot_be_resampled(groups: list[np.ndarray]) -> None:
         bootstrap(groups, means)
 
 
-def test_sorted_values_and_the_share_above_zero_are_of_all_seeds() -> None:
+def test_sorted_values_are_of_all_seeds() -> None:
     seeds = [np.array([0.3, -0.1]), np.array([0.2, 0.0])]
     assert sorted_values(seeds)(seeds) == pytest.approx([-0.1, 0.0, 0.2, 0.3])
     assert ranks_of(seeds).tolist() == [0.125, 0.375, 0.625, 0.875]
     assert bootstrap([*seeds, np.array([1.0])], sorted_values(seeds)).value.shape == (4,)  # Seeds may lack prompts of others.
-    assert share_above_zero(seeds) == 50.0
 
 
 def test_correlations_are_pearsons_and_spearmans_over_all_completions() -> None:

@@ -126,7 +126,11 @@ def test_figure_4_sorts_the_differences_of_implicit_rewards_of_the_same_answers(
     assert [point.y for point in chosen.series[0].points] == pytest.approx([BETA * value for value in (-2.0, 0.5, 2.0)])
     assert [point.x for point in chosen.series[0].points] == pytest.approx([100 / 6, 50, 500 / 6])
     assert [point.y for point in rejected.series[0].points] == pytest.approx([-BETA, 0.0, BETA])
-    assert [fact.value for panel in (chosen, rejected) for fact in panel.facts] == pytest.approx([200 / 3, 100 / 3])
+    means, above = zip(*(panel.facts for panel in (chosen, rejected)), strict=True)
+    assert [fact.value for fact in means] == pytest.approx([BETA * 0.5 / 3, 0.0])
+    assert [fact.value for fact in above] == pytest.approx([200 / 3, 50.0])  # The tie counts half.
+    assert all(fact.low < fact.value < fact.high for fact in (*means, *above))
+    assert chosen.notes == rejected.notes == ("one seed, no verdict",)
 
 
 def test_figure_4_joins_the_seeds_that_both_have(tmp_path: Path) -> None:

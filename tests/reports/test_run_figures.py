@@ -11,6 +11,7 @@ import pytest
 
 from handbook_ext.objectives.metrics import Interval
 from handbook_ext.recipes.table_files import Table
+from handbook_ext.reports.figure_judgements import judge_differences
 from handbook_ext.reports.figure_parts import Point
 from handbook_ext.reports.figure_style import on_card
 from handbook_ext.reports.run_figures import BINS, answer_cap, draw_figures, draw_means, reward_histograms
@@ -77,10 +78,12 @@ def test_differences_are_sorted_over_all_seeds_with_a_band(tmp_path: Path) -> No
         return path
 
     values = differences_by_side([(written(1.0, -2.0), written(0.0, 0.0)), (written(3.0), written(1.0))])
-    assert values == {"chosen": [[-2.0, 1.0], [2.0]], "rejected": [], "sample": []}
+    assert values == {"chosen": [{"0": 1.0, "1": -2.0}, {"0": 2.0}], "rejected": [], "sample": []}
     picture = differences(values, "A", "B")
     assert [point.y for point in picture.panels[0].series[0].points] == pytest.approx([-2.0, 1.0, 2.0])
     assert all(point.low <= point.high for point in picture.panels[0].series[0].points)
-    assert "A less B" in picture.caption and picture.caption.endswith("above 0: 67 % of chosen.")
+    assert "A less B" in picture.caption and "chosen: mean 0.750 [" in picture.caption
+    assert "; above 0, %: 75.0 [" in picture.caption and "]; mean: cannot tell from 0 (80 % power at " in picture.caption
+    assert picture.panels[0].notes == judge_differences(values["chosen"]).notes
     assert [panel.empty for panel in picture.panels] == [False, True, True]
     assert np.isfinite([point.x for point in picture.panels[0].series[0].points]).all()

@@ -14,10 +14,10 @@ from handbook_ext.core.jsonl import write_rows
 from handbook_ext.core.records import PreferencePair, assistant, user
 from handbook_ext.objectives.metrics import Interval
 from handbook_ext.recipes.table_files import Claim, Table, TableRow
+from handbook_ext.reports.claims import judge_claims
 from handbook_ext.reports.evaluations import Evaluator
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
 from handbook_ext.reports.tables import (
-    judge_claim,
     kept_ids,
     measure,
     overlap_between_iterations,
@@ -150,12 +150,13 @@ def test_seeds_that_share_their_prompts_draw_them_together() -> None:
 def test_a_claim_says_what_was_compared_and_shows_its_statistic(folders: list[Path]) -> None:
     rows = {"A": measure(ROW, folders, "sft", "iter2"), "B": measure(ROW, folders, "sft", "iter1")}
     claim = Claim(better="A", worse="B", words="A beats B")
-    judged = judge_claim(claim, rows, "sampled", **FEW)
+    labels = claim.model_copy(update={"by": "flipped labels"})
+    wins, judged = judge_claims([claim, labels], rows, "sampled", **FEW)
     # 2 and 2 against 1.5 and 2.5, then 2 and 3: three wins of four.
-    assert judged.pop("win_rate").value == 0.75
-    assert judged == {"words": "A beats B", "by": "win rate", "better": "A", "worse": "B", "verdict": judged["verdict"]}
-    judged = judge_claim(claim.model_copy(update={"by": "flipped labels"}), rows, "sampled", **FEW)
-    assert judged.keys() == {"words", "by", "better", "worse", "difference", "verdict"}
+    assert wins["win_rate"].value == 0.75
+    stated = {"words": "A beats B", "by": "win rate", "better": "A", "worse": "B", "seeds": 2, "tests": 2}
+    assert {key: wins[key] for key in stated} == stated
+    assert {*judged} == {*wins} - {"win_rate"} | {"difference"}
     # One flipped label of 3 kept, and of 2, each against one of 4.
     assert judged["difference"].value == pytest.approx((1 / 3 + 1 / 2) / 2 - 1 / 4)
     assert judged["verdict"] != "agrees"
@@ -181,12 +182,12 @@ def test_reward_differences_are_of_the_completions_of_one_side(tmp_path: Path) -
         return path
 
     ours, theirs = implicit(a=1.0, b=5.0, c=2.0, only_here=9.0), implicit(a=0.5, b=1.0, c=4.0, only_there=9.0)
-    assert reward_differences(ours, theirs, "chosen") == [-2.0, 0.5, 4.0]
-    assert reward_differences(ours, theirs, "rejected") == [0.0, 0.0, 0.0]
-    assert reward_differences(ours, theirs, "sample") == []
+    assert reward_differences(ours, theirs, "chosen") == {"a": 0.5, "b": 4.0, "c": -2.0}
+    assert reward_differences(ours, theirs, "rejected") == dict.fromkeys("abc", 0.0)
+    assert reward_differences(ours, theirs, "sample") == {}
     for text in ('{"implicit": null}', "{}"):
         theirs.write_text(text)
-        assert reward_differences(ours, theirs, "chosen") == []
+        assert reward_differences(ours, theirs, "chosen") == {}
 
 
 def table(**more: Any) -> Table:

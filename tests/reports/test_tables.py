@@ -24,12 +24,12 @@ from handbook_ext.recipes.table_files import (
     written_table,
 )
 from handbook_ext.recipes.table_rows import PaperCell
+from handbook_ext.reports.claims import judge_claims
 from handbook_ext.reports.evaluations import Evaluator
 from handbook_ext.reports.paper_quotes import quoted, with_paper_numbers
 from handbook_ext.reports.tables import (
     Measured,
     flip_rate_difference,
-    judge_claim,
     measure,
     summarise_row,
 )
@@ -169,12 +169,13 @@ def test_a_claim_is_judged_by_the_interval_of_the_win_rate() -> None:
     rows = {"A": measured("A", 1.0), "B": measured("B", 0.5)}
     for better, worse, verdict in (("A", "B", "agrees"), ("B", "A", "disagrees"), ("A", "A", "cannot tell")):
         claim = Claim(better=better, worse=worse, words="w")
-        assert judge_claim(claim, rows, "sampled", resamples=50, confidence=0.9)["verdict"] == verdict
+        [judged] = judge_claims([claim], rows, "sampled", resamples=50, confidence=0.9)
+        assert judged["verdict"] == verdict
 
 
 @pytest.mark.parametrize("other", [measured("B", 0.5, judge="another"), measured("B", 0.5, prompts="abcdeg")])
 def test_rows_that_were_measured_otherwise_are_not_compared(other: Measured) -> None:
-    judged = judge_claim(Claim(better="A", worse="B", words="w"), {"A": measured("A", 1.0), "B": other}, "sampled")
+    [judged] = judge_claims([Claim(better="A", worse="B", words="w")], {"A": measured("A", 1.0), "B": other}, "sampled")
     assert judged["win_rate"] is None
     assert "not judged by the same model on the same prompts" in judged["verdict"]
 
@@ -223,4 +224,5 @@ def test_a_claim_on_labels_agrees_where_fewer_flipped_ones_are_kept() -> None:
     rows = {name: replace(measured(name, 1.0), swapped=[flags] * 2) for name, flags in (("A", few), ("B", many))}
     for better, worse, verdict in (("A", "B", "agrees"), ("B", "A", "disagrees"), ("A", "A", "cannot tell")):
         claim = Claim(better=better, worse=worse, by="flipped labels", words="w")
-        assert judge_claim(claim, rows, "sampled", resamples=200)["verdict"] == verdict
+        [judged] = judge_claims([claim], rows, "sampled", resamples=200)
+        assert judged["verdict"] == verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from handbook_ext.objectives.metrics import Interval, Scores
+from handbook_ext.reports.pages import concluded, render_report
 from handbook_ext.reports.run_report import FinishedRun, summarise
 from handbook_ext.reports.verdict import falls, verdict, verdict_words, went_with
 from tests.reports.test_run_numbers import finished
@@ -83,6 +85,28 @@ def test_several_recipes_are_named_and_seeds_counted() -> None:
     )
 
 
+def test_several_seeds_say_what_they_could_have_told() -> None:
+    """Two seeds, of which one wins all prompts and one half of them; then seeds with 21 and 23 of 40."""
+    apart = [run_of(0.0, 1.0), run_of(0.0, 0.0, seed=2)]
+    summary = summarise([apart], title="t", resamples=50, confidence=0.9)
+    assert verdict(summary).endswith(
+        "sampled at temperature 0.7; seeds differ so much that no difference, however large, would have been told in 80 of 100 "
+        "such reports."
+    )
+    near = [run_of(0.0, 0.0, pairs=[]), run_of(0.0, 0.0, seed=2, pairs=[])]
+    names = near[0].policies["iter0"]["sampled"].prompt_ids
+    for run, wins in zip(near, (21, 23), strict=True):
+        rewards = near[0].policies["sft"]["sampled"].rewards + np.where(np.arange(40) < wins, 1.0, -1.0)
+        run.policies["iter0"] = {
+            key: Scores(names, rewards, rewards, one.temperature) for key, one in run.policies["sft"].items()
+        }
+    words = verdict(summarise([near], title="t", resamples=50, confidence=0.9))
+    [points] = re.findall(r"; a difference of (\d+\.\d) points would have been told in 80 of 100 such reports\.$", words)
+    assert 20 < float(points) < 22  # 8.2 errors of 2.5 points.
+    page = concluded([near], summarise([near], title="t", resamples=50, confidence=0.9))["conclusions"]
+    assert f"(a difference of {points} points would have been told in 80 of 100 such reports)" in page[0]
+
+
 def test_a_win_rate_is_called_as_both_of_its_intervals_have_it() -> None:
     assert verdict_words(Interval(0.7, 0.6, 0.8, seeds=0.1)) == "beats the start: wins 70.0 % of prompts [60.0, 80.0]"
     # Three seeds of which one disagrees: the bootstrap alone would say that it beats.
@@ -120,7 +144,11 @@ def signs(before: dict[str, float], now: dict[str, float], **changes: Any) -> li
 @pytest.mark.parametrize(
     ("before", "now", "expected"),
     [
-        ({"kl": 1.3}, {"kl": 5.6}, ["the KL divergence from the start jumped to 5.6 nats per answer, from 1.3"]),
+        (
+            {"kl": 1.3},
+            {"kl": 5.6},
+            ["the mean log-ratio to the start, on answers sampled at temperature 0.7, jumped to 5.6 nats, from 1.3"],
+        ),
         ({"kl": 5.0}, {"kl": 5.6}, []),  # No jump.
         ({"kl": 0.01}, {"kl": 0.5}, []),  # Fifty times as far, and still close by.
         ({"chosen_fall": 0.2}, {"chosen_fall": 3.0}, ["training lowered the log-prob of chosen by 3.0 nats, before by 0.2"]),
@@ -153,6 +181,22 @@ def signs(before: dict[str, float], now: dict[str, float], **changes: Any) -> li
 )  # fmt: skip
 def test_what_stands_out_beside_the_iteration_before(before: Any, now: Any, expected: list[str]) -> None:
     assert signs(before, now) == expected
+
+
+def test_a_report_says_in_words_what_its_kl_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured at temperature 0.7 it is no KL divergence; a report without one says nothing of it."""
+    monkeypatch.setattr("handbook_ext.reports.run_figures.draw_figures", lambda groups, summary: ({}, {}))
+
+    def page(**health: float) -> str:
+        run = replace(run_of(0.0, 1.0, pairs=[]), health=[{"iteration": "iter0", **health}])
+        return render_report([[run]], numbers(run))["report.md"].decode()
+
+    words = (
+        "`kl` is the mean log-ratio of a policy to the start on its own held-out answers, in nats per answer, sampled at "
+        "temperature 0.7: an unbiased estimate of the KL divergence only at temperature 1 and top_p 1, where no answer is cut."
+    )
+    assert page(kl=10.5).count(words) == 1
+    assert "KL divergence" not in page(tied_prompts=0.1)
 
 
 def test_answers_that_grew_or_shrank_by_a_tenth_stand_out() -> None:

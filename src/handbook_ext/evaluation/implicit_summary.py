@@ -1,4 +1,4 @@
-"""The numbers of implicit rewards: correlations, accuracy and KL from rows, without the models that made them."""
+"""The numbers of implicit rewards: correlations, accuracy and log-ratios from rows, without the models that made them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from typing import Any
 
 from handbook_ext.objectives.metrics import correlation, rank_correlation
 
+UNBIASED_AT = "an unbiased estimate of the KL divergence only at temperature 1 and top_p 1, where no answer is cut"
+"""What the mean log-ratio of own answers is, and is not, beside the number called kl."""
+
 
 def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the rows, the correlation of implicit reward with the ranker's reward and with length, and an estimate of the KL.
+    """Returns the rows, the correlation of implicit reward with the ranker's reward and with length, and `kl`.
 
     Correlations are over the held-out chosen and rejected completions (SeRA, figure 3); `kl` is the mean log-ratio of the
-    policy's own samples, in nats per completion: an estimate of the KL divergence from the initial policy, unbiased for
-    samples at temperature 1 and top-p 1. Where rows of samples have their log-probs, `surprisal` is the mean of these, negated:
-    of samples at temperature 1 and top-p 1 an unbiased estimate of the policy's entropy, of colder ones usually less.
+    policy's own samples to the initial policy, in nats per completion: an estimate of the KL divergence that is unbiased for
+    samples at temperature 1 and top-p 1 which max_new_tokens did not cut; below temperature 1 it is that of likelier answers.
+    Where rows of samples have their log-probs, `surprisal` is the mean of these, negated: under the same conditions an unbiased
+    estimate of the policy's entropy, of colder samples usually less.
     """
     offline, own = ([row for row in rows if (row["side"] == "sample") == sample] for sample in (False, True))
     found: dict[str, Any] = {}

@@ -21,7 +21,16 @@ from handbook_ext.graph.run_rules import run_rules
 from handbook_ext.graph.variables import VARIABLES, check_cluster, check_variables, kind_of
 from handbook_ext.recipes.names import RECIPES, TABLE
 from handbook_ext.recipes.run import resolve
-from handbook_ext.recipes.table_files import SMALLEST, policy_of_row, read_table, run_of_row, table_names
+from handbook_ext.recipes.table_files import (
+    SMALLEST,
+    policy_of_row,
+    read_table,
+    run_of_row,
+    table_names,
+    table_run,
+    written_table,
+)
+from handbook_ext.recipes.until import FIRST_SEEDS, Until
 from handbook_ext.recipes.yaml_tree import nearest
 
 __all__ = ["VARIABLES", "WHY", "Plan", "check_variables", "plan_goals", "runs_folder"]
@@ -49,7 +58,8 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     plan = planner.plan
     on_cpu = all(run.launch.name == "cpu" for run in plan.runs.values())
     # Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration runs beside the sampling of the next.
-    plan.lines.append("MAKEFLAGS += -j$(JOBS)" if on_cpu else ".NOTPARALLEL:")
+    # Goals that call make follow one another: two would make the same runs.
+    plan.lines.append("MAKEFLAGS += -j$(JOBS)" if on_cpu and not planner.auto else ".NOTPARALLEL:")
     return plan
 
 
@@ -145,6 +155,12 @@ class _Goals(Planner):
     def plan_seeds(self, goal: str) -> None:
         """Plans the seeds of a recipe, with those of other recipes beside, and one report of all."""
         name = goal.removesuffix("-seeds")
+        if self.auto:
+            # A mistake is told at once; the makes that are called plan the runs.
+            first = _Goals({**self.variables, "SEEDS": str(FIRST_SEEDS)}, self.root)
+            first.plan_seeds(goal)
+            self.add_seeds(goal, self.report_of(next(iter(first.plan.runs.values())).recipe), Until())
+            return
         ours = distinct_seeds([self.run(each) for each in self.seeded(name)])
         # A try stands beside what its recipe says without SET, on the same data.
         theirs = [
@@ -157,9 +173,11 @@ class _Goals(Planner):
         folders = [[self.folder_of(run) for run in runs] for runs in (ours, theirs)]
         command = ["$(PYTHON) scripts/write_report.py", *folders[0], *(["--beside", *folders[1]] if theirs else [])]
         reports = [f"{folder}/report/manifest.json" for each in folders for folder in each]
-        self.plan.goal(
-            goal, reports, " ".join([*command, "--out", f"{Path(self.folder, ours[0].recipe)}-seeds/report"]), share=True
-        )
+        self.plan.goal(goal, reports, " ".join([*command, "--out", self.report_of(ours[0].recipe)]), share=True)
+
+    def report_of(self, recipe: str) -> str:
+        """Returns the folder of the report of a recipe's seeds."""
+        return f"{Path(self.folder, recipe)}-seeds/report"
 
     def plan_table(self, goal: str) -> None:
         """Plans a table of MODEL, or all that it has: the evaluations of its rows under each seed, and the table itself."""
@@ -172,6 +190,12 @@ class _Goals(Planner):
             return
         name = goal.removeprefix(TABLE)
         table = read_table(name, self.root, model)
+        if self.auto:
+            for row in table.rows:
+                run_of_row(row, name, 1, self.root, engines=self.begun_with, **self.launch)
+            report = Path(self.folder, table_run(name, model), "report")
+            self.add_seeds(goal, str(report), written_table(name, self.root).until)
+            return
         needed: dict[tuple[str, str], list[str]] = {}
         for row in table.rows:
             rows = [run_of_row(row, name, seed, self.root, engines=self.begun_with, **self.launch) for seed in self.seeds]

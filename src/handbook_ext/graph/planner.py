@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from handbook_ext.graph.folders import runs_folder
-from handbook_ext.graph.makefile import begun_with, targets_of
+from handbook_ext.graph.makefile import begun_with, plain, targets_of
 from handbook_ext.graph.plan import Plan
 from handbook_ext.graph.rules_benchmarks import asked_for
+from handbook_ext.graph.variables import AUTO
 from handbook_ext.recipes.overrides import Override, parse_data, parse_set
 from handbook_ext.recipes.run import Run, resolve
+from handbook_ext.recipes.until import FIRST_SEEDS, Until, parse_until
 
 
 class Planner:
@@ -20,7 +22,8 @@ class Planner:
         """Takes variables that were checked."""
         self.plan, self.root = Plan(), root
         self.folder, self.variables = runs_folder(variables), variables
-        self.seeds = range(1, 1 + int(variables.get("SEEDS", "3")))
+        self.auto = variables.get("SEEDS") == AUTO
+        self.seeds = range(1, 1 + (FIRST_SEEDS if self.auto else int(variables.get("SEEDS", "3"))))
         self.beside = variables.get("BESIDE", "").split()
         self.launch = {"launch": variables.get("LAUNCH") or None, "gpus": int(variables["GPUS"]) if "GPUS" in variables else None}
         self.cluster = bool(variables.get("CLUSTER"))
@@ -51,6 +54,14 @@ class Planner:
         overrides = self.overrides if overrides is None else overrides
         run = resolve(name, self.root, overrides=overrides, cluster=self.cluster, engines=self.begun_with, **self.launch)  # type: ignore[arg-type]
         return self.plan.add(asked_for(run, self.sets, released=released, all_sets=all_sets))
+
+    def add_seeds(self, goal: str, report: str, until: Until) -> None:
+        """Plans a goal that calls make with more and more seeds, until the intervals in the report's folder are narrow enough."""
+        stop = parse_until(self.variables.get("UNTIL", ""), until)
+        options = f"--report {plain(report)} --difference {stop.difference:g} --most {stop.seeds}"
+        # Not $(MAKE), which would run this under -n as well.
+        command = f"@$(PYTHON) scripts/add_seeds.py --make=$(call quoted,$(MAKE_COMMAND)) {options} $(said) -- {goal}"
+        self.plan.goal(goal, [], command)
 
     def begun_with(self, name: str) -> str | None:
         """Returns the engine that a run has begun with."""

@@ -12,6 +12,7 @@ from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGUR
 from handbook_ext.recipes.yaml_tree import nearest
 
 CALIBRATE, STABILITY, FUZZ, TORTURE = "calibrate", "stability", "fuzz", "torture"
+AUTO = "auto"  # Of SEEDS: as many as make the intervals narrow.
 _NUMBER, _OF_NUMBER = r"[1-9][0-9]{0,3}", "a number from 1 to 9999"
 _SIZE = r"[1-9][0-9]{0,4}(\.[0-9]+)?|0\.[0-9]*[1-9]"
 READERS = {
@@ -69,7 +70,8 @@ VARIABLES = {
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {*STARTING, "plan"}),
     "GPUS": (_NUMBER, _OF_NUMBER, {*STARTING, "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
-    "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table", "planted", "stability"}),
+    "SEEDS": (r"[1-9][0-9]?|auto", "a number from 1 to 99, or auto", {"seeds", "table", "planted", "stability"}),
+    "UNTIL": (r"[\w.=\s-]*", "where SEEDS=auto stops, such as difference=0.04 seeds=20", {"seeds", "table"}),
     "FIRST": (_NUMBER, _OF_NUMBER, {"stability"}),
     "MACHINES": (r"[\w\s-]*", f"machines that this one imitates, parted by blanks: {', '.join(IMITATED)}", {"stability"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
@@ -119,6 +121,8 @@ def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: M
                 f"{name} is read by {' and '.join(READERS[kind] for kind in READERS if kind in readers)}, and no goal here is "
                 f"one of these: {' '.join(kinds)}; leave it out"
             )
+    if variables.get("UNTIL") and variables.get("SEEDS") != AUTO:
+        raise UserError(f"UNTIL says where SEEDS={AUTO} stops, and SEEDS is {variables.get('SEEDS', '3')}; leave one of them out")
 
 
 def check_cluster(kinds: Mapping[str, str]) -> None:

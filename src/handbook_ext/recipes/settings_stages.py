@@ -191,7 +191,9 @@ class HealthSettings(Section):
     )
     max_length_gap: Limit | None = Field(None, description="words by which chosen is longer than rejected, mean")
     max_chosen_fall: Limit | None = Field(None, description="nats by which the log-prob of chosen fell in training, mean")
-    max_kl: Limit | None = Field(None, description="nats per answer of estimated KL divergence from the first policy")
+    max_kl: Limit | None = Field(
+        None, description="nats per answer: mean log-ratio to the first policy on held-out samples, a KL estimate"
+    )
 
 
 class ReportSettings(Section):

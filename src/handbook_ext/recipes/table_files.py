@@ -17,6 +17,7 @@ from handbook_ext.recipes.overrides import from_mapping
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.table_rows import Claim, Printed, TableRow, WrittenRow
+from handbook_ext.recipes.until import Until
 from handbook_ext.recipes.yaml_tree import nearest, read_yaml
 
 __all__ = [
@@ -64,6 +65,8 @@ class WrittenTable(Section):
     axis: str | None = Field(None, description="name of the rows' x")
     differences: list[str] = Field(default=[], description="two rows whose implicit rewards are compared, or none")
     sets: dict[str, list[str]] = Field(default={}, description="prompt sets that the rows are evaluated on, by model")
+    # No part of `Table`, which identifies what was made: with how many seeds stands there.
+    until: Until = Field(Until(), description="where SEEDS=auto stops adding seeds")
 
     @model_validator(mode="after")
     def _named(self) -> WrittenTable:

@@ -11,6 +11,7 @@ from typing import Any
 from handbook_ext.core.artifacts import START
 from handbook_ext.core.errors import UserError
 from handbook_ext.objectives.metrics import Interval
+from handbook_ext.objectives.power import told_in_words
 from handbook_ext.reports.evaluations import Json
 from handbook_ext.reports.pairing import Compared, correct, matched_seeds, paired
 from handbook_ext.reports.run_report import FinishedRun, judged_by, read_run, summarise_recipe
@@ -127,7 +128,7 @@ def compared_verdict(summary: Json) -> str:
     if all(test["win_rate"].seeds is None for test in family):
         return f"One seed each, and so no verdict about any two of the {len(summary['runs'])} runs, {how} ({len(family)} tests)."
     if not told:
-        return f"No two of the {len(summary['runs'])} runs can be told apart, {how} ({len(family)} tests)."
+        return f"No two of the {len(summary['runs'])} runs can be told apart, {how} ({len(family)} tests{_power_of(family)})."
     beaten: dict[str, list[str]] = {}
     for test in told:
         better, worse = ("ours", "theirs") if test["side"] > 0 else ("theirs", "ours")
@@ -137,7 +138,14 @@ def compared_verdict(summary: Json) -> str:
     # A pair with one seed has no verdict: it is neither told apart nor found to be alike.
     rest = [f"{test['ours']} and {test['theirs']}" for test in family if not test["side"]]
     others = ", ".join(rest) if len(rest) <= NAMED else f"the other {len(rest)} pairs"
-    return f"{names}{f'; {others} cannot be told apart' if rest else ''}; {how}."
+    apart = f"; {others} cannot be told apart" if rest else ""
+    return f"{names}{apart}; {how}{_power_of(family)}."
+
+
+def _power_of(family: Sequence[Json]) -> str:
+    """Returns how small a difference all tests of a family would have told, with 80 % each; "" where none has several seeds."""
+    known = [test["detectable"] for test in family if test.get("detectable") is not None]
+    return f"; {told_in_words(max(known), 'comparisons')} of each two" if known else ""
 
 
 def turned(won: Interval) -> Interval:

@@ -80,11 +80,6 @@ def sorted_values(groups: Groups) -> Callable[[list[Array]], Array]:
     return lambda drawn: np.quantile(np.concatenate(drawn), ranks, method="hazen")
 
 
-def share_above_zero(drawn: list[Array]) -> float:
-    """Returns the share of values above 0, in %, of all seeds together."""
-    return float(100 * np.mean(np.concatenate(drawn) > 0))
-
-
 def correlations(drawn: list[Array]) -> Array:
     """Returns Pearson's and Spearman's correlation (2,), means over seeds; nan where a side is constant.
 

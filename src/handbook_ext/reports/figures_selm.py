@@ -11,13 +11,11 @@ import numpy as np
 from handbook_ext.core.jsonl import iter_jsonl
 from handbook_ext.objectives.metrics import Scores, share_prompts
 from handbook_ext.recipes.table_files import read_table
+from handbook_ext.reports.figure_judgements import RULE, judge_differences, sorted_curve
 from handbook_ext.reports.figure_numbers import (
     bootstrap,
     in_bins,
     means,
-    ranks_of,
-    share_above_zero,
-    sorted_values,
 )
 from handbook_ext.reports.figure_parts import Fact, Panel, Picture, Point, Series, points_of
 from handbook_ext.reports.figure_rows import FigureRow
@@ -87,7 +85,7 @@ def figure4(sources: Sources) -> Picture:
         tuple((_difference(sources, rows, side, words),) for side, words in (("chosen", "y_w"), ("rejected", "y_l"))),
         "Implicit reward: beta (log pi - log pi_start), start being the policy that the run starts from; on the same answer "
         "the difference of two policies does not depend on it. Bands are 95 % bootstrap intervals of each rank, over seeds and "
-        "prompts.",
+        f"prompts. {RULE}",
     )  # fmt: skip
 
 
@@ -99,29 +97,26 @@ def figure5(sources: Sources) -> Picture:
         ((_difference(sources, rows, "sample", "own samples"),),),
         "One sample of each policy per held-out prompt at the evaluation's highest temperature, where the paper has the mean of "
         "three, whose curve is flatter. Implicit reward: beta (log pi - log pi_start), start being the policy that the run "
-        "starts from.",
+        f"starts from. {RULE}",
     )  # fmt: skip
 
 
 def _difference(sources: Sources, rows: Sequence[FigureRow], side: str, words: str) -> Panel:
     """Returns the sorted differences of the implicit rewards of the first row less the second's, over all seeds."""
-    title, groups, prompts = f"{words} ({side})", [], []
+    title, groups = f"{words} ({side})", []
     if len(rows) == 2:
         title = f"{rows[0].name} less {rows[1].name}, {words}"
         mine, other = (sources.held_out(row, row.last, side) for row in rows)
         scales = [row.run.iteration(row.last).settings.train.beta for row in rows]
         for seed in sorted(mine.keys() & other.keys()):
-            prompts.append([name for name in mine[seed] if name in other[seed]])
-            pairs = [(mine[seed][name][0], other[seed][name][0]) for name in prompts[-1]]
-            groups.append(np.array([scales[0] * our - scales[1] * their for our, their in pairs]))
-    series: tuple[Series, ...] = ()
-    facts: tuple[Fact, ...] = ()
-    if groups:
-        crossed = all(each == prompts[0] for each in prompts)
-        found, above = (bootstrap(groups, each, crossed=crossed) for each in (sorted_values(groups), share_above_zero))
-        series = (Series(title, points_of((100 * ranks_of(groups)).tolist(), *found)),)
-        facts = (Fact("above 0, %:", *(float(value) for value in above), digits=0),)
-    return Panel("sorted", title, "prompts, sorted (%)", "difference of implicit reward (beta times nats)", series, facts)
+            shared = [name for name in mine[seed] if name in other[seed]]
+            groups.append({name: scales[0] * mine[seed][name][0] - scales[1] * other[seed][name][0] for name in shared})
+    groups = [each for each in groups if each]
+    axes = ("prompts, sorted (%)", "difference of implicit reward (beta times nats)")
+    if not groups:
+        return Panel("sorted", title, *axes, ())
+    judged = judge_differences(groups)
+    return Panel("sorted", title, *axes, (sorted_curve(title, groups),), judged.facts, judged.notes)
 
 
 def figure6(sources: Sources) -> Picture:

@@ -11,7 +11,9 @@ from typing import Any
 
 import jinja2
 
-from handbook_ext.objectives.metrics import word_verdict
+from handbook_ext.evaluation.implicit_summary import UNBIASED_AT
+from handbook_ext.objectives.metrics import Interval, word_verdict
+from handbook_ext.objectives.power import detectable, told_in_words
 from handbook_ext.reports import run_figures, table_figures
 from handbook_ext.reports.answers import short
 from handbook_ext.reports.compare import compared_verdict
@@ -47,7 +49,7 @@ def render_report(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> dic
     pages = environment()
     # The HTML page holds its pictures, so that it can be sent alone.
     encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
-    pages.globals |= {"verdict": word_verdict, "summary": summary, "captions": captions, "pictures": encoded}
+    pages.globals |= _words_of(summary) | {"captions": captions, "pictures": encoded}
     # report.md.j2 defines the sentences as macros: both pages and the summary take them from there.
     markdown: Any = pages.get_template("report.md.j2").module
     summary = _with_sentences(summary, markdown)
@@ -61,8 +63,19 @@ def concluded(groups: Sequence[Sequence[FinishedRun]], summary: Json) -> Json:
     """Returns a summary with the words that `render_report` adds to it, without a page or a picture."""
     summary = {"verdict": verdict(summary), "falls": falls(groups, summary), **summary}
     pages = environment()
-    pages.globals |= {"verdict": word_verdict, "summary": summary, "captions": {}}
+    pages.globals |= _words_of(summary) | {"captions": {}}
     return _with_sentences(summary, pages.get_template("report.md.j2").module)
+
+
+def _words_of(summary: Json) -> Json:
+    """Returns a report's summary, and what puts its win rates into words: the verdict, and what as many seeds could have told."""
+
+    def could_tell(won: Interval, seeds: int) -> str:
+        """Returns the smallest difference that would have been told, in brackets; nothing of one seed."""
+        words = told_in_words(detectable(won, seeds, summary["confidence"]), "reports")
+        return f" ({words})" if words else ""
+
+    return {"summary": summary, "verdict": word_verdict, "could_tell": could_tell, "unbiased_at": UNBIASED_AT}
 
 
 def _with_sentences(summary: Json, markdown: Any) -> Json:

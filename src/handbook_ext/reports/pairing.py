@@ -11,6 +11,7 @@ import numpy as np
 
 from handbook_ext.objectives.metrics import Interval, Scores, compare_scores, outcomes, share_prompts
 from handbook_ext.objectives.paired_tests import holm, win_rate_test
+from handbook_ext.objectives.power import detectable, told_in_words
 from handbook_ext.reports.evaluations import Json, read_json
 from handbook_ext.reports.run_report import FinishedRun
 from handbook_ext.reports.verdict import percent
@@ -98,9 +99,13 @@ def paired(pairs: Sequence[tuple[Scores, Scores]], **bootstrap: Any) -> Json:
 
 
 def correct(family: Sequence[Json], confidence: float, verbs: tuple[str, str] = ("beats", "falls behind")) -> None:
-    """Adds to each test of a family its p-value after Holm's correction, and what follows from it in words and as 1, 0, -1."""
+    """Adds to each test of a family its p-value after Holm's correction, and what follows from it in words and as 1, 0, -1.
+
+    `detectable` is the distance from a win rate of one half that as many seeds tell in 80 of 100 cases, None of one seed.
+    """
     for test, corrected in zip(family, holm([each["p"] for each in family]), strict=True):
-        test |= {"p_holm": corrected, "tests": len(family)}
+        smallest = detectable(test["win_rate"], test["seeds"], confidence, tests=len(family))
+        test |= {"p_holm": corrected, "tests": len(family), "detectable": smallest}
         test["words"], test["side"] = words_of(test, 1 - confidence, verbs)
 
 
@@ -115,7 +120,10 @@ def words_of(test: Json, level: float, verbs: tuple[str, str]) -> tuple[str, int
     share = f"wins {percent(won)} of prompts, {p}"
     if won.seeds is None:
         return f"{test['ours']} against {test['theirs']}, one seed each and so no verdict: {share}", 0
+    power = told_in_words(test["detectable"], "comparisons")
+    share += f"; {power}" if power else ""
     side = won.side(0.5) if test["p_holm"] < level else 0
     if side:
         return f"{test['ours']} {verbs[side < 0]} {test['theirs']}: {share}", side
-    return f"{test['ours']} and {test['theirs']} cannot be told apart: the first {share}", 0
+    alone = " (one test alone would tell them)" if won.side(0.5) and test["p"] < level else ""
+    return f"{test['ours']} and {test['theirs']} cannot be told apart{alone}: the first {share}", 0

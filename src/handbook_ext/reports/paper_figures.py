@@ -71,6 +71,16 @@ def render_paper_figure(name: str, sources: Sources) -> dict[str, bytes]:
     return files | {f"{stem}.csv": to_csv(picture).encode(), f"{stem}.md": page(stem, picture, sources).encode()}
 
 
+def _told(picture: Picture) -> list[str]:
+    """Returns the lines of a page that say in words what its panels conclude; none where no panel concludes anything."""
+    lines = [
+        f"- {panel.title}: {'; '.join([*(fact.words for fact in panel.facts), *panel.notes])}."
+        for panel in picture.panels
+        if panel.kind == "sorted" and panel.facts
+    ]
+    return [*lines, ""] if lines else []
+
+
 def page(stem: str, picture: Picture, sources: Sources) -> str:
     """Returns the Markdown of a figure: its picture for light and dark pages, its caption, its seeds, what is missing."""
     seeds = sources.seeds_told() or "Ours: not run."
@@ -80,6 +90,7 @@ def page(stem: str, picture: Picture, sources: Sources) -> str:
         f'<picture><source srcset="{stem}-dark.png" media="(prefers-color-scheme: dark)">'
         f'<img src="{stem}.png" alt="{picture.title}"></picture>', "",
         " ".join(filter(None, [picture.caption.strip(), seeds, "" if printed else "The paper prints no numbers of it."])), "",
+        *_told(picture),
         f"Its numbers: [{stem}.csv]({stem}.csv); [{stem}.svg]({stem}.svg).", "",
     ]  # fmt: skip
     return "\n".join([*lines, f"Not drawn for want of: {sources.told()}.", ""] if sources.missing else lines)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from handbook_ext.reports.measurements import WAYS, Filling, Lack, Measurement
+from handbook_ext.reports.paper_claims import claim_rule, summary_of
 from handbook_ext.reports.paper_headings import Column
 from handbook_ext.reports.paper_tables import PaperTable
-from handbook_ext.reports.paper_verdicts import Verdicts, judge_of, rule_in_words, summary_of
+from handbook_ext.reports.paper_verdicts import Verdicts, judge_of, rule_in_words
 
 SEEN = "\u2020"  # A dagger: behind a value whose prompts training has seen in part.
 
@@ -52,7 +53,7 @@ def footers_of(table: PaperTable, filling: Filling) -> list[str]:
     lines += lacking([*filling.lacks.values()], released=False)
     if filling.released is not None:
         lines += lacking([*filling.released_lacks.values()], released=True)
-    return [*lines, *rule_in_words(table, filling)]
+    return [*lines, *rule_in_words(table, filling), *claim_rule(table, filling)]
 
 
 def lacking(lacks: Sequence[Lack], *, released: bool) -> list[str]:

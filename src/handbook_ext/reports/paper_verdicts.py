@@ -1,18 +1,17 @@
-"""The verdicts of a filled table: what noise a cell has, whether it can be compared at all, and what they say together."""
+"""The verdicts of a filled table: what noise a cell has, whether it can be compared at all, and by which rule."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 
 from handbook_ext.reports.measurements import Filling, Key, Measurement, difference
-from handbook_ext.reports.paper_headings import HARNESS, RUN, Column, Judge, PaperClaim
+from handbook_ext.reports.paper_headings import HARNESS, RUN, Column, Judge
 from handbook_ext.reports.paper_tables import PaperTable, read_paper_table
-from handbook_ext.reports.verdicts import MARGIN, NOT_COMPARABLE, NOT_RUN, VERDICTS, Noise, Verdict, beats, verdict_of
+from handbook_ext.reports.verdicts import MARGIN, NOT_COMPARABLE, NOT_RUN, Noise, Verdict, verdict_of
 
 POINTS = 9.0  # From 1 to 10.
 PERCENT = 100.0
@@ -117,45 +116,6 @@ def scale_of(column: Column) -> float | None:
     return POINTS if column.set == "mtbench" or column.measure == "single" else PERCENT
 
 
-def summary_of(table: PaperTable, filling: Filling, verdicts: Verdicts) -> str:
-    """Returns a table's verdicts in one sentence: how many cells were run, how they came out, the paper's claims in ours."""
-    counts = Counter(each.word for each in verdicts.cells.values())
-    total, run = len(verdicts.cells), len(verdicts.cells) - counts[NOT_RUN]
-    if not total:
-        return "No cell of ours: the rows are quoted alone."
-    told = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != NOT_RUN)
-    parts = [f"{run} of {total} cells were run{f': {told}' if told else ''}"]
-    # Of another model's rows nothing of ours is said.
-    stated = [
-        each for each in table.heading.claims if not filling.stands or (each.group, each.better, each.column) in filling.stands
-    ]
-    parts += [claim_in_ours(table, claim, filling) for claim in stated]
-    return "; ".join(parts) + "."
-
-
-def claim_in_ours(table: PaperTable, claim: PaperClaim, filling: Filling) -> str:
-    """Returns a claim of the paper with its difference, and what ours says of it, with interval."""
-    keys = [(claim.group, row, claim.column) for row in (claim.better, claim.worse)]
-    paper = table.number(*keys[0]) - table.number(*keys[1])
-    digits = table.grid[keys[0]].decimals
-    said = f"{claim.words}: {paper:+.{digits}f} in the paper, "
-    ours = [filling.ours.get(key) for key in keys]
-    if ours[0] is None or ours[1] is None:
-        return f"{said}not run in ours"
-    gap, error = difference(ours[0], ours[1])
-    if error is None:
-        return f"{said}{gap:+.{digits}f} in ours, without an interval"
-    column = next(each for each in table.heading.columns if each.name == claim.column)
-    borrowed = ""
-    if any(_one_seed(each) for each in ours if each is not None):
-        if not run_to_run_error(column):
-            return f"{said}{gap:+.{digits}f} in ours, one seed and so no verdict"
-        error, borrowed = math.hypot(error, run_to_run_error(column)), "; one seed, run-to-run variance borrowed"
-    found = verdict_of(gap, Noise(error), 0.0, ours[0].confidence)
-    answer = beats(gap, error, ours[0].confidence)
-    return f"{said}{gap:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}] in ours ({answer}{borrowed})"
-
-
 def rule_in_words(table: PaperTable, filling: Filling) -> list[str]:
     """Returns the lines that say by which rule and assumptions the verdicts of a table with values of ours came about."""
     if not filling.ours and not filling.released:
@@ -183,7 +143,7 @@ def rule_in_words(table: PaperTable, filling: Filling) -> list[str]:
             f"for the same {count} models (root mean square {root:.2f}; MT-Bench {marks:.2f}); assumed for the other judged "
             "columns of the same scale."
         )
-    single = [key for key, each in filling.ours.items() if _one_seed(each)]
+    single = [key for key, each in filling.ours.items() if one_seed(each)]
     if single:
         lines.append(
             f"One seed ({len(single)} {'cell' if len(single) == 1 else 'cells'}): the interval is over prompts alone. What "
@@ -205,7 +165,7 @@ def _against_released(ours: Measurement, released: Measurement, column: Column, 
         return Verdict(NOT_COMPARABLE, gap, why="the released checkpoint was evaluated by another judge or decoding")
     if error is None:
         return Verdict(NOT_COMPARABLE, gap, why="without an interval")
-    if _one_seed(ours):
+    if one_seed(ours):
         if not run_to_run_error(column):
             return Verdict(NOT_COMPARABLE, gap, why=ONE_SEED)
         error = math.hypot(error, run_to_run_error(column))
@@ -223,10 +183,10 @@ def _why_not(table: PaperTable, column: Column, ours: Measurement, model: str | 
         return "another machine"
     if ours.error is None:
         return "no interval"
-    return ONE_SEED if _one_seed(ours) and not run_to_run_error(column) else ""
+    return ONE_SEED if one_seed(ours) and not run_to_run_error(column) else ""
 
 
-def _one_seed(ours: Measurement) -> bool:
+def one_seed(ours: Measurement) -> bool:
     """Returns whether a value is of one training of ours: how much another seed's differs is then not in its error."""
     return ours.seeds == 1 and ours.checkpoint is None
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from handbook_ext.recipes.table_files import Table
+from handbook_ext.reports.figure_judgements import RULE, judge_differences, sorted_curve
 from handbook_ext.reports.figure_layout import draw
-from handbook_ext.reports.figure_numbers import bootstrap, ranks_of, sorted_values
-from handbook_ext.reports.figure_parts import Panel, Picture, Point, Series, points_of
+from handbook_ext.reports.figure_parts import Panel, Picture, Point, Series
 from handbook_ext.reports.run_figures import drawn
 from handbook_ext.reports.table_summary import TableNumbers
 from handbook_ext.reports.tables import reward_differences
 
 SIDES = ("chosen", "rejected", "sample")
+AXES = ("texts, sorted (%)", "difference (nats)")
 
 
 def draw_figures(numbers: TableNumbers) -> tuple[dict[str, bytes], dict[str, str]]:
@@ -49,27 +47,24 @@ def win_rates(table: Table, rows: list[dict[str, Any]], decoding: str) -> Pictur
     return Picture("", ((panel,),), caption, width=8.0 if table.axis is None else 6.0)
 
 
-def differences_by_side(paths: list[tuple[Path, ...]]) -> dict[str, list[list[float]]]:
-    """Returns differences of implicit reward (nats) by side, a list per seed: on held-out chosen, rejected, and own samples."""
+def differences_by_side(paths: list[tuple[Path, ...]]) -> dict[str, list[dict[str, float]]]:
+    """Returns differences of implicit reward (nats) by side and prompt id, one mapping per seed; sides are SIDES."""
     found = {side: [reward_differences(ours, theirs, side) for ours, theirs in paths] for side in SIDES}
     return {side: [each for each in seeds if each] for side, seeds in found.items()}
 
 
-def differences(values: dict[str, list[list[float]]], ours: str, theirs: str) -> Picture:
-    """Returns a curve of the sorted differences over all seeds, with its band, for each kind of completion."""
-    panels, above = [], []
+def differences(values: dict[str, list[dict[str, float]]], ours: str, theirs: str) -> Picture:
+    """Returns a curve of the sorted differences over all seeds, with its band, for each kind of completion, and what it says."""
+    panels, said = [], []
     for side, seeds in values.items():
-        series: tuple[Series, ...] = ()
-        if seeds:
-            groups = [np.array(each) for each in seeds]
-            series = (Series(side, points_of((100 * ranks_of(groups)).tolist(), *bootstrap(groups, sorted_values(groups)))),)
-            above.append(f"{100 * fmean(value > 0 for each in seeds for value in each):.0f} % of {side}")
-        panels.append(Panel("sorted", side, "texts, sorted (%)", "difference (nats)", series))
-    caption = (
-        f"Sorted differences of implicit reward, {ours} less {theirs}, over all seeds, in nats, with their intervals; above 0: "
-        f"{', '.join(above)}."
-    )
-    return Picture("", tuple((panel,) for panel in panels), caption, width=3.4)
+        if not seeds:
+            panels.append(Panel("sorted", side, *AXES, ()))
+            continue
+        judged = judge_differences(seeds)
+        panels.append(Panel("sorted", side, *AXES, (sorted_curve(side, seeds),), judged.facts, judged.notes))
+        said.append(f"{side}: {judged.words}.")
+    caption = f"Sorted differences of implicit reward, {ours} less {theirs}, over all seeds, in nats, with their intervals. "
+    return Picture("", tuple((panel,) for panel in panels), " ".join([caption + RULE, *said]), width=3.4)
 
 
 def _percent(interval: Any) -> tuple[float, float, float]:

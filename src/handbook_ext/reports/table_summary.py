@@ -9,10 +9,10 @@ from typing import Any
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.kept import iteration_of
 from handbook_ext.recipes.table_files import Table
+from handbook_ext.reports.claims import judge_claims
 from handbook_ext.reports.evaluations import Json
 from handbook_ext.reports.tables import (
     Measured,
-    judge_claim,
     measure,
     overlap_between_iterations,
     overlap_between_rows,
@@ -86,7 +86,7 @@ def summarise_table(table: Table, runs: dict[str, RowRuns], **bootstrap: Any) ->
     rows = [summarise_row(each, **bootstrap) for each in measured.values()]
     # Claims are judged by samples where there are any: greedy answers show one mode of the policy.
     decodings = sorted(rows[0]["decodings"], key=lambda name: name == "greedy")
-    claims = [judge_claim(claim, measured, decodings[0], **bootstrap) for claim in table.claims]
+    claims = judge_claims(table.claims, measured, decodings[0], **bootstrap)
     between_rows, between_iterations = {}, {}
     if table.similarity:
         compared = {row.name: runs[row.name].folders for row in table.rows if row.policy is None}

@@ -1,4 +1,4 @@
-"""Tables over many recipes and seeds: what a table's file may say, and the numbers of its rows and claims."""
+"""Tables over many recipes and seeds: the numbers of their rows; those of their claims are in `claims`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.kept import iteration_of
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
-from handbook_ext.recipes.table_files import Claim, TableRow
+from handbook_ext.recipes.table_files import TableRow
 from handbook_ext.reports.evaluations import Evaluator, judged_by_all, read_evaluation
 from handbook_ext.selection.sera import jaccard
-
-VERDICTS = {1: "agrees", 0: "cannot tell", -1: "disagrees"}
-ONE_SEED = "one seed, no verdict"
 
 
 @dataclass(frozen=True)
@@ -97,31 +94,6 @@ def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
     return summary
 
 
-def judge_claim(claim: Claim, rows: dict[str, Measured], decoding: str, **bootstrap: Any) -> dict[str, Any]:
-    """Returns a claim's statistic with its interval, and the verdict: agrees, disagrees or cannot tell; none of one seed.
-
-    The statistic is the win rate of the better row over the worse, or the difference of their shares of flipped labels. There
-    is no win rate where the two rows were evaluated by different judges or on different prompts.
-    """
-    judged = {"words": claim.words, "by": claim.by, "better": claim.better, "worse": claim.worse}
-    better, worse = rows[claim.better], rows[claim.worse]
-    if claim.by == "flipped labels":
-        difference = flip_rate_difference(better.swapped, worse.swapped, **bootstrap)
-        # The better row keeps fewer flipped labels, so a difference below 0 agrees.
-        return judged | {
-            "difference": difference,
-            "verdict": ONE_SEED if difference.seeds is None else VERDICTS[-difference.side(0)],
-        }
-    matched = zip(better.scores[decoding], worse.scores[decoding], strict=True)
-    if better.evaluators != worse.evaluators or not all(
-        comparable({decoding: ours}, {decoding: theirs}) for ours, theirs in matched
-    ):
-        verdict = "has no answer: the two are not judged by the same model on the same prompts"
-        return judged | {"win_rate": None, "verdict": verdict}
-    won = compare_scores(better.scores[decoding], worse.scores[decoding], **bootstrap)["win_rate"]
-    return judged | {"win_rate": won, "verdict": ONE_SEED if won.seeds is None else VERDICTS[won.side(0.5)]}
-
-
 def flip_rate_difference(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[str, bool]], **bootstrap: Any) -> Interval:
     """Returns our share of flipped labels less theirs, in [-1, 1], with its interval over seeds and pairs.
 
@@ -165,8 +137,8 @@ def overlap_between_iterations(folders: Sequence[Path], iterations: Sequence[str
     return fmean(jaccard(*(kept_ids(folder, iteration) for iteration in iterations)) for folder in folders)
 
 
-def reward_differences(ours: Path, theirs: Path, side: str) -> list[float]:
-    """Returns, sorted, our policy's log-ratio to the initial policy less theirs, completion by completion, in nats.
+def reward_differences(ours: Path, theirs: Path, side: str) -> dict[str, float]:
+    """Returns our policy's log-ratio to the initial policy less theirs by prompt id, in nats.
 
     side: chosen or rejected compare the same held-out completions (SELM, figure 4), sample each policy's own (figure 5).
     """
@@ -174,4 +146,4 @@ def reward_differences(ours: Path, theirs: Path, side: str) -> list[float]:
     for path in (ours, theirs):
         rows = (json.loads(path.read_text()).get("implicit") or {"rows": []})["rows"]
         values.append({row["prompt_id"]: row["log_ratio"] for row in rows if row["side"] == side})
-    return sorted(values[0][name] - values[1][name] for name in values[0].keys() & values[1].keys())
+    return {name: value - values[1][name] for name, value in values[0].items() if name in values[1]}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from handbook_ext.objectives.metrics import Interval
+from handbook_ext.objectives.power import detectable, told_in_words
 from handbook_ext.reports.evaluations import Json
 from handbook_ext.reports.run_report import FinishedRun
 
@@ -53,7 +54,10 @@ SIGNS = (
 
 
 def verdict(summary: Json) -> str:
-    """Returns one sentence for each recipe of a report on its last policy and its start, as far as the interval carries it."""
+    """Returns one sentence for each recipe of a report on its last policy and its start, as far as the interval carries it.
+
+    Over several seeds it ends with the smallest difference that these could have told.
+    """
     many = len(summary["recipes"]) > 1
     sentences = []
     for recipe in summary["recipes"]:
@@ -71,7 +75,8 @@ def verdict(summary: Json) -> str:
             for key, one in won.items()
             if one.side_here(0.5) != won[primary].side_here(0.5)
         ]
-        sentences.append("; ".join([words, *others]) + ".")
+        power = told_in_words(detectable(won[primary], len(recipe["seeds"]), summary["confidence"]), "reports")
+        sentences.append("; ".join([words, *others, *([power] if power else [])]) + ".")
     return " ".join(sentences)
 
 
@@ -135,7 +140,10 @@ def went_with(runs: Sequence[FinishedRun], before: Json, now: Json, decoding: st
     health, earlier = _health(runs, now["policy"]), _health(runs, before["policy"])
     # The policy that a run starts from has no divergence from itself, and no training to be compared with.
     if _jumped(earlier.get("kl", 0.0), kl := health.get("kl")):
-        signs.append(f"the KL divergence from the start jumped to {kl:.1f} nats per answer, from {earlier.get('kl', 0.0):.1f}")
+        # Of samples at another temperature than 1 it is not the KL divergence.
+        hottest = max(scores.temperature for scores in runs[0].policies[now["policy"]].values())
+        how = f"on answers {decoding_words(hottest)}"
+        signs.append(f"the mean log-ratio to the start, {how}, jumped to {kl:.1f} nats, from {earlier.get('kl', 0.0):.1f}")
     old, new = before[decoding]["tokens"].value, now[decoding]["tokens"].value
     if old and abs(new / old - 1) >= LONGER:
         signs.append(f"answers {'grew' if new > old else 'shrank'} to {new:.1f} tokens, from {old:.1f}")

@@ -67,10 +67,14 @@ def verdict_of(difference: float, noise: Noise, margin: float, confidence: float
     return Verdict(word, difference, low, high, margin)
 
 
-def beats(difference: float, error: float, confidence: float = CONFIDENCE) -> str:
+def beats(difference: float, error: float, confidence: float = CONFIDENCE, p: float = 0.0) -> str:
     """Returns what two values of ours say about a claim that the first is better: yes, no, or that they cannot tell.
 
-    difference: the first less the second, positive where it is better; yes and no ask that its interval hold no 0.
+    difference: the first less the second, positive where it is better; yes and no ask that its interval hold no 0, and that p,
+    corrected for other claims of the table, be below the level as well.
     """
     half = normal_quantile(confidence) * error
-    return "yes" if difference - half > 0 else "no" if difference + half < 0 else "cannot tell"
+    if abs(difference) <= half:
+        return "cannot tell"
+    answer = "yes" if difference > 0 else "no"
+    return f"cannot tell, {answer} if it were alone" if p >= 1 - confidence else answer
