@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.makefile import PLAIN
-from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE
+from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGURE, PAPER_TABLE, PROJECT, RECIPES, TABLE, TUNE
 from handbook_ext.recipes.yaml_tree import nearest
 
 CALIBRATE, FUZZ, TORTURE = "calibrate", "fuzz", "torture"
@@ -17,6 +17,7 @@ READERS = {
     "run": "<run> and <run>-iter<N>",
     "seeds": "<run>-seeds",
     "table": f"{TABLE}<name>",
+    "tune": f"{TUNE}<table>",
     "plan": "<run>-plan",
     "calibrate": CALIBRATE,
     "paper": PAPER_TABLE,
@@ -59,14 +60,14 @@ VARIABLES = {
         {"new"},
     ),
     "FROM": (r"\w[\w.-]*", "a recipe to begin from, such as smollm2-selm; make list shows all", {"new"}),
-    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
-    "GPUS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan"}),
+    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "tune", "plan"}),
+    "GPUS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "tune", "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
     "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
-    "JOBS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table"}),
-    "THREADS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "plan", "calibrate"}),
-    "V": (r"[01]?", "1, which prints each command before it runs", {"run", "eval", "push", "submit", "seeds", "table"}),
+    "JOBS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "tune"}),
+    "THREADS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "tune", "plan", "calibrate"}),
+    "V": (r"[01]?", "1, which prints each command before it runs", {"run", "eval", "push", "submit", "seeds", "table", "tune"}),
     "VRAM": (_SIZE, "the GB of one GPU, above 0 and below 100000, such as 24", {"plan"}),
     "RAM": (_SIZE, "the GB of main memory, above 0 and below 100000, such as 128", {"plan"}),
     "WRITE": (
@@ -80,7 +81,7 @@ VARIABLES = {
         {"paper", "figure"},
     ),
     "FORMAT": (r"md|latex|csv|html", "md, latex, csv or html", {"paper"}),
-    "MODEL": (r"\w[\w.\s-]*", "a folder of recipes, such as zephyr; a figure may compare several", {"paper", "figure", "table"}),
+    "MODEL": (r"\w[\w.\s-]*", "a folder of recipes, such as zephyr; a figure may compare several", {"paper", "figure", "table", "tune"}),
     "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval", "matrix"}),
     "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
     "PAIR": (r"[\s\S]+", "a prompt_id of the run", {"explain"}),
@@ -130,4 +131,6 @@ def kind_of(goal: str) -> str:
         return READING.get(goal, "project")
     if goal == "tables" or goal.startswith(TABLE):
         return "table"
+    if goal.startswith(TUNE):
+        return "tune"
     return next((suffix for suffix in SUFFIXES if goal.endswith(f"-{suffix}")), "run")
