@@ -19,7 +19,8 @@ LONGEST = 255  # Bytes of a name, on most file systems.
 
 def distinct_seeds(runs: list[Run]) -> list[Run]:
     """Returns the runs of a recipe under several seeds; raises UserError where two have one seed, which would count twice,
-    or one has a seed that methods are tuned on, whose prompts have chosen its settings."""
+    or one has a seed that methods are tuned on, whose prompts have chosen its settings.
+    """
     check_spare(runs)
     seeds = [run.settings.seed for run in runs]
     for run in runs:

@@ -49,6 +49,8 @@ READING = {
 SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
 """What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
 RUN = {"run", "eval", "explain", "push", "submit"}
+MAKING = {"run", "eval", "push", "submit", "seeds", "table", "tune"}
+"""Kinds of goals that start stages."""
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
     "RUNS": (PLAIN, "a folder whose name has letters, digits and . / + @ , _ - alone", {*READERS}),
@@ -60,14 +62,18 @@ VARIABLES = {
         {"new"},
     ),
     "FROM": (r"\w[\w.-]*", "a recipe to begin from, such as smollm2-selm; make list shows all", {"new"}),
-    "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {"run", "eval", "push", "submit", "seeds", "table", "tune", "plan"}),
-    "GPUS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "tune", "plan"}),
+    "LAUNCH": (
+        r"[\w.-]+",
+        "a launch configuration, such as ddp",
+        {*MAKING, "plan"},
+    ),
+    "GPUS": (_NUMBER, _OF_NUMBER, {*MAKING, "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
     "SEEDS": (r"[1-9][0-9]?", "a number from 1 to 99", {"seeds", "table"}),
     "BESIDE": (r"[\w.\s-]*", "recipes, parted by blanks", {"seeds"}),
-    "JOBS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "tune"}),
-    "THREADS": (_NUMBER, _OF_NUMBER, {"run", "eval", "push", "submit", "seeds", "table", "tune", "plan", "calibrate"}),
-    "V": (r"[01]?", "1, which prints each command before it runs", {"run", "eval", "push", "submit", "seeds", "table", "tune"}),
+    "JOBS": (_NUMBER, _OF_NUMBER, MAKING),
+    "THREADS": (_NUMBER, _OF_NUMBER, {*MAKING, "plan", "calibrate"}),
+    "V": (r"[01]?", "1, which prints each command before it runs", MAKING),
     "VRAM": (_SIZE, "the GB of one GPU, above 0 and below 100000, such as 24", {"plan"}),
     "RAM": (_SIZE, "the GB of main memory, above 0 and below 100000, such as 128", {"plan"}),
     "WRITE": (
@@ -81,7 +87,11 @@ VARIABLES = {
         {"paper", "figure"},
     ),
     "FORMAT": (r"md|latex|csv|html", "md, latex, csv or html", {"paper"}),
-    "MODEL": (r"\w[\w.\s-]*", "a folder of recipes, such as zephyr; a figure may compare several", {"paper", "figure", "table", "tune"}),
+    "MODEL": (
+        r"\w[\w.\s-]*",
+        "a folder of recipes, such as zephyr; a figure may compare several",
+        {"paper", "figure", "table", "tune"},
+    ),
     "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval", "matrix"}),
     "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
     "PAIR": (r"[\s\S]+", "a prompt_id of the run", {"explain"}),

@@ -71,7 +71,9 @@ def _processes(setting: Setting) -> list[Change]:
 def _chosen(setting: Setting) -> list[Change]:
     """Returns what trials have chosen for the recipe, which one that has it as its base does not take over."""
     tuned = setting.run.tuned
-    return [] if tuned is None else [Change(name, None, value, f"tuned: {tuned.file}") for name, value in tuned.choices.chosen.items()]
+    if tuned is None:
+        return []
+    return [Change(name, None, value, f"as chosen in {tuned.file}") for name, value in tuned.choices.chosen.items()]
 
 
 def _iterations_with(setting: Setting, key: str) -> list[str]:

@@ -82,7 +82,8 @@ def unreachable(path: Path) -> str | None:
     """Returns why no goal can reach a recipe of that name, so that it is told; None where one can."""
     name = f"{path.parent.name}-{path.stem}"
     if path.name == "base.yaml" or path.parent.name in NO_RECIPES:
-        return f"is no recipe: base.yaml is for others to build on, and {', '.join(NO_RECIPES[:-1])} and {NO_RECIPES[-1]} hold other files"
+        others = f"{', '.join(NO_RECIPES[:-1])} and {NO_RECIPES[-1]}"
+        return f"is no recipe: base.yaml is for others to build on, and {others} hold other files"
     if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
         return "is no recipe's name: use letters, digits, '.', '_' and '-' alone"
     if name in PROJECT or name.startswith((TABLE, TUNE)) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):

@@ -20,7 +20,7 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.names import RECIPES, TUNING, RunName
 from handbook_ext.recipes.section import Section
 from handbook_ext.recipes.tree import laid
-from handbook_ext.recipes.tuning_rule import Axes
+from handbook_ext.recipes.tuning_rule import Axes, read_rule
 from handbook_ext.recipes.yaml_tree import Mark, Tree, read_yaml, shown
 
 FREE = ("seed", "launch", "gpus", "slurm", "benchmarks", "report", "health")
@@ -77,7 +77,7 @@ def best_of(trials: Collection[TrialRecord]) -> TrialRecord | None:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A recipe's choices, with the sections of the recipe that have changed since they were made."""
+    """A recipe's choices, and what has changed since they were made: sections of the recipe, or what is tried for it."""
 
     file: Path
     choices: Choices
@@ -88,8 +88,8 @@ class Tuned:
     def words(self) -> str:
         """Returns what the recipe was tuned over: `6 trials: learning_rate x beta, on seeds 51, 52`."""
         names = " x ".join(name.rpartition(".")[2] for name in self.choices.axes)
-        one = len(self.choices.seeds) == 1
-        return f"{len(self.choices.trials)} trials: {names}, on seed{'' if one else 's'} {', '.join(map(str, self.choices.seeds))}"
+        seeds = f"seed{'s' * (len(self.choices.seeds) > 1)} {', '.join(map(str, self.choices.seeds))}"
+        return f"{len(self.choices.trials)} trials: {names}, on {seeds}"
 
     @property
     def stale(self) -> str | None:
@@ -97,8 +97,8 @@ class Tuned:
         if not self.changed:
             return None
         return (
-            f"{self.choices.recipe}: the recipe has changed since it was tuned ({', '.join(self.changed)}), and the values of "
-            f"{shown(self.file)} hold still; {self.choices.command} tunes it again, or delete that file"
+            f"{self.choices.recipe}: the recipe has changed since it was tuned ({', '.join(self.changed)}), and still has the "
+            f"values of {shown(self.file)}; {self.choices.command} tunes it again, or delete that file"
         )
 
     def laid_over(self, tree: Tree) -> Tree:
@@ -137,6 +137,10 @@ def tuned_of(name: RunName, tree: Tree, root: Path = RECIPES) -> Tuned | None:
     marks = {each: written.where(("chosen", each)) for each in choices.chosen}
     now = section_hashes(tree, choices.chosen)
     changed = [each for each in sorted({*now, *choices.sections}) if now.get(each) != choices.sections.get(each)]
+    if (rule := read_rule(name.file.parent.name, root)) is not None:
+        scope = rule.of(name.file.stem, name.variants)
+        tried = (choices.axes, choices.seeds, len(choices.trials))
+        changed += ["what is tried"] if tried != (scope.axes, [*scope.seeds], scope.budget) else []
     return Tuned(path, choices, marks, tuple(changed))
 
 

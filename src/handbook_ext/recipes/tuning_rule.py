@@ -32,7 +32,7 @@ class VariantRule(Section):
     seeds: list[Positive] | None = Field(None, min_length=1)
     budget: Positive | None = None
     grid: Axes | None = Field(None, min_length=1)
-    methods: dict[str, Axes] = {}
+    methods: dict[str, Axes] = Field(default={})
 
 
 class TuningRule(Section):

@@ -80,8 +80,8 @@ def _all(values: Iterable[str]) -> str:
 def _text(values: dict[str, Any]) -> str:
     """Returns the file's text: a line for each entry, and for each trial."""
     lines = [
-        f"# Chosen by {values['command']}, and laid over {values['recipe']} as long as this file is here. Do not edit: tune again, or",
-        "# delete it. A trial that failed has no reward and counts as the least.",
+        f"# Chosen by {values['command']}, and laid over {values['recipe']} as long as this file is here.",
+        "# Do not edit it: tune again, or delete it. A trial that failed has no reward and counts as the least.",
     ]
     for name, value in values.items():
         if name == "trials":

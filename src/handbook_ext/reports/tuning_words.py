@@ -25,7 +25,8 @@ def words_of_row(row: TableRow, run: Run) -> str:
     if run.tuned is None:
         return OWN
     stated = sorted(name for name in run.tuned.choices.chosen if name in row.set)
-    return f"tuned over {run.tuned.words}{f', then {" ".join(stated)} as the row has it' if stated else ''}"
+    aside = f", then {' '.join(stated)} as the row has it" if stated else ""
+    return f"tuned over {run.tuned.words}{aside}"
 
 
 def tuning_lines(rows: Sequence[tuple[TableRow, Run]]) -> list[str]:
