@@ -7,6 +7,7 @@ trials in both. A trial is a point of the product of a method's axes; every meth
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -84,8 +85,9 @@ class Scope:
     def points(self) -> list[Point]:
         """Returns the points of the trials, in the order of the axes; raises ValueError where there are fewer than the budget.
 
-        Each point has a place in the draw by a hash of its own text: methods of equal axes try the same points, and a larger
-        budget keeps those of a smaller one.
+        The draw orders the points by a hash of their text, then takes that whose values were drawn least so far: so every value
+        of an axis has its share of the trials, methods of equal axes try the same points, and a larger budget keeps those of a
+        smaller one.
         """
         for name, values in self.axes.items():
             if len({inline(value) for value in values}) < len(values) or not values:
@@ -96,7 +98,14 @@ class Scope:
                 f"{' x '.join(self.axes)} has {len(whole)} points, and the budget is {self.budget} trials; give more values, or "
                 "lower the budget of all"
             )
-        drawn = sorted(whole, key=self._place)[: self.budget]
+        left = sorted(whole, key=self._place)
+        drawn: list[Point] = []
+        taken: Counter[tuple[str, str]] = Counter()
+        while len(drawn) < self.budget:
+            point = min(left, key=lambda each: sum(taken[value] for value in _values(each)))
+            left.remove(point)
+            drawn.append(point)
+            taken.update(_values(point))
         return [each for each in whole if each in drawn]
 
     def _whole(self) -> list[Point]:
@@ -106,6 +115,11 @@ class Scope:
     def _place(self, point: Point) -> str:
         """Returns what orders the draw."""
         return hashlib.sha256(f"{self.draw} {point_text(point)}".encode()).hexdigest()
+
+
+def _values(point: Point) -> list[tuple[str, str]]:
+    """Returns the values of a point, each with its setting."""
+    return [(name, inline(value)) for name, value in point.items()]
 
 
 def point_text(point: Point) -> str:

@@ -40,8 +40,8 @@ def write_choice(outcome: Outcome, runs: Path, *, date: str, command: str, capab
         "axes": scope.axes,
         "seeds": [*scope.seeds],
         "sections": method.sections,
-        "packages": {name: _all(str(each["packages"].get(name, "-")) for each in known) for name in PACKAGES},
-        "machines": sorted({hardware_words(each) for each in known}),
+        "packages": {name: _all(str(each.get("packages", {}).get(name, "-")) for each in known) for name in PACKAGES},
+        "machines": sorted({hardware_words({"hardware": {}, **each}) for each in known}),
         "capability": capability,
         "date": date,
         "command": command,
@@ -60,7 +60,7 @@ def lines_of(outcome: Outcome) -> list[str]:
     best = best_of(outcome.trials)
     chosen = "nothing chosen, every trial failed" if best is None else point_text(best.set)
     lines = [f"{outcome.method.name.full}: {chosen}"]
-    for each in sorted(outcome.trials, key=lambda one: -2.0 if one.reward is None else one.reward, reverse=True):
+    for each in sorted(outcome.trials, key=lambda one: (one.reward is not None, one.reward or 0.0), reverse=True):
         seeds = ", ".join("failed" if one.reward is None else f"{one.reward:.3f}" for one in each.seeds)
         lines.append(f"  {'failed' if each.reward is None else f'{each.reward:.3f}':>6}  ({seeds})  {point_text(each.set)}")
     return lines

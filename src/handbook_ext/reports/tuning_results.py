@@ -91,7 +91,7 @@ def diverged(run: Run, folder: Path) -> str | None:
         attempt = re.split(r"^--- ", log.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)[-1]
         errors = [line.removeprefix("error: ") for line in attempt.splitlines() if line.startswith("error: ")]
         if errors and any(words in errors[-1] for words in DIVERGED):
-            return errors[-1]
+            return errors[-1].replace(f"{folder}/", "")  # The file goes with the repository, and to other machines.
     return None
 
 
