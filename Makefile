@@ -14,6 +14,7 @@
 # make tiny-selm-seeds SEEDS=3 BESIDE=tiny-dpo   seeds of two recipes in one report with intervals
 # make table-sera1 MODEL=tiny SEEDS=3         trains, evaluates and prints a table of a paper; make tables: all of them
 # make table-sera1 SEEDS=auto                 adds seeds until its intervals are narrow; UNTIL="difference=0.04 seeds=20" says how narrow
+# make tune-sera1 MODEL=tiny                  as many trials for every method of a table, on spare seeds; the best values are laid over the recipes
 # make paper-table T=selm1 MODEL=zephyr       a table of a paper, ours beside it; FORMAT=latex, csv, html; CHECKPOINTS=released; without T: which there are
 # make paper-figure T=selm4 MODEL=tiny        a figure of a paper from the runs that are there; without T: which there are
 # make zephyr-selm-eval SETS="alpaca mtbench" answers and grades of every policy; -iter3-eval: of one; CHECKPOINTS=released: of those

@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
         replaced(path, text)
     except OSError as error:
         raise UserError(not_written(error, runs)) from None
-    sys.stderr.write("".join(f"note: {line}\n" for run in plan.runs.values() for line in notes_of(run)))
+    notes = dict.fromkeys(line for run in plan.runs.values() for line in notes_of(run))
+    sys.stderr.write("".join(f"note: {line}\n" for line in notes))
     lacking = {name: run.recipe for run in plan.runs.values() for name in extras_here(run)}
     if arguments.preflight:
         lacking = preflight(plan, pending, runs, looked)
@@ -89,7 +90,8 @@ def not_written(error: OSError, runs: Path) -> str:
 
 def notes_of(run: Run) -> list[str]:
     """Returns what is odd about a run and hinders nothing that was asked for."""
-    return [*unused_sets(run), *crowded(run.launch)]
+    stale = run.tuned.stale if run.tuned is not None else None
+    return [*([stale] if stale else []), *unused_sets(run), *crowded(run.launch)]
 
 
 def add_endings(plan: Plan, pending: Mapping[str, Sequence[Pending]], runs: Path, again: str) -> None:

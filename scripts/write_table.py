@@ -10,11 +10,13 @@ from rich.markdown import Markdown
 
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.stage import Stage
+from handbook_ext.graph.folders import distinct_seeds
 from handbook_ext.graph.stages import TableStage
 from handbook_ext.recipes.table_files import read_table, run_of_row, table_run
 from handbook_ext.reports.pages import render_table
 from handbook_ext.reports.paper_quotes import with_paper_numbers
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
+from handbook_ext.reports.tuning_words import with_tuning
 
 
 def main(argv: list[str]) -> None:
@@ -29,11 +31,13 @@ def main(argv: list[str]) -> None:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: a seed is named twice; name each once")
     table = with_paper_numbers(read_table(name, model=arguments.model))
-    runs = {}
+    runs, first = {}, {}
     for row in table.rows:
-        seeded = [run_of_row(row, name, seed) for seed in seeds]
+        seeded = distinct_seeds([run_of_row(row, name, seed) for seed in seeds])
+        first[row.name] = seeded[0]
         folders = [arguments.runs / run.name for run in seeded]
         runs[row.name] = RowRuns(seeded[0].start, seeded[0].iterations[-1].name, folders)
+    table = with_tuning(table, first)
     artifact = arguments.runs / table_run(name, arguments.model) / "report"
     inputs = {"artifacts": [os.path.relpath(path, artifact.parent) for path in table_inputs(table, runs)]}
     settings = TableStage(stage="table", recipe=name, inputs=inputs, table=table.model_dump(), seeds=seeds)

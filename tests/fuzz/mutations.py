@@ -144,7 +144,7 @@ def _file(rows: Any, suffix: str) -> bytes | None:
 
 
 GOALS = ["tiny-selm", "tiny-selm-iter1", "tiny-selm-seeds", "tiny-selm-plan", "tiny-selm-why", "tiny-selm-check", "tiny-dpo-eval",
-         "tiny-selm-iter1-push", "tiny-selm-explain", "tiny-selm-submit", "table-x", "tables", "matrix", "compare",
+         "tiny-selm-iter1-push", "tiny-selm-explain", "tiny-selm-submit", "table-x", "tune-x", "tables", "matrix", "compare",
          "help"]  # fmt: skip
 SETTINGS = ["train.beta=", "seed=", "report.title=", "model.lora=", "data.train=", "iterations.iter1=", "x=", "train.report_to=",
             "benchmarks.sets.x.source=", "variants.a=", "base=", "generate.engine=", "launch=", "iterations="]  # fmt: skip

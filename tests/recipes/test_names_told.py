@@ -73,7 +73,7 @@ def test_what_a_number_may_be_is_told() -> None:
     ("elsewhere/x.yaml", "is not recipes/<folder>/<name>.yaml in letters, digits and . _ - alone"),
     ("recipes/mine/a-iter1.yaml", "is called like a goal of another recipe, or of make; name another file"),
     ("recipes/mine/base.yaml", "is no recipe: base.yaml is for others to build on"),
-    ("recipes/accelerate/x.yaml", "accelerate and tables hold other files"),
+    ("recipes/accelerate/x.yaml", "accelerate, tables and tuning hold other files"),
 ])  # fmt: skip
 def test_why_a_recipe_cannot_be_written_is_told_before_it_is_planned(path: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

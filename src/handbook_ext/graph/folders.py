@@ -10,6 +10,7 @@ from pathlib import Path
 from handbook_ext.core.errors import UserError
 from handbook_ext.recipes.names import RECIPES, unreachable
 from handbook_ext.recipes.run import Run
+from handbook_ext.recipes.trials import check_spare
 
 OWN = (str(RECIPES), "scripts", "src", "tests", ".git", ".venv")
 """Folders of the project in which runs would be taken for something else."""
@@ -17,7 +18,10 @@ LONGEST = 255  # Bytes of a name, on most file systems.
 
 
 def distinct_seeds(runs: list[Run]) -> list[Run]:
-    """Returns the runs of a recipe under several seeds; raises UserError where two have one seed, which would count twice."""
+    """Returns the runs of a recipe under several seeds; raises UserError where two have one seed, which would count twice,
+    or one has a seed that methods are tuned on, whose prompts have chosen its settings.
+    """
+    check_spare(runs)
     seeds = [run.settings.seed for run in runs]
     for run in runs:
         if seeds.count(run.settings.seed) > 1:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from handbook_ext.core.errors import UserError
 from handbook_ext.graph.folders import check_matrix, distinct_seeds, hardware_request, request_file, runs_folder
+from handbook_ext.graph.goals_tuning import TuningPlanner
 from handbook_ext.graph.makefile import plain, targets_of
 from handbook_ext.graph.plan import Plan
-from handbook_ext.graph.planner import Planner
 from handbook_ext.graph.rule import CHECK
 from handbook_ext.graph.rules_benchmarks import RELEASED, asked_for, evaluated_policies
 from handbook_ext.graph.run_rules import run_rules
@@ -58,12 +58,14 @@ def plan_goals(goals: Sequence[str], variables: Mapping[str, str], given: Sequen
     plan = planner.plan
     on_cpu = all(run.launch.name == "cpu" for run in plan.runs.values())
     # Stages that share GPUs run one at a time; on a CPU the evaluation of an iteration runs beside the sampling of the next.
-    # Goals that call make follow one another: two would make the same runs.
-    plan.lines.append("MAKEFLAGS += -j$(JOBS)" if on_cpu and not planner.auto else ".NOTPARALLEL:")
+    # What runs no stage itself leaves the jobs to the make that it calls; goals that call make follow one another, since two
+    # would make the same runs.
+    calling = planner.auto or (not plan.runs and set(kinds.values()) == {"tune"})
+    plan.lines.append("MAKEFLAGS += -j$(JOBS)" if on_cpu and not calling else ".NOTPARALLEL:")
     return plan
 
 
-class _Goals(Planner):
+class _Goals(TuningPlanner):
     """Turns goals into rules, a method for each kind of goal."""
 
     def plan_project(self, goal: str) -> None:

@@ -103,7 +103,8 @@ def run_text(run: Run, rules: Sequence[StageRule], runs: Path) -> str:
     """Returns run.mk: the rules in the order in which they can run, and the goals of the run."""
     folder = str(runs / run.name)
     by_iteration = {each.name: each for each in run.iterations}
-    lines = [f"# {run.name}, from {run.file}. Written by scripts/plan_goals.py; edit the recipe, not this file."]
+    tuned = f" and {run.tuned.file}, tuned over {run.tuned.words}" if run.tuned is not None else ""
+    lines = [f"# {run.name}, from {run.file}{tuned}. Written by scripts/plan_goals.py; edit the recipe, not this file."]
     seen: set[str] = set()
     for rule in rules:
         if rule.folder in by_iteration and rule.folder not in seen:

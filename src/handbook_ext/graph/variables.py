@@ -8,7 +8,19 @@ from collections.abc import Mapping, Sequence
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.machine import IMITATED
 from handbook_ext.graph.makefile import PLAIN
-from handbook_ext.recipes.names import COMPARE, LEDGER, MATRIX, NEW, PAPER_FIGURE, PAPER_TABLE, PLANTED, PROJECT, RECIPES, TABLE
+from handbook_ext.recipes.names import (
+    COMPARE,
+    LEDGER,
+    MATRIX,
+    NEW,
+    PAPER_FIGURE,
+    PAPER_TABLE,
+    PLANTED,
+    PROJECT,
+    RECIPES,
+    TABLE,
+    TUNE,
+)
 from handbook_ext.recipes.yaml_tree import nearest
 
 CALIBRATE, STABILITY, FUZZ, TORTURE = "calibrate", "stability", "fuzz", "torture"
@@ -19,6 +31,7 @@ READERS = {
     "run": "<run> and <run>-iter<N>",
     "seeds": "<run>-seeds",
     "table": f"{TABLE}<name>",
+    "tune": f"{TUNE}<table>",
     "plan": "<run>-plan",
     "calibrate": CALIBRATE,
     "stability": STABILITY,
@@ -54,7 +67,7 @@ READING = {
 SUFFIXES = ("seeds", "plan", "eval", "explain", "push", "submit")
 """What stands behind a run's name for a kind of goal of its own; all others are kinds of `run`."""
 RUN = {"run", "eval", "explain", "push", "submit"}
-STARTING = {"run", "eval", "push", "submit", "seeds", "table", "planted"}
+STARTING = {"run", "eval", "push", "submit", "seeds", "table", "planted", "tune"}
 """The kinds of goals that start stages."""
 # Each variable of the command line: its form, what it should have been, and the kinds of goals that read it.
 VARIABLES = {
@@ -91,7 +104,11 @@ VARIABLES = {
         {"paper", "figure"},
     ),
     "FORMAT": (r"md|latex|csv|html", "md, latex, csv or html", {"paper"}),
-    "MODEL": (r"\w[\w.\s-]*", "a folder of recipes, such as zephyr; a figure may compare several", {"paper", "figure", "table"}),
+    "MODEL": (
+        r"\w[\w.\s-]*",
+        "a folder of recipes, such as zephyr; a figure may compare several",
+        {"paper", "figure", "table", "tune"},
+    ),
     "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval", "matrix"}),
     "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
     "PAIR": (r"[\s\S]+", "a prompt_id of the run", {"explain"}),
@@ -143,4 +160,6 @@ def kind_of(goal: str) -> str:
         return READING.get(goal, "project")
     if goal == "tables" or goal.startswith(TABLE):
         return "table"
+    if goal.startswith(TUNE):
+        return "tune"
     return next((suffix for suffix in SUFFIXES if goal.endswith(f"-{suffix}")), "run")

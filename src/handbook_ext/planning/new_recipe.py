@@ -76,7 +76,9 @@ def new_recipe(asked: NewRecipe, root: Path = RECIPES) -> list[str]:
     if asked.file.exists():
         raise UserError(f"NAME: {asked.file} is there already; edit it, give another NAME, such as {asked.name}-2, or delete it")
     files = own_files(asked.data)
-    run = resolve(asked.base, root, overrides=[*files, *_lenient(resolve(asked.base, root, overrides=files))])
+    # What was chosen for the base by trials is not taken over by the recipes on it.
+    lenient = _lenient(resolve(asked.base, root, overrides=files, tuned=False))
+    run = resolve(asked.base, root, overrides=[*files, *lenient], tuned=False)
     loaded = _loaded(run, asked)
     fitted = _fitted(run, loaded, asked)
     _write(asked, recipe_text(asked.name, asked.base, asked.file, asked.data, run, fitted), root)

@@ -30,7 +30,7 @@ def write_recipe(request: Request, setting: Setting, choice: Choice, own: Settin
         )
     if (reason := unreachable(path)) is not None:
         raise UserError(f"WRITE: {path} {reason}; name another file, such as {RECIPES}/mine/small.yaml")
-    changes = [*launch_changes(setting, choice, own), *_processes(setting), *choice.changes]
+    changes = [*launch_changes(setting, choice, own), *_processes(setting), *_chosen(setting), *choice.changes]
     text = recipe_text(request, setting, changes)
     if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
         raise UserError(f"WRITE: {path} is there already and says something else; name another file, or delete it")
@@ -66,6 +66,14 @@ def _processes(setting: Setting) -> list[Change]:
     """Returns how many GPUs the launch has, where it has any."""
     launch = setting.run.launch
     return [] if launch.on_cpu else [Change("gpus", None, launch.processes, "planned for these")]
+
+
+def _chosen(setting: Setting) -> list[Change]:
+    """Returns what trials have chosen for the recipe, which one that has it as its base does not take over."""
+    tuned = setting.run.tuned
+    if tuned is None:
+        return []
+    return [Change(name, None, value, f"as chosen in {tuned.file}") for name, value in tuned.choices.chosen.items()]
 
 
 def _iterations_with(setting: Setting, key: str) -> list[str]:

@@ -8,10 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.recipes.yaml_tree import Tree, nearest, read_recipe, read_yaml, shown
+from handbook_ext.recipes.yaml_tree import Tree, merged, nearest, read_recipe, read_yaml, shown
 
 RECIPES = Path("recipes")
-NO_RECIPES = ("accelerate", "tables")
+TUNING = "tuning"
+NO_RECIPES = ("accelerate", "tables", TUNING)
 RENAMED = "renamed.yaml"
 # A recipe's name is part of goals, folders and make's text, so it has nothing that one of them minds.
 _USABLE = re.compile(r"\w[\w.-]*")
@@ -24,6 +25,7 @@ PROJECT = (
     PAPER_TABLE, PAPER_FIGURE, COMPARE, MATRIX, LEDGER, NEW, PLANTED,
 )  # fmt: skip
 TABLE = "table-"
+TUNE, TRIALS = "tune-", "-trials"
 # What is put behind a run's name means a goal, so no recipe may end like one.
 _SUFFIX, _OF_SEED = r"iter\d+|report|seeds|why|plan|check|verify|eval|explain|push|submit", r"seed(0|[1-9][0-9]{0,18})"
 _GOAL = re.compile(rf"(.+?)-({_SUFFIX})")
@@ -80,10 +82,11 @@ def unreachable(path: Path) -> str | None:
     """Returns why no goal can reach a recipe of that name, so that it is told; None where one can."""
     name = f"{path.parent.name}-{path.stem}"
     if path.name == "base.yaml" or path.parent.name in NO_RECIPES:
-        return f"is no recipe: base.yaml is for others to build on, and {' and '.join(NO_RECIPES)} hold other files"
+        others = f"{', '.join(NO_RECIPES[:-1])} and {NO_RECIPES[-1]}"
+        return f"is no recipe: base.yaml is for others to build on, and {others} hold other files"
     if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
         return "is no recipe's name: use letters, digits, '.', '_' and '-' alone"
-    if name in PROJECT or name.startswith(TABLE) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
+    if name in PROJECT or name.startswith((TABLE, TUNE)) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
         return "is called like a goal of another recipe, or of make"
     return None
 
@@ -131,6 +134,17 @@ def variants_in(tree: Tree) -> list[str]:
                 "sections"
             )
     return list(variants)
+
+
+def varied(name: RunName) -> Tree:
+    """Returns the tree of a run's recipe with its variants laid over it, without what overrides it and its seed."""
+    tree = read_recipe(name.file)
+    variants_in(tree)
+    variants, tree = tree.below(("variants",)) if "variants" in tree.values else None, tree.without("variants")
+    for each in name.variants:
+        if variants is not None:
+            tree = merged(tree, variants.below((each,)).inside())
+    return tree
 
 
 def renamed(root: Path = RECIPES) -> dict[str, str]:

@@ -15,10 +15,11 @@ from handbook_ext.recipes.checks import derived, validated
 from handbook_ext.recipes.iteration import Iteration
 from handbook_ext.recipes.iteration_checks import check_first_pairs, check_lengths, check_override
 from handbook_ext.recipes.launch_checks import Launch, check_batches, check_devices, engine_of, launch_of
-from handbook_ext.recipes.names import RECIPES, RunName, read_name, variants_in
+from handbook_ext.recipes.names import RECIPES, RunName, read_name, varied
 from handbook_ext.recipes.overrides import Override, labels_of, laid_over
 from handbook_ext.recipes.settings import RankSettings, Recipe
-from handbook_ext.recipes.yaml_tree import Mark, Tree, merged, nearest, read_recipe, shown
+from handbook_ext.recipes.tuned import Tuned, tuned_of
+from handbook_ext.recipes.yaml_tree import Mark, Tree, merged, nearest, shown
 
 __all__ = ["RECIPES", "Run", "resolve"]
 
@@ -31,7 +32,8 @@ class Run:
     """A recipe with what overrides it, after inheritance and the overrides of each iteration.
 
     `recipe` is the name without the seed: runs of one recipe that differ in the seed are one group of a report.
-    `sets` are the prompt sets on which its policies are to be evaluated, or with `released` the released checkpoints.
+    `sets` are the prompt sets on which its policies are to be evaluated, or with `released` the released checkpoints. `tuned`
+    is what trials have chosen for the recipe, where there were any: a part of `settings` below what overrides the recipe.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Run:
     iterations: tuple[Iteration, ...]
     sets: tuple[str, ...] = ()
     released: bool = False
+    tuned: Tuned | None = None
 
     @property
     def start(self) -> str:
@@ -117,21 +120,22 @@ class Run:
 
 def resolve(
     name: str, root: Path = RECIPES, *, overrides: Sequence[Override] = (), launch: str | None = None, gpus: int | None = None,
-    cluster: bool = False, engines: Callable[[str], str | None] = lambda run: None, batches: bool = True,
+    cluster: bool = False, engines: Callable[[str], str | None] = lambda run: None, batches: bool = True, tuned: bool = True,
 ) -> Run:  # fmt: skip
     """Returns a run, `<recipe>[-<variant>...][-seed<K>]`, with everything checked.
 
     `overrides` are part of the run's name; `launch`, `gpus`, `cluster` and the section `slurm` decide where it runs, and never
     what comes out, so no override of that section is part of the name; nor is one of `benchmarks`, which trains nothing.
     `engines` tells by the run's name which engine it has begun with, where its recipe leaves that open. Without `batches` the
-    launch may be one that cannot meet them: a plan of hardware looks for another.
+    launch may be one that cannot meet them: a plan of hardware looks for another. Without `tuned` the recipe is as its own
+    files have it: a trial, and what is chosen by trials, is of that.
 
     Raises:
         UserError: no recipe of that name, or any mistake in its files or in what overrides them.
 
     """
     parsed = read_name(name, root)
-    tree = _overridden(parsed, overrides)
+    tree, choice = _overridden(parsed, overrides, root if tuned else None)
     stated = tree.below(("iterations",)) if "iterations" in tree.values else Tree({}, {(): tree.where(())})
     tree = tree.without("iterations")
     named = [each for each in overrides if each.key[0] not in UNNAMED]
@@ -150,7 +154,7 @@ def resolve(
         check_batches(each.settings, each.tree, where, each.name)
         check_devices(each.settings, each.tree, where)
     texts = tuple(each.text for each in named)
-    run = Run(full, recipe, parsed.file, parsed.variants, texts, settings, tree, where, iterations)
+    run = Run(full, recipe, parsed.file, parsed.variants, texts, settings, tree, where, iterations, tuned=choice)
     if run.judged_apart and not _fitted(run.evaluator):
         raise UserError(
             f"{tree.where(('evaluate', 'judge'))}: evaluate.judge: apart fits a second reward model like the ranker, but "
@@ -165,18 +169,17 @@ def _fitted(rank: RankSettings) -> bool:
     return rank.ranker == "reward_model" and rank.model is None
 
 
-def _overridden(name: RunName, overrides: Sequence[Override]) -> Tree:
-    """Returns the recipe's tree under its variants, then the overrides, then the seed of the run's name."""
-    tree = read_recipe(name.file)
-    variants_in(tree)
-    variants, tree = tree.below(("variants",)) if "variants" in tree.values else None, tree.without("variants")
-    for each in name.variants:
-        if variants is not None:
-            tree = merged(tree, variants.below((each,)).inside())
-    tree = laid_over(tree, overrides)
+def _overridden(name: RunName, overrides: Sequence[Override], root: Path | None) -> tuple[Tree, Tuned | None]:
+    """Returns the recipe's tree under its variants, then what trials chose, then the overrides, then the seed of the run's name.
+
+    root: where choices are looked for; None leaves them out.
+    """
+    tree = varied(name)
+    tuned = None if root is None else tuned_of(name, tree, root)
+    tree = laid_over(tree if tuned is None else tuned.laid_over(tree), overrides)
     if name.seed is not None:
         tree = merged(tree, Tree({"seed": name.seed}, {("seed",): Mark(Path(f"run name {name.full}"), 0)}))
-    return tree
+    return tree, tuned
 
 
 def _iterations(stated: Tree, base: Recipe, tree: Tree, engine: str) -> tuple[Iteration, ...]:

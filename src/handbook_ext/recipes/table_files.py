@@ -41,6 +41,7 @@ class Table(Section):
     axis: str | None = None
     differences: list[str] = Field(default=[])
     sets: list[str] = Field(default=[])
+    tuning: list[str] = Field(default=[], description="lines on what the rows were tuned over")
 
     @property
     def world(self) -> str:

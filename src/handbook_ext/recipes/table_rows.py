@@ -94,6 +94,7 @@ class TableRow(Section):
     x: float | None = None
     printed: PaperCell | None = None
     paper: str = "-"
+    tuned: str = Field("-", description="what the method was tuned over, in words")
 
     def shown(self, start: str, last: str) -> str:
         """Returns the policy that the row shows, of a run that goes from `start` to `last`.

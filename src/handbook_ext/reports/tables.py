@@ -79,7 +79,7 @@ def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
     """Returns a row's numbers: rewards, tokens, win rates, shares with bootstrap intervals; others as mean and range of seeds."""
     row = measured.row
     summary: dict[str, Any] = {"name": row.name, "recipe": row.recipe, "policy": measured.policy, "decodings": {}}
-    summary |= {"paper": row.paper, "x": row.x}
+    summary |= {"paper": row.paper, "x": row.x, "tuned": row.tuned}
     for decoding, scores in measured.scores.items():
         crossed = share_prompts(scores)
         summary["decodings"][decoding] = {
