@@ -167,10 +167,7 @@ def _rated_answers(prompt: str, count: int, rng: random.Random, world: World) ->
 
 
 def _two_answers(prompt: str, longer: bool, rng: random.Random, world: World) -> list[tuple[float, str]]:
-    """Returns rewards and texts of two answers, best first; the best is the longer one or, unless ``longer``, the shorter one.
-
-    Two drafts are drawn, by the same writer or by two, until they are such.
-    """
+    """Returns rewards and texts of the first two drafts whose better one is the longer or, unless ``longer``, the shorter."""
     while True:
         answers = [write_answer(prompt, _pick(rng, [*WRITERS]), rng, world) for _ in range(2)]
         (worse, low), (better, high) = sorted((true_reward(prompt, answer), answer) for answer in answers)

@@ -1,0 +1,89 @@
+"""Goals that stand for tables: the evaluations that a table needs under each of its seeds, and the command that writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.graph.folders import distinct_seeds
+from handbook_ext.graph.goals_tuning import TuningPlanner
+from handbook_ext.graph.makefile import plain, targets_of
+from handbook_ext.graph.rules_benchmarks import RELEASED, asked_for
+from handbook_ext.recipes.names import TABLE
+from handbook_ext.recipes.table_files import (
+    SMALLEST,
+    policy_of_row,
+    read_table,
+    run_of_row,
+    table_names,
+    table_run,
+    written_table,
+)
+
+PLANTED_ARMS = ("tiny-sera-truth", "tiny-sera-coin")
+LEAST_SEEDS = 4
+"""Runs of an arm of which two groups of two can be drawn: one seed has no verdict."""
+
+
+class TablePlanner(TuningPlanner):
+    """Turns the goals of tables into rules."""
+
+    def plan_table(self, goal: str) -> None:
+        """Plans a table of MODEL, or all that it has: the evaluations of its rows under each seed, and the table itself."""
+        model = self.variables.get("MODEL") or None
+        if goal == "tables":
+            names = table_names(self.root, model or SMALLEST)
+            for name in names:
+                self.plan_table(f"{TABLE}{name}")
+            self.plan.goal(goal, [f"{TABLE}{name}" for name in names])
+            return
+        name = goal.removeprefix(TABLE)
+        table = read_table(name, self.root, model)
+        if self.auto:
+            for row in table.rows:
+                run_of_row(row, name, 1, self.root, engines=self.begun_with, **self.launch)
+            report = Path(self.folder, table_run(name, model), "report")
+            self.add_seeds(goal, str(report), written_table(name, self.root).until)
+            return
+        needed: dict[tuple[str, str], list[str]] = {}
+        for row in table.rows:
+            rows = [run_of_row(row, name, seed, self.root, engines=self.begun_with, **self.launch) for seed in self.seeds]
+            released = self.released and bool(table.sets and rows[0].settings.benchmarks.released)
+            runs = [self.plan.add(asked_for(run, table.sets, released=released)) for run in distinct_seeds(rows)]
+            for policy in (runs[0].start, policy_of_row(row, runs[0])):
+                artifacts = [f"{policy}/eval.json", *(f"{policy}/{chosen}/eval.json" for chosen in table.sets)]
+                if released and policy in runs[0].settings.benchmarks.released:
+                    artifacts += [f"{RELEASED}{policy}/{chosen}/eval.json" for chosen in table.sets]
+                for run in runs:
+                    for artifact in artifacts:
+                        self.plan.want(goal, run, artifact)
+                wanted = [each for artifact in artifacts for each in targets_of(artifact)]
+                needed.setdefault((runs[0].name, policy), [f"{self.folder_of(run)}/{each}" for run in runs for each in wanted])
+        seeds = " ".join(map(str, self.seeds))
+        of_model = f" --model {plain(model)}" if model is not None else ""
+        commands = [f"$(PYTHON) scripts/write_table.py {name}{of_model} --seeds {seeds} --runs {self.folder}"]
+        # Where prompt sets were evaluated on, the paper's own table is filled as well.
+        beside = f"{of_model}{' --checkpoints released' if self.released else ''} --runs {self.folder}"
+        printed = dict.fromkeys(row.printed.table for row in table.rows if row.printed is not None and table.sets)
+        commands += [f"@$(PYTHON) scripts/paper_table.py {plain(each)}{beside}" for each in printed]
+        self.plan.goal(goal, [file for files in needed.values() for file in files], *commands, share=True)
+
+    def plan_planted(self, goal: str) -> None:
+        """Plans two arms of SEEDS runs each, no seed in both, the better recipe first, and whether verdicts tell them apart.
+
+        The seeds alternate, so that more of them go on from what is there. Each is in the run's name, the recipe's own too.
+        """
+        arms = self.variables.get("OF", "").split() or [*PLANTED_ARMS]
+        if len(arms) != 2 or len(self.seeds) < LEAST_SEEDS:
+            told = f'OF="{" ".join(arms)}" SEEDS={len(self.seeds)}'
+            raise UserError(f"{goal}: OF names two recipes, the better one first, and SEEDS is {LEAST_SEEDS} or more, not {told}")
+        words, needed = [], []
+        for side, recipe in enumerate(arms):
+            runs = [self.run(f"{recipe}-seed{2 * seed - 1 + side}") for seed in self.seeds]
+            for run in runs:
+                for artifact in (f"{policy}/eval.json" for policy in (run.start, run.iterations[-1].name)):
+                    self.plan.want(goal, run, artifact)
+                    needed += [f"{self.folder_of(run)}/{each}" for each in targets_of(artifact)]
+            words += [f"--{('better', 'worse')[side]}", *(plain(self.folder_of(run)) for run in runs)]
+        command = f"@$(PYTHON) scripts/measure_planted.py {' '.join(words)} --out {Path(self.folder, goal)}"
+        self.plan.goal(goal, needed, command, share=True)
