@@ -16,6 +16,7 @@ from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.goal_progress import PROGRESS
 from handbook_ext.core.jsonl import replace_text
 from handbook_ext.core.machine import IMITATED, imitable
+from handbook_ext.recipes.names import read_name
 from handbook_ext.recipes.overrides import parse_set
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.yaml_tree import nearest
@@ -71,6 +72,8 @@ def seeded(arguments: argparse.Namespace) -> list[Run]:
         raise UserError(f"--seeds is {arguments.seeds} and --first {arguments.first}; both are at least 1")
     if len(arguments.of.split()) != 1:
         raise UserError(f"OF: {arguments.of!r} is not one run; name one, such as OF=tiny-selm")
+    if (own := read_name(arguments.of).seed) is not None:
+        raise UserError(f"OF: {arguments.of} has a seed of its own; name it without, and give FIRST={own} SEEDS=1")
     overrides = parse_set(arguments.set)
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     runs = [resolve(f"{arguments.of}-seed{seed}", overrides=overrides) for seed in seeds]

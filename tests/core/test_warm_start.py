@@ -205,6 +205,8 @@ READ = [
 
 def test_callers_whose_kernels_differ_have_servers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in READ:
+        monkeypatch.delenv(name, raising=False)
     found = [_socket_path()]
     for name in READ:
         for value in ("1", "2"):
