@@ -227,7 +227,7 @@ def test_pythias_fine_tuning_fits_the_gpus_of_its_recipe(models: None) -> None:
     _, choice, _ = planned(Request("pythia-dpo", vram="80"))
     assert not choice.changes
     _, choice, _ = planned(Request("pythia-dpo", vram="80", set="sft.per_device_train_batch_size=16"))
-    assert [(each.key, each.after) for each in choice.changes] == [("sft.per_device_train_batch_size", 4)]
+    assert [(each.key, each.after) for each in choice.changes] == [("sft.per_device_train_batch_size", 8)]
 
 
 def test_the_tiny_recipe_is_planned_on_a_cpu_with_the_steps_that_it_takes() -> None:

@@ -139,17 +139,16 @@ def logits_bytes(shape: Shape, numbers: Numbers, positions: float, *, training: 
 
 def training_memory(
     shape: Shape, model: ModelSettings, sharding: Sharding, batch: Rows, *, optim: str, bf16: bool, checkpointing: bool,
-    head_chunk: int | None,
+    head_chunk: int, masked: bool = True,
 ) -> Memory:  # fmt: skip
-    """Returns what preference training holds, or with head_chunk None what SFT does, whose logits are of all positions."""
+    """Returns what preference training holds, or without a mask what SFT does, whose rows have neither mask nor padding."""
     trained = adapters_of(shape, model.lora)
     numbers = numbers_of(model, sharding, bf16=bf16)
     found = policy_states(shape, model, sharding, optim=optim, bf16=bf16, trained=trained)
-    positions = batch.predicted if head_chunk is None else min(batch.predicted, head_chunk)
     found.device["activations"] = activations(shape, numbers, batch, checkpointing=checkpointing)
-    if head_chunk is not None:
+    if masked:
         found.device["activations"] += mask_bytes(numbers, batch)
-    found.device["logits"] = logits_bytes(shape, numbers, positions)
+    found.device["logits"] = logits_bytes(shape, numbers, min(batch.predicted, head_chunk))
     return found
 
 

@@ -15,32 +15,32 @@ from handbook_ext.planning.figures import Estimate, Setting
 from handbook_ext.planning.memory_model import Rows, adapters_of
 from handbook_ext.planning.stage_work import PairRows
 from handbook_ext.recipes.iteration import Iteration
+from handbook_ext.recipes.settings_run import HEAD_CHUNK
 from handbook_ext.selection.rules import most_pairs
 
 
 def sft(setting: Setting, settings: files.SFTStage, found: Estimate) -> None:
-    """Fills in supervised fine-tuning: rows of max_length where they are packed, else padded to the longest of a micro-batch."""
+    """Fills in supervised fine-tuning: rows without padding, apart from what attention computes of it."""
     sft, amounts, shape = settings.sft, setting.amounts, setting.shape
     whole = tuple(min(each, sft.max_length) for each in amounts.conversations)
     micro = fitting_micro_batch(sft.global_batch_size, sft.per_device_train_batch_size, setting.sharding.processes)
-    rows, length, longest = amounts.sft, stage_work.padded_mean(whole, micro), float(max(whole, default=1))
+    rows, tokens, length, longest = amounts.sft, mean(whole), stage_work.padded_mean(whole, micro), float(max(whole, default=1))
     if sft.packing:
-        rows, length, longest = (
-            math.ceil(amounts.sft * mean(amounts.conversations) / sft.max_length),
-            float(sft.max_length),
-            float(sft.max_length),
-        )
+        rows = math.ceil(amounts.sft * mean(amounts.conversations) / sft.max_length)
+        tokens = length = longest = float(sft.max_length)
     elif sft.group_by_length:
-        length = mean(whole)
+        length = tokens
+    answered = min(1.0, mean([each.chosen for each in amounts.pairs]) / max(1.0, mean(amounts.conversations)))
+    share = answered if sft.loss_on == "completion" else 1.0  # Of the tokens, those that count in the loss.
     model = settings.model
     if model.name_or_path is None:
         model = model.model_copy(update={"lora": None})  # As the stage does: adapters on random weights learn little.
     found.memory = memory_model.training_memory(
         shape, model, setting.sharding, Rows(micro, longest, micro * longest), optim=sft.optim, bf16=sft.bf16,
-        checkpointing=sft.gradient_checkpointing, head_chunk=None,
+        checkpointing=sft.gradient_checkpointing, head_chunk=HEAD_CHUNK, masked=False,
     )  # fmt: skip
     found.work = f"{amounts.sft:,} conversations" + (f", {rows:,} packed rows" if sft.packing else "")
-    _train(setting, found, sft, rows, micro, model.lora, tokens=micro * length, length=length, predicted=micro * length,
+    _train(setting, found, sft, rows, micro, model.lora, tokens=micro * tokens, length=length, predicted=micro * tokens * share,
            tokenised=amounts.sft)  # fmt: skip
 
 

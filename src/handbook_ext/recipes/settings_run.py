@@ -145,6 +145,9 @@ class CheckedData(DataSettings):
     )
 
 
+HEAD_CHUNK = 4096  # Positions that have logits at a time, where a section does not say.
+
+
 class OptimizerSettings(Section):
     """Names and meanings of transformers.TrainingArguments; the batch is stated once, globally."""
 

@@ -12,7 +12,7 @@ from handbook_ext.objectives.objective import Objective
 from handbook_ext.objectives.reward_form import RewardForm
 from handbook_ext.recipes.parts import ENGINES
 from handbook_ext.recipes.section import Fraction, Limit, OneOf, Positive, Section, Temperature
-from handbook_ext.recipes.settings_run import OptimizerSettings
+from handbook_ext.recipes.settings_run import HEAD_CHUNK, OptimizerSettings
 from handbook_ext.selection.rules import KEEP_BY, LABELS, RULES
 
 FITTED = "fitted "  # How the id of a reward model begins that a run fits itself.
@@ -118,7 +118,7 @@ class TrainSettings(OptimizerSettings):
         description="encode as SELM's code does, to reproduce it: a completion with its role header and two EOS, BOS before the "
         "rendered prompt, a cut prompt without its head",
     )
-    head_chunk: Positive = Field(4096, description="completion tokens that meet the LM head at once")
+    head_chunk: Positive = Field(HEAD_CHUNK, description="completion tokens that meet the LM head at once")
     micro_batch_tokens: Positive | None = Field(
         None,
         description="row positions of a device's micro-batch, instead of a number of pairs; the global batch stays one of pairs, "

@@ -14,9 +14,9 @@ from trl import SFTTrainer
 
 from handbook_ext.policies.forward import CHANGED_LOGITS
 from handbook_ext.policies.packing import PackedRows, string_together
+from handbook_ext.recipes.settings_run import HEAD_CHUNK
 from handbook_ext.training.sft_examples import IGNORED
 
-HEAD_CHUNK = 4096  # Positions that have logits at a time, as `train.head_chunk` has it by default.
 ATTENTION = {"full_attention", "sliding_attention"}  # Kinds of layers that see of a row what a mask lets them see.
 
 
