@@ -67,7 +67,7 @@ def summarise_rows(rows: Sequence[StabilityRow]) -> Json:
     return {
         "run": first.run, "digest": digest, "reward": first.reward, "primary": first.primary,
         "confidence": first.confidence, "runs": len(rows),
-        "start": next(iter(first.policies)), "last": first.last, "decodings": list(first.policies[first.last]),
+        "initial": next(iter(first.policies)), "last": first.last, "decodings": list(first.policies[first.last]),
         "machines": _listed(row.machine for row in rows), "seeds": sorted({row.seed for row in rows}),
         "fresh": all(row.seed >= FRESH for row in rows), "first_fresh": FRESH,
         "fell": len(fallen), "fell_primary": sum(any(each[row.primary].fell for each in row.policies.values()) for row in rows),
