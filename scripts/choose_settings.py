@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
                 f"logs say why where a stage has failed; {command} goes on from what there is"
             )
         elif write_choice(each, arguments.runs, date=today, command=command, capability=capability):
-            sys.stdout.write(f"  written: {each.method.file}\n")
+            sys.stdout.write(f"  choice: {each.method.file}\n")
         else:
             mistakes.append(f"{each.method.name.full}: every trial failed, so nothing is chosen; widen its axes")
     if mistakes:

@@ -204,7 +204,7 @@ test_goals, test_goals_at_length = both(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["tables", "table-x", "test-slow"])
+@pytest.mark.parametrize("name", ["tables", "table-x", "tune-x", "test-slow"])
 def test_a_recipe_is_not_called_like_a_goal_of_make(name: str) -> None:
     with empty_folder():
         model, _, method = name.partition("-")

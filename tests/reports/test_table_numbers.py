@@ -117,7 +117,16 @@ def test_a_rows_numbers_are_means_over_its_seeds(folders: list[Path]) -> None:
     assert shown.pop("swapped_kept") == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert shown == pytest.approx(
         {name: value for name, value in IMPLICIT.items() if name != "accuracy"}
-        | {"name": "A", "recipe": "tiny-sera", "policy": "iter2", "paper": "37.5", "x": 0.5, "kl": 5.5, "on_policy": 7 / 24}
+        | {
+            "name": "A",
+            "recipe": "tiny-sera",
+            "policy": "iter2",
+            "paper": "37.5",
+            "tuned": "-",
+            "x": 0.5,
+            "kl": 5.5,
+            "on_policy": 7 / 24,
+        }
     )
     assert found["kl"] == Interval(5.5, 5.0, 6.0)
     assert decodings.keys() == {"greedy", "sampled"}

@@ -85,8 +85,8 @@ class Scope:
     def points(self) -> list[Point]:
         """Returns the points of the trials, in the order of the axes; raises ValueError where there are fewer than the budget.
 
-        The draw orders the points by a hash of their text, then takes that whose values were drawn least so far: so every value
-        of an axis has its share of the trials, methods of equal axes try the same points, and a larger budget keeps those of a
+        The draw orders the points by a hash of their text, then takes that whose values were drawn least so far: so the values of
+        an axis are tried about equally often, methods of equal axes try the same points, and a larger budget keeps those of a
         smaller one.
         """
         for name, values in self.axes.items():
