@@ -5,6 +5,8 @@ import datetime
 import sys
 from pathlib import Path
 
+import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
+
 import torch
 
 from handbook_ext.core.errors import UserError, run_main

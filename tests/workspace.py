@@ -26,7 +26,7 @@ base: ../tiny/base.yaml
 data: {train_rows: 48, test_rows: 8, sft_rows: 48, portions: 2}
 sft: {num_train_epochs: 1, global_batch_size: 8, per_device_train_batch_size: 8, save_steps: 2, logging_steps: 1}
 generate: {max_new_tokens: 12, batch_size: 16, num_completions: 2}
-train: {global_batch_size: 8, per_device_train_batch_size: 4, save_steps: 1, logging_steps: 1}
+train: {beta: 0.2, global_batch_size: 8, per_device_train_batch_size: 4, save_steps: 1, logging_steps: 1}
 evaluate: {max_new_tokens: 12, batch_size: 4}
 iterations: {iter2: null, iter3: null}
 """

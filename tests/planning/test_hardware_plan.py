@@ -233,7 +233,7 @@ def test_pythias_fine_tuning_fits_the_gpus_of_its_recipe(models: None) -> None:
 def test_the_tiny_recipe_is_planned_on_a_cpu_with_the_steps_that_it_takes() -> None:
     setting, choice, _ = planned(Request("tiny-selm"))
     steps = {each.artifact: each.steps for each in choice.estimates if each.steps is not None}
-    assert steps == {"sft/policy": 1250, **{f"iter{number}/policy": 32 for number in range(4)}}
+    assert steps == {"sft/policy": 1782, **{f"iter{number}/policy": 63 for number in range(4)}}
     assert not choice.changes
     assert not setting.machine.on_gpu
     assert setting.amounts.rows_basis == "counted in the tiny world"

@@ -82,7 +82,7 @@ def test_what_is_shown_as_inherited_is_what_the_base_says() -> None:
 def test_a_setting_that_is_uncommented_and_changed_wins() -> None:
     made(data=rows(60))
     path = Path("recipes/mine/selm.yaml")
-    path.write_text(re.sub(r"^#   beta: 0.2 ", "  beta: 0.5 ", path.read_text(), flags=re.MULTILINE))
+    path.write_text(re.sub(r"^#   beta: 1.0 ", "  beta: 0.5 ", path.read_text(), flags=re.MULTILINE))
     assert resolve("mine-selm").settings.train.beta == 0.5
 
 

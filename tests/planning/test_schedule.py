@@ -94,14 +94,14 @@ def test_delivered_and_test_recipes_are_not_refused() -> None:
         refuse_idle(schedules_of(settings, rows_of(count), 48))
     settings = check_rule(resolve("tiny-selm")).settings
     assert isinstance(settings, CheckStage)
-    schedules = schedules_of(settings, rows_of(4000), 20000)
+    schedules = schedules_of(settings, rows_of(8000), 38000)
     assert notes_of(schedules) == []
     assert [(each.name, len(each.rates), each.warmup_steps) for each in schedules] == [
-        ("sft", 1250, 100), *((f"iter{number}", 32, 4) for number in range(4)),
+        ("sft", 1782, 143), *((f"iter{number}", 63, 7) for number in range(4)),
     ]  # fmt: skip
     assert max(schedules[-1].rates) == pytest.approx(1e-4)  # learning_rate_factor 0.5
     assert schedules[1].line == (
-        "iter0: 1,000 rows of 4,000 in 4 portions, up to 1,000 pairs, 32 optimizer steps of 32, 4 of warm-up, rate up to 0.0002"
+        "iter0: 2,000 rows of 8,000 in 4 portions, up to 2,000 pairs, 63 optimizer steps of 32, 7 of warm-up, rate up to 0.0002"
     )
 
 

@@ -40,7 +40,7 @@ def test_a_recipe_has_what_was_chosen_for_it_and_what_overrides_it_lies_above() 
     tried = resolve("tiny-selm", overrides=parse_set("train.beta=0.4"))
     assert (tried.settings.train.learning_rate, tried.settings.train.beta) == (3e-4, 0.4)
     assert resolve("tiny-selm", tuned=False).settings == untuned.settings
-    assert resolve("tiny-dpo").settings.train.beta == 0.2, "another recipe is not tuned by it"
+    assert resolve("tiny-dpo").settings.train.beta == 1.0, "another recipe is not tuned by it"
 
 
 def test_a_value_names_the_line_of_the_choices_and_run_mk_says_that_the_run_is_tuned() -> None:
@@ -57,7 +57,7 @@ def test_a_variant_and_a_child_are_tuned_by_their_own_trials() -> None:
     Path("recipes/tiny/sera.yaml").write_text("base: base.yaml\nvariants: {noise: {train: {beta: 0.3}}}\n")
     Path("recipes/mine/sera.yaml").write_text("base: ../tiny/sera.yaml\n")
     choose("tiny-sera", {"train.beta": 0.7})
-    assert [resolve(name).settings.train.beta for name in ("tiny-sera", "tiny-sera-noise", "mine-sera")] == [0.7, 0.3, 0.2]
+    assert [resolve(name).settings.train.beta for name in ("tiny-sera", "tiny-sera-noise", "mine-sera")] == [0.7, 0.3, 1.0]
     choose("tiny-sera-noise", {"train.beta": 0.9})
     assert [resolve(name).settings.train.beta for name in ("tiny-sera", "tiny-sera-noise")] == [0.7, 0.9]
 
@@ -70,7 +70,7 @@ def test_choices_of_another_recipe_are_told_by_the_section_that_changed() -> Non
     recipe.write_text(recipe.read_text().replace("title: SELM", "title: Another title"))
     tuned = resolve("tiny-selm").tuned
     assert tuned is not None and tuned.stale is None
-    base.write_text(base.read_text().replace("train_rows: 4000", "train_rows: 2000"))
+    base.write_text(base.read_text().replace("train_rows: 8000", "train_rows: 2000"))
     run = resolve("tiny-selm")
     assert run.tuned is not None and run.tuned.changed == ("data",)
     assert run.settings.train.beta == 0.7

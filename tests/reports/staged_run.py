@@ -28,6 +28,7 @@ RECIPE = """
 base: ../tiny/base.yaml
 paper: "SELM table 1, SELM Iter 1 to 3"
 report: {bootstrap_resamples: 100}
+train: {beta: 0.2}
 iterations: {iter2: null, iter3: null}
 data: {portions: 2}
 benchmarks:

@@ -59,6 +59,6 @@ def test_the_page_of_figure_5_says_what_its_curve_concludes(tmp_path: Path, monk
         evaluation(tmp_path / f"tiny-selm{name}/iter2", [1] * 3, held_out={"sample": [(2.0 + seed, 1, 2)] * 3})
         evaluation(tmp_path / f"tiny-dpo{name}/iter2", [1] * 3, held_out={"sample": [(1.0, 1, 2)] * 3})
     page = render_paper_figure("selm5", sources(tmp_path, seeds=(1, 2)))["selm5-tiny.md"].decode()
-    assert "\n- SELM iter 2 less DPO iter 2, own samples: mean 0.500 [0.400, 0.600]; above 0, %: 100.0 [100.0, 100.0]; " in page
-    assert "mean: cannot tell from 0 (80 % power at 1.633 away); share: above 50 %.\n" in page
+    assert "\n- SELM iter 2 less DPO iter 2, own samples: mean 2.500 [2.000, 3.000]; above 0, %: 100.0 [100.0, 100.0]; " in page
+    assert "mean: cannot tell from 0 (80 % power at 8.167 away); share: above 50 %.\n" in page
     assert "are called above or below where Student's t over the seeds agrees" in page

@@ -16,7 +16,7 @@ from tests.recipe_folder import ROOT
 from tests.reports.figure_world import evaluation, numbers, set_evaluation, sources
 from tests.reports.test_table_numbers import write_pairs
 
-BETA = 0.2  # Of the tiny recipes.
+BETA = 1.0  # Of the tiny recipes.
 
 
 @pytest.fixture(autouse=True)

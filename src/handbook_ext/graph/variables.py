@@ -144,9 +144,9 @@ def check_variables(variables: Mapping[str, str], given: Sequence[str], kinds: M
 def _check_auto(variables: Mapping[str, str], kinds: Mapping[str, str]) -> None:
     """Raises UserError where SEEDS=auto is asked of a goal that has a fixed number of seeds, or UNTIL without it."""
     auto, takers = variables.get("SEEDS") == AUTO, VARIABLES["UNTIL"][2]
-    if auto and not takers >= set(kinds.values()):
+    if auto and (fixed := [goal for goal, kind in kinds.items() if kind in VARIABLES["SEEDS"][2] - takers]):
         words = " and ".join(READERS[kind] for kind in READERS if kind in takers)
-        raise UserError(f"SEEDS={AUTO} is for {words}; give a number for: {' '.join(kinds)}")
+        raise UserError(f"SEEDS={AUTO} is for {words}; give a number for: {' '.join(fixed)}")
     if variables.get("UNTIL") and not auto:
         raise UserError(f"UNTIL says where SEEDS={AUTO} stops, and SEEDS is {variables.get('SEEDS', '3')}; leave one of them out")
 

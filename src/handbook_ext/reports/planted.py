@@ -30,9 +30,10 @@ from scipy import stats
 
 from handbook_ext.objectives.metrics import CONFIDENCE, RESAMPLES, Scores, outcomes
 from handbook_ext.recipes.table_rows import Claim, TableRow
+from handbook_ext.reports.claims import ALONE, ONE_SEED, VERDICTS, judge_claims
 from handbook_ext.reports.evaluations import Evaluator, Json
 from handbook_ext.reports.pairing import correct, paired
-from handbook_ext.reports.tables import ONE_SEED, VERDICTS, Measured, judge_claim
+from handbook_ext.reports.tables import Measured
 
 TOLD, CONFUSED = 0.9, 0.07
 """The least share of tables that must tell the planted difference, and the largest that may tell equal runs apart."""
@@ -70,9 +71,10 @@ def shipped_verdicts(ours: Measured, theirs: Measured, decoding: str, **bootstra
 
     The two are rows as tables measure them, of at least two seeds. This function alone knows how verdicts are asked for.
     """
-    sides = {word: side for side, word in VERDICTS.items()} | {ONE_SEED: 0}
+    # What would hold alone is not told: with a family of one it says so only where the bootstrap takes no side.
+    sides = {word: side for side, word in VERDICTS.items()} | {ONE_SEED: 0} | dict.fromkeys(ALONE.values(), 0)
     claim = Claim(better="ours", worse="theirs", words="ours is better")
-    judged = judge_claim(claim, {"ours": ours, "theirs": theirs}, decoding, **bootstrap)
+    (judged,) = judge_claims([claim], {"ours": ours, "theirs": theirs}, decoding, **bootstrap)
     pairs = list(zip(ours.scores[decoding], theirs.scores[decoding], strict=True))
     test = {"ours": "ours", "theirs": "theirs"} | paired(pairs, **bootstrap)
     correct([test], bootstrap["confidence"])
