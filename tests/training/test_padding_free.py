@@ -42,19 +42,11 @@ def trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pyt
     """Returns a function policy -> trainer over examples, ours or, with trl=True, TRL's own."""
 
     def make(
-        policy: PreTrainedModel, rows: Dataset, *, trl: bool = False, lora: LoraSettings | None = None, **values: Any
-    ) -> Any:
-        settings = SFTSettings(
-            **{
-                "learning_rate": 1e-2,
-                "global_batch_size": 8,
-                "per_device_train_batch_size": 4,
-                "max_length": 64,
-                "logging_steps": 1,
-            }
-            | values
-        )
-        arguments = optimizer_arguments(settings, tmp_path / f"trl-{trl}", 1, 3) | {"save_strategy": "no"}
+        policy: PreTrainedModel, rows: Dataset, *, trl: bool = False, lora: Any = None, saved: bool = False, **given: Any
+    ) -> Any:  # fmt: skip
+        values = {"learning_rate": 1e-2, "global_batch_size": 8, "per_device_train_batch_size": 4, "max_length": 64}
+        settings = SFTSettings(**{**values, "logging_steps": 1, **given})
+        arguments = optimizer_arguments(settings, tmp_path / f"trl-{trl}", 1, 3) | ({} if saved else {"save_strategy": "no"})
         with monkeypatch.context() as patch:
             if trl:
                 patch.setattr(supervised, "can_string_together", lambda *_: False)
@@ -141,6 +133,18 @@ def test_trained_policies_agree_and_a_log_line_holds_what_was_computed(build: Bu
     ours.model.eval(), theirs.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(ours.model(input_ids=ids).logits, theirs.model(input_ids=ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_training_resumes_bit_for_bit(build: BuildPolicy, trainer: Any) -> None:
+    policy, rows = build(), examples()
+    values = {"num_train_epochs": 3, "global_batch_size": 4, "optim": "adamw_torch_fused", "save_steps": 3}
+    whole, resumed = (trainer(copy.deepcopy(policy), rows, saved=True, **values) for _ in range(2))
+    whole.train()
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
+    theirs = whole.model.state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in resumed.model.state_dict().items())
+    losses = [[line["loss"] for line in each.state.log_history if "loss" in line] for each in (whole, resumed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
 
 
 @pytest.mark.parametrize(
