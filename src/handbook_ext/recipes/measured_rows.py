@@ -1,0 +1,148 @@
+"""Measured rows: what a table reads of a finished run, in one small file that is committed, where the run itself is not.
+
+`make keep-table-<name>` writes `recipes/<model>/measured/<run>.<policy>.json.gz`, a file for each row of a table under each
+seed. It holds the settings of every stage behind the numbers, so that a changed recipe is told from the one that was measured,
+and a hash of its content. The hash finds what a hand or a merge has changed; it does not say who has measured.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from handbook_ext.core.errors import UserError
+from handbook_ext.core.jsonl import replace_bytes
+from handbook_ext.core.records import PreferencePair
+from handbook_ext.recipes.section import Section
+
+MEASURED = "measured"
+SUFFIX = ".json.gz"
+HASH = "sha256"
+MOST_BYTES = 16 << 20  # Of a file, unpacked: what a merge or a stranger brings may be larger than any memory.
+
+
+class MeasuredDecoding(Section):
+    """A policy's completions under one decoding, in the order of the row's prompts; a reward without a verdict is None."""
+
+    temperature: float
+    rewards: list[float | None]
+    tokens: list[float]
+
+
+class MeasuredPolicy(Section):
+    """A policy's evaluation: its completions by decoding, and single numbers of its implicit reward.
+
+    `log_ratios` has by side the log-ratio to the initial policy (nats) by prompt id; None where no table asked for it.
+    """
+
+    decodings: dict[str, MeasuredDecoding] = Field(min_length=1)
+    implicit: dict[str, float]
+    log_ratios: dict[str, dict[str, float]] | None = None
+
+
+class MeasuredPairs(Section):
+    """The pairs that an iteration trained on: how many, how many with a chosen completion of its own, and the offline ones.
+
+    `offline` has the prompt ids of pairs whose chosen completion is the data's, `swapped` a 1 for each flipped label of these,
+    else a 0.
+    """
+
+    pairs: int
+    on_policy: int
+    offline: list[str]
+    swapped: str
+
+    @classmethod
+    def of(cls, rows: Sequence[PreferencePair]) -> MeasuredPairs:
+        """Returns what a table reads of an iteration's pairs."""
+        kept = {pair.prompt_id: pair.swapped for pair in rows if pair.chosen_origin == "offline"}
+        own = sum(pair.chosen_origin == "on_policy" for pair in rows)
+        return cls(pairs=len(rows), on_policy=own, offline=[*kept], swapped="".join("01"[flag] for flag in kept.values()))
+
+    @property
+    def flipped(self) -> dict[str, bool]:
+        """Returns whether the label of each offline pair is flipped, by prompt id."""
+        return {name: flag == "1" for name, flag in zip(self.offline, self.swapped, strict=True)}
+
+
+class Made(Section):
+    """Where and when a row was measured: machines in words, the day of the evaluation (UTC), code and packages.
+
+    `seconds` is what all stages behind it took together, without those that another run had made; None where nobody counted.
+    """
+
+    machines: list[str]
+    date: str
+    code: dict[str, str | bool | None]
+    packages: dict[str, str]
+    seconds: float | None = None
+
+
+class MeasuredRow(Section):
+    """A policy of a run and the one that the run's loop starts from, as they were evaluated, with what a table needs besides.
+
+    `settings` has the settings of each stage that determines the numbers, by its artifact, in the order of the stages.
+    """
+
+    format: Literal[1] = 1
+    run: str
+    policy: str
+    start: str
+    settings: dict[str, dict[str, Any]]
+    made: Made
+    seed: int
+    ranker: str
+    judge: str
+    prompts: list[str]
+    policies: dict[str, MeasuredPolicy]
+    pairs: dict[str, MeasuredPairs]
+
+
+def measured_file(folder: Path, run: str, policy: str) -> Path:
+    """Returns where the row of a run's policy is kept; folder: that of the recipe's file."""
+    return folder / MEASURED / f"{run}.{policy}{SUFFIX}"
+
+
+def write_measured(path: Path, row: MeasuredRow) -> None:
+    """Writes a row whole or not at all; equal rows have equal bytes."""
+    content = row.model_dump(mode="json")
+    text = json.dumps(content | {HASH: _hash_of(content)}, ensure_ascii=False, separators=(",", ":"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_bytes(path, gzip.compress(text.encode(), 9, mtime=0))
+
+
+def read_measured(path: Path) -> MeasuredRow | None:
+    """Returns a kept row, None where there is none; raises UserError for one that is not as it was kept."""
+    try:
+        with gzip.open(path) as stream:
+            text = stream.read(MOST_BYTES + 1)
+        content = json.loads(text) if len(text) <= MOST_BYTES else None
+        stated = content.pop(HASH)
+        found = _hash_of(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: is no row that was kept ({error or type(error).__name__}); {_REMEDY}") from None
+    if stated != found:
+        raise UserError(f"{path}: was changed after it was kept (sha256 {found[:12]}, it says {str(stated)[:12]}); {_REMEDY}")
+    try:
+        return MeasuredRow.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {where}: {first['msg']}; {_REMEDY}") from None
+
+
+_REMEDY = "restore it (git checkout), or delete it, and its run is made again"
+
+
+def _hash_of(content: dict[str, Any]) -> str:
+    """Returns the hash of a row's content, whatever the order and the spelling of its JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
