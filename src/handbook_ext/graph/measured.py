@@ -23,12 +23,14 @@ from handbook_ext.recipes.table_files import Table, TableRow, policy_of_row, run
 class RowUnderSeed:
     """A row of a table under one seed: its run, the policy that it shows, and the iterations whose pairs the table reads.
 
-    `folder` is that of the run, `implicit` tells whether a picture of the table shows its implicit rewards.
+    Of those in `compared` it reads which pairs these are as well. `folder` is that of the run, `implicit` tells whether a
+    picture of the table shows its implicit rewards.
     """
 
     run: Run
     policy: str
     iterations: tuple[str, ...]
+    compared: tuple[str, ...]
     folder: Path
     implicit: bool = False
 
@@ -80,8 +82,12 @@ class RowUnderSeed:
             if changed := differences(before.get(artifact, {}), self.settings.get(artifact, {})):
                 name, old, new = changed[0]
                 return f"measured under other settings: {artifact}: {name} {shortened(new)}, was {shortened(old)}"
-        if missing := [each for each in self.iterations if each not in self.kept.pairs]:
-            return f"kept without the pairs of {', '.join(missing)}, which this table compares"
+        pairs = self.kept.pairs
+        missing = [
+            each for each in self.iterations if each not in pairs or (each in self.compared and pairs[each].offline is None)
+        ]
+        if missing:
+            return f"kept without the pairs of {', '.join(missing)}, which this table reads"
         if self.implicit and self.kept.policies[self.policy].log_ratios is None:
             return "kept without its implicit rewards, which this table draws"
         return None
@@ -96,8 +102,12 @@ def row_under_seed(table: Table, row: TableRow, run: Run, runs: Path) -> RowUnde
     """Returns a row of a table under the seed of a run; runs: the folder of all runs."""
     policy = policy_of_row(row, run)
     # The starting policy trained on no pairs; similarities are of the rows that show their recipe's last iteration.
-    trained = {*([iteration_of(policy)] if policy != run.start else []), *(table.similarity if row.policy is None else [])}
-    return RowUnderSeed(run, policy, tuple(sorted(trained)), runs / run.name, row.name in table.differences)
+    own = {iteration_of(policy)} if policy != run.start else set()
+    compared = {*table.similarity} if row.policy is None else set()
+    if any(claim.by == "flipped labels" and row.name in (claim.better, claim.worse) for claim in table.claims):
+        compared |= own
+    trained, of_picture = tuple(sorted(own | compared)), row.name in table.differences
+    return RowUnderSeed(run, policy, trained, tuple(sorted(compared)), runs / run.name, of_picture)
 
 
 def told_of(row: str, units: Sequence[RowUnderSeed]) -> list[str]:

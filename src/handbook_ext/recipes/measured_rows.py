@@ -1,20 +1,21 @@
 """Measured rows: what a table reads of a finished run, in one small file that is committed, where the run itself is not.
 
-`make keep-table-<name>` writes `recipes/<model>/measured/<run>.<policy>.json.gz`, a file for each row of a table under each
+`make keep-table-<name>` writes `recipes/<model>/measured/<run>.<policy>.json.xz`, a file for each row of a table under each
 seed. It holds the settings of every stage behind the numbers, so that a changed recipe is told from the one that was measured,
 and a hash of its content. The hash finds what a hand or a merge has changed; it does not say who has measured.
 """
 
 from __future__ import annotations
 
-import gzip
+import base64
 import hashlib
 import json
-import zlib
+import lzma
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from handbook_ext.core.errors import UserError
@@ -23,7 +24,7 @@ from handbook_ext.core.records import PreferencePair
 from handbook_ext.recipes.section import Section
 
 MEASURED = "measured"
-SUFFIX = ".json.gz"
+SUFFIX = ".json.xz"
 HASH = "sha256"
 MOST_BYTES = 16 << 20  # Of a file, unpacked: what a merge or a stranger brings may be larger than any memory.
 
@@ -39,24 +40,25 @@ class MeasuredDecoding(Section):
 class MeasuredPolicy(Section):
     """A policy's evaluation: its completions by decoding, and single numbers of its implicit reward.
 
-    `log_ratios` has by side the log-ratio to the initial policy (nats) by prompt id; None where no table asked for it.
+    `log_ratios` has by side the log-ratio to the initial policy (nats) for each of the row's prompts, packed; None where no
+    table asked for it.
     """
 
     decodings: dict[str, MeasuredDecoding] = Field(min_length=1)
     implicit: dict[str, float]
-    log_ratios: dict[str, dict[str, float]] | None = None
+    log_ratios: dict[str, str] | None = None
 
 
 class MeasuredPairs(Section):
     """The pairs that an iteration trained on: how many, how many with a chosen completion of its own, and the offline ones.
 
-    `offline` has the prompt ids of pairs whose chosen completion is the data's, `swapped` a 1 for each flipped label of these,
-    else a 0.
+    `swapped` has a 1 for each pair whose chosen completion is the data's and whose label is flipped, a 0 for others of the
+    data's; `offline` has the prompt ids of these, None where no table compares them.
     """
 
     pairs: int
     on_policy: int
-    offline: list[str]
+    offline: list[str] | None
     swapped: str
 
     @classmethod
@@ -68,8 +70,9 @@ class MeasuredPairs(Section):
 
     @property
     def flipped(self) -> dict[str, bool]:
-        """Returns whether the label of each offline pair is flipped, by prompt id."""
-        return {name: flag == "1" for name, flag in zip(self.offline, self.swapped, strict=True)}
+        """Returns whether the label of each offline pair is flipped, by prompt id, or by place where no ids are kept."""
+        names = map(str, range(len(self.swapped))) if self.offline is None else self.offline
+        return {name: flag == "1" for name, flag in zip(names, self.swapped, strict=True)}
 
 
 class Made(Section):
@@ -115,20 +118,20 @@ def write_measured(path: Path, row: MeasuredRow) -> None:
     content = row.model_dump(mode="json")
     text = json.dumps(content | {HASH: _hash_of(content)}, ensure_ascii=False, separators=(",", ":"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_bytes(path, gzip.compress(text.encode(), 9, mtime=0))
+    replace_bytes(path, lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
 
 
 def read_measured(path: Path) -> MeasuredRow | None:
     """Returns a kept row, None where there is none; raises UserError for one that is not as it was kept."""
     try:
-        with gzip.open(path) as stream:
+        with lzma.open(path) as stream:
             text = stream.read(MOST_BYTES + 1)
         content = json.loads(text) if len(text) <= MOST_BYTES else None
         stated = content.pop(HASH)
         found = _hash_of(content)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is no row that was kept ({error or type(error).__name__}); {_REMEDY}") from None
     if stated != found:
         raise UserError(f"{path}: was changed after it was kept (sha256 {found[:12]}, it says {str(stated)[:12]}); {_REMEDY}")
@@ -138,6 +141,21 @@ def read_measured(path: Path) -> MeasuredRow | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {where}: {first['msg']}; {_REMEDY}") from None
+
+
+def packed(values: Sequence[float]) -> str:
+    """Returns numbers as text, four bytes each where these hold all of them, as of what a model has computed, else eight."""
+    wide = np.array(values, dtype="<f8")
+    narrow = wide.astype("<f4")
+    # Compared as bytes: what is not there is nan.
+    return base64.b64encode((narrow if narrow.astype("<f8").tobytes() == wide.tobytes() else wide).tobytes()).decode()
+
+
+def unpacked(text: str, count: int) -> list[float]:
+    """Returns so many numbers that `packed` has made a text of."""
+    content = base64.b64decode(text)
+    found: list[float] = np.frombuffer(content, dtype=f"<f{len(content) // max(count, 1)}").tolist()
+    return found
 
 
 _REMEDY = "restore it (git checkout), or delete it, and its run is made again"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import nan
+
 from handbook_ext.core.errors import UserError
 from handbook_ext.core.integrity import unchanged
 from handbook_ext.core.manifests import read_manifest
 from handbook_ext.graph.measured import RowUnderSeed
-from handbook_ext.recipes.measured_rows import MeasuredDecoding, MeasuredPolicy, MeasuredRow
+from handbook_ext.recipes.measured_rows import MeasuredDecoding, MeasuredPolicy, MeasuredRow, packed
 from handbook_ext.reports.evaluations import read_json
 from handbook_ext.reports.row_sources import evaluation_of, implicit_of, log_ratios, made_of, pairs_of
 
@@ -35,6 +38,7 @@ def measured_row(unit: RowUnderSeed) -> MeasuredRow:
     evaluators = {evaluator for _, evaluator in evaluations.values()}
     if len(prompts) > 1 or len(evaluators) > 1:
         raise UserError(f"{folder}: {' and '.join(names)} have not the same judge and prompts; evaluate both alike")
+    [(seed, ranker, judge)], [ids] = evaluators, prompts
     made = made_of(folder, run.start, unit.policy)
     if made is None:
         raise UserError(f"{folder}/{unit.policy}/eval.json: its manifest does not say where it was made; make it again")
@@ -48,12 +52,13 @@ def measured_row(unit: RowUnderSeed) -> MeasuredRow:
                 for key, one in found.items()
             },
             implicit=implicit_of(folder, name),
-            log_ratios=_all_log_ratios(unit, name) if implicit and name == unit.policy else None,
+            log_ratios=_log_ratios(unit, ids) if implicit and name == unit.policy else None,
         )
         for name, (found, _) in evaluations.items()
     }  # fmt: skip
     pairs = {name: found for name in iterations if (found := pairs_of(folder, name)) is not None}
-    [(seed, ranker, judge)], [ids] = evaluators, prompts
+    compared = {*unit.compared, *(name for name, each in (before.pairs if before else {}).items() if each.offline is not None)}
+    pairs = {name: each if name in compared else each.model_copy(update={"offline": None}) for name, each in pairs.items()}
     return MeasuredRow(
         run=run.name, policy=unit.policy, start=run.start, settings=unit.settings,
         made=made.model_copy(update={"seconds": _seconds(unit)}), seed=seed, ranker=ranker, judge=judge,
@@ -61,11 +66,16 @@ def measured_row(unit: RowUnderSeed) -> MeasuredRow:
     )  # fmt: skip
 
 
-def _all_log_ratios(unit: RowUnderSeed, policy: str) -> dict[str, dict[str, float]]:
-    """Returns the log-ratios of a policy's evaluation by side and prompt id."""
-    path = unit.folder / policy / "eval.json"
-    sides = dict.fromkeys(row["side"] for row in (read_json(path).get("implicit") or {"rows": []})["rows"])
-    return {side: log_ratios(path, side) for side in sides}
+def _log_ratios(unit: RowUnderSeed, prompts: Sequence[str]) -> dict[str, str]:
+    """Returns the log-ratios of a row's policy by side, packed; raises UserError for those of other prompts."""
+    path = unit.folder / unit.policy / "eval.json"
+    found = {}
+    for side in dict.fromkeys(row["side"] for row in (read_json(path).get("implicit") or {"rows": []})["rows"]):
+        values = log_ratios(path, side)
+        if not {*values} <= {*prompts}:
+            raise UserError(f"{path}: its implicit rewards are not of the prompts of its rewards; evaluate again")
+        found[side] = packed([values.get(name, nan) for name in prompts])
+    return found
 
 
 def _seconds(unit: RowUnderSeed) -> float:

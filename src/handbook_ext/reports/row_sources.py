@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from handbook_ext.core.manifests import finished_manifest
 from handbook_ext.core.provenance import hardware_words
 from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.metrics import Scores
-from handbook_ext.recipes.measured_rows import Made, MeasuredPairs, MeasuredRow
+from handbook_ext.recipes.measured_rows import Made, MeasuredPairs, MeasuredRow, unpacked
 from handbook_ext.reports.evaluations import Evaluator, read_evaluation
 
 Source = Path | MeasuredRow
@@ -65,9 +66,12 @@ def log_ratios(evaluation: Path | MeasuredRow, side: str) -> dict[str, float]:
     evaluation: the policy's eval.json, or its kept row.
     """
     if isinstance(evaluation, MeasuredRow):
-        return (evaluation.policies[evaluation.policy].log_ratios or {}).get(side, {})
+        text = (evaluation.policies[evaluation.policy].log_ratios or {}).get(side)
+        values = [] if text is None else unpacked(text, len(evaluation.prompts))
+        return {name: value for name, value in zip(evaluation.prompts, values, strict=bool(values)) if not isnan(value)}
     rows = (json.loads(evaluation.read_text()).get("implicit") or {"rows": []})["rows"]
-    return {row["prompt_id"]: row["log_ratio"] for row in rows if row["side"] == side}
+    # In the order of prompt ids, as evaluations are read.
+    return dict(sorted((row["prompt_id"], row["log_ratio"]) for row in rows if row["side"] == side))
 
 
 def made_of(source: Source, start: str, policy: str) -> Made | None:

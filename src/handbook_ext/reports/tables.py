@@ -61,7 +61,7 @@ def measure(row: TableRow, sources: Sequence[Source], start: str, last: str) -> 
             found = found | {"on_policy": pairs.on_policy / pairs.pairs}
         for name, value in found.items():
             numbers.setdefault(name, []).append(value)
-        swapped += [pairs.flipped] if pairs is not None and pairs.offline else []
+        swapped += [pairs.flipped] if pairs is not None and pairs.swapped else []
     return Measured(row, policy, scores, initial_scores, numbers, evaluators, swapped)
 
 
@@ -110,7 +110,7 @@ def flip_rate_difference(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[
 def kept_ids(source: Source, iteration: str) -> set[str]:
     """Returns the prompt ids of the offline pairs that an iteration trained on; raises UserError where there are no pairs."""
     pairs = pairs_of(source, iteration)
-    if pairs is None:
+    if pairs is None or pairs.offline is None:
         raise UserError(f"{name_of(source)}: has no pairs of {iteration}; run make, which makes them")
     return {*pairs.offline}
 
