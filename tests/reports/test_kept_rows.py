@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import lzma
+import math
+import re
 import runpy
 import shutil
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from handbook_ext.graph.goals import plan_goals
 from handbook_ext.graph.makefile import write_run
 from handbook_ext.graph.plan import Plan
 from handbook_ext.graph.run_rules import StageRule, run_rules
-from handbook_ext.recipes.measured_rows import read_measured, write_measured
+from handbook_ext.recipes.measured_rows import packed, read_measured, unpacked, write_measured
 from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.reports.made_words import APART, made_lines
 from tests.recipe_folder import ROOT, enter_folder
@@ -158,8 +161,9 @@ def test_a_table_of_kept_rows_is_the_table_of_their_runs() -> None:
 def test_a_kept_row_needs_no_run_and_a_row_without_one_its_own() -> None:
     assert {run for run, _ in planned().wanted["table-mine"]} == {"mine-selm", "mine-dpo"}
     keep_and_delete()
-    assert not planned().wanted and not planned().runs
-    assert any(line.startswith("row 'SELM': kept rows stand for seed 1, of 20") for line in planned().notes)
+    assert planned().wanted == {"table-mine": {}} and not planned().runs
+    [line] = planned().notes
+    assert re.fullmatch("table-mine: kept rows of 20[0-9-]{8} stand for 3 of its 3 rows under a seed", line)
     assert {run for run, _ in planned(SEEDS="2").wanted["table-mine"]} == {"mine-selm-seed2", "mine-dpo-seed2"}
     (FOLDER / "mine-dpo.iter1.json.xz").unlink()
     assert [*planned().wanted["table-mine"]] == [("mine-dpo", "sft/eval.json"), ("mine-dpo", "iter1/eval.json")]
@@ -173,7 +177,7 @@ def test_a_recipe_that_was_changed_since_has_its_run_made_and_is_told_what_chang
     plan = planned()
     assert {run for run, _ in plan.wanted["table-mine"]} == {"mine-dpo"}
     words = "row 'DPO': measured under other settings: data/rows: data.train_rows 200, was 100; 1 of its runs made anew"
-    assert [line for line in plan.notes if "DPO" in line] == [words]
+    assert plan.notes[0] == words and plan.notes[1].endswith("stand for 2 of its 3 rows under a seed")
 
 
 @pytest.mark.usefixtures("_runs")
@@ -181,7 +185,7 @@ def test_other_names_of_recipe_and_title_are_the_same_settings() -> None:
     keep_and_delete()
     path = Path("recipes/mine/dpo.yaml")
     path.write_text(path.read_text() + "report: {title: Another}\nhealth: {max_kl: 1000}\n")
-    assert not planned().wanted
+    assert not planned().wanted["table-mine"]
 
 
 @pytest.mark.usefixtures("_runs")
@@ -275,6 +279,13 @@ def test_the_goal_keeps_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         plan_goals(["keep-table-sera1"], {"SEEDS": "2", "MODEL": "pythia"}, ["SEEDS"])
     with pytest.raises(UserError, match="no table is called 'sera0'"):
         plan_goals(["keep-table-sera0"], {}, [])
+
+
+@pytest.mark.parametrize(("values", "size"), [([0.5, -3.25, math.nan], 4), ([0.1, 2.0], 8), ([1e300, 1.0], 8), ([], 4)])
+def test_numbers_are_packed_without_loss(values: list[float], size: int) -> None:
+    text = packed(values)
+    assert len(base64.b64decode(text)) == size * len(values)
+    assert unpacked(text, len(values)) == pytest.approx(values, rel=0, abs=0, nan_ok=True)
 
 
 def test_the_note_names_machines_days_and_which_rows_each_has_made() -> None:

@@ -8,14 +8,13 @@ from handbook_ext.core.errors import UserError
 from handbook_ext.graph.folders import distinct_seeds
 from handbook_ext.graph.goals_tuning import TuningPlanner
 from handbook_ext.graph.makefile import plain, targets_of
-from handbook_ext.graph.measured import row_under_seed, told_of
+from handbook_ext.graph.measured import RowUnderSeed, row_under_seed, told_of
 from handbook_ext.graph.rules_benchmarks import RELEASED, asked_for
 from handbook_ext.recipes.names import KEEP, TABLE
 from handbook_ext.recipes.table_files import (
     SMALLEST,
     Table,
     TableRow,
-    policy_of_row,
     read_table,
     run_of_row,
     table_names,
@@ -48,7 +47,12 @@ class TablePlanner(TuningPlanner):
             report = Path(self.folder, table_run(name, model), "report")
             self.add_seeds(goal, str(report), written_table(name, self.root).until)
             return
-        needed = [file for row in table.rows for file in self._files_of_row(goal, name, table, row)]
+        units = {row.name: self._under_seeds(name, table, row) for row in table.rows}
+        # Answers to prompt sets, and grades of them, are not kept.
+        self.plan.notes += told_of(goal, units) if not table.sets else []
+        absent = [each for row in units.values() for each in row if table.sets or each.measured is None]
+        self.plan.wanted.setdefault(goal, {})
+        needed = [file for each in absent for file in self._files_of(goal, table, each)]
         seeds = " ".join(map(str, self.seeds))
         of_model = f" --model {plain(model)}" if model is not None else ""
         commands = [f"$(PYTHON) scripts/write_table.py {name}{of_model} --seeds {seeds} --runs {self.folder}"]
@@ -58,24 +62,23 @@ class TablePlanner(TuningPlanner):
         commands += [f"@$(PYTHON) scripts/paper_table.py {plain(each)}{beside}" for each in printed]
         self.plan.goal(goal, needed, *commands, share=True)
 
-    def _files_of_row(self, goal: str, name: str, table: Table, row: TableRow) -> list[str]:
-        """Plans the runs of a row that are neither finished nor kept; returns the files of all that the table waits for."""
-        rows = [run_of_row(row, name, seed, self.root, engines=self.begun_with, **self.launch) for seed in self.seeds]
-        released = self.released and bool(table.sets and rows[0].settings.benchmarks.released)
-        units = [row_under_seed(table, row, run, Path(self.folder)) for run in distinct_seeds(rows)]
-        # Answers to prompt sets, and grades of them, are not kept.
-        if not table.sets:
-            self.plan.notes += told_of(row.name, units)
-            units = [each for each in units if each.measured is None]
+    def _under_seeds(self, name: str, table: Table, row: TableRow) -> list[RowUnderSeed]:
+        """Returns a row under each seed."""
+        runs = [run_of_row(row, name, seed, self.root, engines=self.begun_with, **self.launch) for seed in self.seeds]
+        return [row_under_seed(table, row, run, Path(self.folder)) for run in distinct_seeds(runs)]
+
+    def _files_of(self, goal: str, table: Table, unit: RowUnderSeed) -> list[str]:
+        """Plans the run of a row under a seed; returns the files that the table waits for."""
+        known = unit.run.settings.benchmarks.released if self.released and table.sets else ()
+        run = self.plan.add(asked_for(unit.run, table.sets, released=bool(known)))
         files = []
-        for run in [self.plan.add(asked_for(each.run, table.sets, released=released)) for each in units]:
-            for policy in (run.start, policy_of_row(row, run)):
-                artifacts = [f"{policy}/eval.json", *(f"{policy}/{chosen}/eval.json" for chosen in table.sets)]
-                if released and policy in run.settings.benchmarks.released:
-                    artifacts += [f"{RELEASED}{policy}/{chosen}/eval.json" for chosen in table.sets]
-                for artifact in artifacts:
-                    self.plan.want(goal, run, artifact)
-                    files += [f"{self.folder_of(run)}/{each}" for each in targets_of(artifact)]
+        for policy in (run.start, unit.policy):
+            artifacts = [f"{policy}/eval.json", *(f"{policy}/{chosen}/eval.json" for chosen in table.sets)]
+            if policy in known:
+                artifacts += [f"{RELEASED}{policy}/{chosen}/eval.json" for chosen in table.sets]
+            for artifact in artifacts:
+                self.plan.want(goal, run, artifact)
+                files += [f"{self.folder_of(run)}/{each}" for each in targets_of(artifact)]
         return files
 
     def plan_keep(self, goal: str) -> None:

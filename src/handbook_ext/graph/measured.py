@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,16 +110,16 @@ def row_under_seed(table: Table, row: TableRow, run: Run, runs: Path) -> RowUnde
     return RowUnderSeed(run, policy, trained, tuple(sorted(compared)), runs / run.name, of_picture)
 
 
-def told_of(row: str, units: Sequence[RowUnderSeed]) -> list[str]:
-    """Returns a line on how many seeds of a row need no run, and one for each reason why rows that were kept do not stand."""
-    used = [each.run.settings.seed for each in units if each.measured is not None]
-    stale = [each.stale for each in units if each.stale is not None and each.lacking]
-    lines = [f"row '{row}': {reason}; {stale.count(reason)} of its runs made anew" for reason in dict.fromkeys(stale)]
-    if used:
-        days = sorted({each.measured.made.date for each in units if each.measured is not None})
-        lines.append(
-            f"row '{row}': kept rows stand for seed{'s' * (len(used) > 1)} {', '.join(map(str, used))}, of {', '.join(days)}"
-        )
+def told_of(goal: str, rows: Mapping[str, Sequence[RowUnderSeed]]) -> list[str]:
+    """Returns a line on how many rows of a table need no run, and one for each reason why some that were kept do not stand."""
+    lines = []
+    for row, units in rows.items():
+        stale = [each.stale for each in units if each.stale is not None and each.lacking]
+        lines += [f"row '{row}': {reason}; {stale.count(reason)} of its runs made anew" for reason in dict.fromkeys(stale)]
+    whole = [each for units in rows.values() for each in units]
+    if used := [each.measured for each in whole if each.measured is not None]:
+        days = ", ".join(sorted({each.made.date for each in used}))
+        lines.append(f"{goal}: kept rows of {days} stand for {len(used)} of its {len(whole)} rows under a seed")
     return lines
 
 

@@ -108,7 +108,7 @@ def flip_rate_difference(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[
 
 
 def kept_ids(source: Source, iteration: str) -> set[str]:
-    """Returns the prompt ids of the offline pairs that an iteration trained on; raises UserError where there are no pairs."""
+    """Returns the prompts of an iteration's offline pairs, by `short_id`; raises UserError where there are no pairs."""
     pairs = pairs_of(source, iteration)
     if pairs is None or pairs.offline is None:
         raise UserError(f"{name_of(source)}: has no pairs of {iteration}; run make, which makes them")
