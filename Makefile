@@ -13,6 +13,7 @@
 # make zephyr-selm-iter3 CLUSTER=slurm        its stages as jobs of Slurm, each after those it needs; repeated, it goes on; -n prints them
 # make tiny-selm-seeds SEEDS=3 BESIDE=tiny-dpo   seeds of two recipes in one report with intervals
 # make table-sera1 MODEL=tiny SEEDS=3         trains, evaluates and prints a table of a paper; make tables: all of them
+# make keep-table-sera1 SEEDS=3               keeps what is finished of its rows in files to be committed; make table-sera1 then makes what is neither here nor kept
 # make table-sera1 SEEDS=auto                 adds seeds until its intervals are narrow; UNTIL="difference=0.04 seeds=20" says how narrow
 # make tune-sera1 MODEL=tiny                  as many trials for every method of a table, on spare seeds; the best values are laid over the recipes
 # make paper-table T=selm1 MODEL=zephyr       a table of a paper, ours beside it; FORMAT=latex, csv, html; CHECKPOINTS=released; without T: which there are

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         replaced(path, text)
     except OSError as error:
         raise UserError(not_written(error, runs)) from None
-    notes = dict.fromkeys(line for run in plan.runs.values() for line in notes_of(run))
+    notes = dict.fromkeys([*plan.notes, *(line for run in plan.runs.values() for line in notes_of(run))])
     sys.stderr.write("".join(f"note: {line}\n" for line in notes))
     lacking = {name: run.recipe for run in plan.runs.values() for name in extras_here(run)}
     if arguments.preflight:

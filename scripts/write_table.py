@@ -8,11 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
+from handbook_ext.core.artifacts import sha256_of
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.core.stage import Stage
 from handbook_ext.graph.folders import distinct_seeds
+from handbook_ext.graph.measured import rows_under_seeds
 from handbook_ext.graph.stages import TableStage
-from handbook_ext.recipes.table_files import read_table, run_of_row, table_run
+from handbook_ext.recipes.table_files import read_table, table_run
 from handbook_ext.reports.pages import render_table
 from handbook_ext.reports.paper_quotes import with_paper_numbers
 from handbook_ext.reports.table_summary import RowRuns, summarise_table, table_inputs
@@ -31,17 +33,19 @@ def main(argv: list[str]) -> None:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: a seed is named twice; name each once")
     table = with_paper_numbers(read_table(name, model=arguments.model))
-    runs, first = {}, {}
-    for row in table.rows:
-        seeded = distinct_seeds([run_of_row(row, name, seed) for seed in seeds])
-        first[row.name] = seeded[0]
-        folders = [arguments.runs / run.name for run in seeded]
-        runs[row.name] = RowRuns(seeded[0].start, seeded[0].iterations[-1].name, folders)
+    runs, first, kept = {}, {}, {}
+    for row, units in rows_under_seeds(table, name, seeds, arguments.runs).items():
+        first[row], *_ = distinct_seeds([each.run for each in units])
+        # The runs themselves, but for what was kept of those that are not here.
+        sources = [each.measured or each.folder for each in units]
+        runs[row] = RowRuns(first[row].start, first[row].iterations[-1].name, sources)
+        kept |= {str(each.file): sha256_of(each.file) for each in units if each.measured}
     table = with_tuning(table, first)
     artifact = arguments.runs / table_run(name, arguments.model) / "report"
     inputs = {"artifacts": [os.path.relpath(path, artifact.parent) for path in table_inputs(table, runs)]}
     settings = TableStage(stage="table", recipe=name, inputs=inputs, table=table.model_dump(), seeds=seeds)
     stage = Stage(artifact, settings)
+    stage.external = kept
     if not stage.finished():
         report = settings.report
         numbers = summarise_table(table, runs, resamples=report.bootstrap_resamples, confidence=report.confidence)

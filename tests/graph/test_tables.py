@@ -46,8 +46,9 @@ def test_a_row_of_a_policy_that_its_recipe_has_not_is_one_line(policy: str) -> N
 
 
 def planned(goal: str, monkeypatch: pytest.MonkeyPatch, **variables: str) -> Plan:
-    """The plan of a goal with the delivered recipes, of one seed."""
+    """The plan of a goal with the delivered recipes, of one seed, whatever was kept of their runs."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("handbook_ext.graph.measured.read_measured", lambda path: None)
     return plan_goals([goal], {"SEEDS": "1", **variables}, list(variables))
 
 

@@ -16,6 +16,7 @@ class Plan:
     `wanted` has by goal the artifacts to be made for it: each the name of its run and the path in the run's folder. `planned` has
     by run what a plan of its hardware was asked for; nothing of such a run is made. `endings` has by goal what is shown once
     it is reached: the name of its run, the artifacts in the run's folder, and the goal that goes on from it, "" for none.
+    `notes` are lines that are told before anything starts.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
@@ -24,6 +25,7 @@ class Plan:
     wanted: dict[str, dict[tuple[str, str], None]] = field(default_factory=dict)
     planned: dict[str, dict[str, str | int]] = field(default_factory=dict)
 
+    notes: list[str] = field(default_factory=list)
     endings: dict[str, tuple[str, tuple[str, ...], str]] = field(default_factory=dict)
 
     def add(self, run: Run) -> Run:

@@ -10,6 +10,7 @@ from handbook_ext.core.machine import IMITATED
 from handbook_ext.graph.makefile import PLAIN
 from handbook_ext.recipes.names import (
     COMPARE,
+    KEEP,
     LEDGER,
     MATRIX,
     NEW,
@@ -31,6 +32,7 @@ READERS = {
     "run": "<run> and <run>-iter<N>",
     "seeds": "<run>-seeds",
     "table": f"{TABLE}<name>",
+    "keep": f"{KEEP}{TABLE}<name>",
     "tune": f"{TUNE}<table>",
     "plan": "<run>-plan",
     "calibrate": CALIBRATE,
@@ -83,7 +85,7 @@ VARIABLES = {
     "LAUNCH": (r"[\w.-]+", "a launch configuration, such as ddp", {*STARTING, "plan"}),
     "GPUS": (_NUMBER, _OF_NUMBER, {*STARTING, "plan"}),
     "CLUSTER": (r"slurm|", "slurm", {"run", "eval"}),
-    "SEEDS": (r"[1-9][0-9]?|auto", "a number from 1 to 99, or auto", {"seeds", "table", "planted", "stability"}),
+    "SEEDS": (r"[1-9][0-9]?|auto", "a number from 1 to 99, or auto", {"seeds", "table", "keep", "planted", "stability"}),
     "UNTIL": (r"[\w.=\s-]*", "where SEEDS=auto stops, such as difference=0.04 seeds=20", {"seeds", "table"}),
     "FIRST": (_NUMBER, _OF_NUMBER, {"stability"}),
     "MACHINES": (r"[\w\s-]*", f"machines that this one imitates, parted by blanks: {', '.join(IMITATED)}", {"stability"}),
@@ -107,7 +109,7 @@ VARIABLES = {
     "MODEL": (
         r"\w[\w.\s-]*",
         "a folder of recipes, such as zephyr; a figure may compare several",
-        {"paper", "figure", "table", "tune"},
+        {"paper", "figure", "table", "keep", "tune"},
     ),
     "SETS": (r"[\w\s]*", "prompt sets of the recipe, parted by blanks", {"run", "eval", "matrix"}),
     "CHECKPOINTS": (r"released|", "released", {"eval", "paper", "table"}),
@@ -169,6 +171,8 @@ def kind_of(goal: str) -> str:
         return READING.get(goal, "project")
     if goal == "tables" or goal.startswith(TABLE):
         return "table"
+    if goal == f"{KEEP}tables" or goal.startswith(f"{KEEP}{TABLE}"):
+        return "keep"
     if goal.startswith(TUNE):
         return "tune"
     return next((suffix for suffix in SUFFIXES if goal.endswith(f"-{suffix}")), "run")

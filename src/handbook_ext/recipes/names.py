@@ -26,6 +26,8 @@ PROJECT = (
 )  # fmt: skip
 TABLE = "table-"
 TUNE, TRIALS = "tune-", "-trials"
+KEEP = "keep-"
+"""What is put before the goal of a table, or before all tables, to keep what is finished of their runs."""
 # What is put behind a run's name means a goal, so no recipe may end like one.
 _SUFFIX, _OF_SEED = r"iter\d+|report|seeds|why|plan|check|verify|eval|explain|push|submit", r"seed(0|[1-9][0-9]{0,18})"
 _GOAL = re.compile(rf"(.+?)-({_SUFFIX})")
@@ -86,7 +88,7 @@ def unreachable(path: Path) -> str | None:
         return f"is no recipe: base.yaml is for others to build on, and {others} hold other files"
     if not all(_USABLE.fullmatch(part) for part in (path.parent.name, path.stem)):
         return "is no recipe's name: use letters, digits, '.', '_' and '-' alone"
-    if name in PROJECT or name.startswith((TABLE, TUNE)) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
+    if name in PROJECT or name.startswith((TABLE, TUNE, f"{KEEP}table")) or _GOAL.fullmatch(name) or _SEED.fullmatch(name):
         return "is called like a goal of another recipe, or of make"
     return None
 

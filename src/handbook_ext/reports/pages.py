@@ -18,6 +18,7 @@ from handbook_ext.reports import run_figures, table_figures
 from handbook_ext.reports.answers import short
 from handbook_ext.reports.compare import compared_verdict
 from handbook_ext.reports.evaluations import Json
+from handbook_ext.reports.made_words import made_lines
 from handbook_ext.reports.page_environment import markdown_escaped
 from handbook_ext.reports.pairing import Compared
 from handbook_ext.reports.run_report import FinishedRun
@@ -108,7 +109,7 @@ def render_table(numbers: TableNumbers, seeds: Sequence[int]) -> dict[str, bytes
         table=numbers.table, rows=numbers.rows, claims=numbers.claims, decodings=numbers.decodings, seeds=seeds,
         overlap_between_rows=between_rows, overlap_between_iterations=numbers.overlap_between_iterations,
         names=list(dict.fromkeys(name for names in between_rows for name in names)), pictures=captions, **numbers.bootstrap,
-        starts={name: run.start for name, run in numbers.runs.items()},
+        starts={name: run.start for name, run in numbers.runs.items()}, made=made_lines(numbers.made),
     )  # fmt: skip
     files["table.md"] = page.encode() + b"\n"
     files["summary.json"] = to_json(numbers.summary())

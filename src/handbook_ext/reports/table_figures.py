@@ -10,6 +10,7 @@ from handbook_ext.recipes.table_files import Table
 from handbook_ext.reports.figure_judgements import RULE, judge_differences, sorted_curve
 from handbook_ext.reports.figure_layout import draw
 from handbook_ext.reports.figure_parts import Panel, Picture, Point, Series
+from handbook_ext.reports.row_sources import Source
 from handbook_ext.reports.run_figures import drawn
 from handbook_ext.reports.table_summary import TableNumbers
 from handbook_ext.reports.tables import reward_differences
@@ -25,7 +26,10 @@ def draw_figures(numbers: TableNumbers) -> tuple[dict[str, bytes], dict[str, str
     if numbers.table.differences:
         ours, theirs = numbers.table.differences
         paths = [
-            [folder / numbers.measured[name].policy / "eval.json" for folder in numbers.runs[name].folders]
+            [
+                each / numbers.measured[name].policy / "eval.json" if isinstance(each, Path) else each
+                for each in numbers.runs[name].sources
+            ]
             for name in (ours, theirs)
         ]
         values = differences_by_side(list(zip(*paths, strict=True)))
@@ -47,7 +51,7 @@ def win_rates(table: Table, rows: list[dict[str, Any]], decoding: str) -> Pictur
     return Picture("", ((panel,),), caption, width=8.0 if table.axis is None else 6.0)
 
 
-def differences_by_side(paths: list[tuple[Path, ...]]) -> dict[str, list[dict[str, float]]]:
+def differences_by_side(paths: list[tuple[Source, ...]]) -> dict[str, list[dict[str, float]]]:
     """Returns differences of implicit reward (nats) by side and prompt id, one mapping per seed; sides are SIDES."""
     found = {side: [reward_differences(ours, theirs, side) for ours, theirs in paths] for side in SIDES}
     return {side: [each for each in seeds if each] for side, seeds in found.items()}

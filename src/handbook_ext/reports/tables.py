@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from handbook_ext.core.errors import UserError
-from handbook_ext.core.jsonl import read_rows
 from handbook_ext.core.kept import iteration_of
-from handbook_ext.core.records import PreferencePair
 from handbook_ext.objectives.metrics import Interval, Scores, comparable, compare_scores, hierarchical_interval, share_prompts
 from handbook_ext.recipes.table_files import TableRow
-from handbook_ext.reports.evaluations import Evaluator, judged_by_all, read_evaluation
+from handbook_ext.reports.evaluations import Evaluator, judged_by_all
+from handbook_ext.reports.row_sources import Source, evaluation_of, implicit_of, log_ratios, name_of, pairs_of
 from handbook_ext.selection.sera import jaccard
 
 
@@ -37,8 +34,8 @@ class Measured:
     swapped: list[dict[str, bool]]
 
 
-def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Measured:
-    """Returns a row's scores and numbers, from one run folder per seed; the recipe goes from policy `start` to `last`.
+def measure(row: TableRow, sources: Sequence[Source], start: str, last: str) -> Measured:
+    """Returns a row's scores and numbers, from one run folder or kept row per seed; the recipe goes from `start` to `last`.
 
     Raises UserError where a policy and its start were not evaluated alike.
     """
@@ -47,32 +44,25 @@ def measure(row: TableRow, folders: Sequence[Path], start: str, last: str) -> Me
     initial_scores: dict[str, list[Scores]] = {}
     numbers: dict[str, list[float]] = {}
     evaluators, swapped = [], []
-    for folder in folders:
-        (ours, evaluator), (theirs, other) = (read_evaluation(folder / name / "eval.json") for name in (policy, start))
+    for source in sources:
+        (ours, evaluator), (theirs, other) = (evaluation_of(source, name) for name in (policy, start))
         if evaluator != other or not comparable(ours, theirs):
-            raise UserError(f"{folder}: {policy} has not the judge, prompts and decodings of {start}; evaluate both alike")
+            raise UserError(
+                f"{name_of(source)}: {policy} has not the judge, prompts and decodings of {start}; evaluate both alike"
+            )
         both, _ = judged_by_all({"ours": ours, "theirs": theirs})
         for by_decoding, name in ((scores, "ours"), (initial_scores, "theirs")):
             for decoding, one in both[name].items():
                 by_decoding.setdefault(decoding, []).append(one)
         evaluators.append(evaluator)
-        pairs_file = folder / iteration_of(policy) / "pairs.jsonl"
-        pairs = read_rows(pairs_file, PreferencePair) if pairs_file.is_file() else []
-        for name, value in _seed_numbers(folder, policy, pairs).items():
+        pairs = pairs_of(source, iteration_of(policy))
+        found = implicit_of(source, policy)
+        if pairs is not None and pairs.pairs:
+            found = found | {"on_policy": pairs.on_policy / pairs.pairs}
+        for name, value in found.items():
             numbers.setdefault(name, []).append(value)
-        kept = {pair.prompt_id: pair.swapped for pair in pairs if pair.chosen_origin == "offline"}
-        swapped += [kept] if kept else []
+        swapped += [pairs.flipped] if pairs is not None and pairs.swapped else []
     return Measured(row, policy, scores, initial_scores, numbers, evaluators, swapped)
-
-
-def _seed_numbers(folder: Path, policy: str, pairs: Sequence[PreferencePair]) -> dict[str, float]:
-    """Returns one seed's correlations of the implicit reward, its KL estimate (nats), and the share of on-policy chosen."""
-    implicit = json.loads((folder / policy / "eval.json").read_text()).get("implicit") or {}
-    names = ("correlation_reward", "rank_correlation_reward", "correlation_tokens", "rank_correlation_tokens", "kl")
-    numbers = {name: implicit[name] for name in names if implicit.get(name) is not None}
-    if pairs:
-        numbers["on_policy"] = fmean(pair.chosen_origin == "on_policy" for pair in pairs)
-    return numbers
 
 
 def summarise_row(measured: Measured, **bootstrap: Any) -> dict[str, Any]:
@@ -117,33 +107,33 @@ def flip_rate_difference(ours: Sequence[dict[str, bool]], theirs: Sequence[dict[
     return hierarchical_interval(groups, **bootstrap)
 
 
-def kept_ids(folder: Path, iteration: str) -> set[str]:
-    """Returns the prompt ids of the offline pairs that an iteration trained on."""
-    rows = read_rows(folder / iteration / "pairs.jsonl", PreferencePair)
-    return {pair.prompt_id for pair in rows if pair.chosen_origin == "offline"}
+def kept_ids(source: Source, iteration: str) -> set[str]:
+    """Returns the prompts of an iteration's offline pairs, by `short_id`; raises UserError where there are no pairs."""
+    pairs = pairs_of(source, iteration)
+    if pairs is None or pairs.offline is None:
+        raise UserError(f"{name_of(source)}: has no pairs of {iteration}; run make, which makes them")
+    return {*pairs.offline}
 
 
-def overlap_between_rows(folders: dict[str, Sequence[Path]], iteration: str) -> dict[tuple[str, str], float]:
+def overlap_between_rows(sources: dict[str, Sequence[Source]], iteration: str) -> dict[tuple[str, str], float]:
     """Returns the Jaccard similarity of the kept offline pairs of every two rows, a mean over seeds."""
-    kept = {name: [kept_ids(folder, iteration) for folder in each] for name, each in folders.items()}
+    kept = {name: [kept_ids(source, iteration) for source in each] for name, each in sources.items()}
     return {
         (ours, theirs): fmean(jaccard(a, b) for a, b in zip(kept[ours], kept[theirs], strict=True))
         for ours, theirs in combinations_with_replacement(kept, 2)
     }
 
 
-def overlap_between_iterations(folders: Sequence[Path], iterations: Sequence[str]) -> float:
+def overlap_between_iterations(sources: Sequence[Source], iterations: Sequence[str]) -> float:
     """Returns the Jaccard similarity of the offline pairs that one recipe kept in two iterations, a mean over seeds."""
-    return fmean(jaccard(*(kept_ids(folder, iteration) for iteration in iterations)) for folder in folders)
+    return fmean(jaccard(*(kept_ids(source, iteration) for iteration in iterations)) for source in sources)
 
 
-def reward_differences(ours: Path, theirs: Path, side: str) -> dict[str, float]:
+def reward_differences(ours: Source, theirs: Source, side: str) -> dict[str, float]:
     """Returns our policy's log-ratio to the initial policy less theirs by prompt id, in nats.
 
-    side: chosen or rejected compare the same held-out completions (SELM, figure 4), sample each policy's own (figure 5).
+    ours, theirs: eval.json of each, or its kept row. side: chosen or rejected compare the same held-out completions (SELM,
+    figure 4), sample each policy's own (figure 5).
     """
-    values = []
-    for path in (ours, theirs):
-        rows = (json.loads(path.read_text()).get("implicit") or {"rows": []})["rows"]
-        values.append({row["prompt_id"]: row["log_ratio"] for row in rows if row["side"] == side})
+    values = [log_ratios(each, side) for each in (ours, theirs)]
     return {name: value - values[1][name] for name, value in values[0].items() if name in values[1]}
