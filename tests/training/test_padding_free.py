@@ -13,6 +13,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
+from handbook_ext.policies.forward import prefix_shared
+from handbook_ext.policies.packing import EncodedPair, pack
+from handbook_ext.policies.unread import leave_out_unread
 from handbook_ext.recipes.settings import LoraSettings, SFTSettings
 from handbook_ext.training import padding_free, supervised
 from handbook_ext.training.padding_free import PaddingFreeTrainer
@@ -133,6 +136,16 @@ def test_trained_policies_agree_and_a_log_line_holds_what_was_computed(build: Bu
     ours.model.eval(), theirs.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(ours.model(input_ids=ids).logits, theirs.model(input_ids=ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_pair_whose_completions_share_a_position_keeps_its_gradient(build: BuildPolicy) -> None:
+    rows = pack([EncodedPair([5, 6, 7], [8, 9], [10])], pad_id=0)
+    found = []
+    for made in (prefix_shared, lambda policy: leave_out_unread(prefix_shared(policy)) or policy):
+        policy = made(build())
+        policy(rows=rows).sum().backward()
+        found.append((0.0, {name: weight.grad for name, weight in policy.named_parameters()}))
+    assert_same(*found)
 
 
 def test_training_resumes_bit_for_bit(build: BuildPolicy, trainer: Any) -> None:
