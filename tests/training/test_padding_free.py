@@ -164,10 +164,14 @@ def test_training_resumes_bit_for_bit(build: BuildPolicy, trainer: Any) -> None:
     ("kind", "attention", "values"),
     [
         ("mistral", "sdpa", {"sliding_window": 63}), ("llama", "eager", {}), ("cohere", "sdpa", {"logit_scale": 0.5}),
-        ("mixtral", "sdpa", {"num_local_experts": 2}),
+        ("mixtral", "sdpa", {"num_local_experts": 2}), ("llama", "sdpa", {"lm_head_multiplier": 2.0}),
+        ("llama", "sdpa", {"layer_types": ["linear_attention", "full_attention"]}), ("llama", "sdpa", {"alibi": True}),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_string_rows_together_trains_as_trl_does(
     kind: str, attention: str, values: dict[str, Any], build: BuildPolicy, trainer: Any
 ) -> None:
-    assert type(trainer(build(kind, 0, attention, **values), examples())) is SFTTrainer
+    policy = build(kind, 0, attention)
+    for name, value in values.items():
+        setattr(policy.config, name, value)
+    assert type(trainer(policy, examples())) is SFTTrainer
