@@ -13,6 +13,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
+from handbook_ext.policies.forward import prefix_shared
+from handbook_ext.policies.packing import EncodedPair, pack
+from handbook_ext.policies.unread import leave_out_unread
 from handbook_ext.recipes.settings import LoraSettings, SFTSettings
 from handbook_ext.training import padding_free, supervised
 from handbook_ext.training.padding_free import PaddingFreeTrainer
@@ -135,6 +138,16 @@ def test_trained_policies_agree_and_a_log_line_holds_what_was_computed(build: Bu
         torch.testing.assert_close(ours.model(input_ids=ids).logits, theirs.model(input_ids=ids).logits, rtol=1e-3, atol=1e-3)
 
 
+def test_a_pair_whose_completions_share_a_position_keeps_its_gradient(build: BuildPolicy) -> None:
+    rows = pack([EncodedPair([5, 6, 7], [8, 9], [10])], pad_id=0)
+    found = []
+    for made in (prefix_shared, lambda policy: leave_out_unread(prefix_shared(policy)) or policy):
+        policy = made(build())
+        policy(rows=rows).sum().backward()
+        found.append((0.0, {name: weight.grad for name, weight in policy.named_parameters()}))
+    assert_same(*found)
+
+
 def test_training_resumes_bit_for_bit(build: BuildPolicy, trainer: Any) -> None:
     policy, rows = build(), examples()
     values = {"num_train_epochs": 3, "global_batch_size": 4, "optim": "adamw_torch_fused", "save_steps": 3}
@@ -151,10 +164,14 @@ def test_training_resumes_bit_for_bit(build: BuildPolicy, trainer: Any) -> None:
     ("kind", "attention", "values"),
     [
         ("mistral", "sdpa", {"sliding_window": 63}), ("llama", "eager", {}), ("cohere", "sdpa", {"logit_scale": 0.5}),
-        ("mixtral", "sdpa", {"num_local_experts": 2}),
+        ("mixtral", "sdpa", {"num_local_experts": 2}), ("llama", "sdpa", {"lm_head_multiplier": 2.0}),
+        ("llama", "sdpa", {"layer_types": ["linear_attention", "full_attention"]}), ("llama", "sdpa", {"alibi": True}),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_string_rows_together_trains_as_trl_does(
     kind: str, attention: str, values: dict[str, Any], build: BuildPolicy, trainer: Any
 ) -> None:
-    assert type(trainer(build(kind, 0, attention, **values), examples())) is SFTTrainer
+    policy = build(kind, 0, attention)
+    for name, value in values.items():
+        setattr(policy.config, name, value)
+    assert type(trainer(policy, examples())) is SFTTrainer

@@ -45,7 +45,8 @@ class PrefixShared:
         """
         model: Any = self
         if hasattr(self, "last_mlp"):  # Left as it is until the next call: a backward pass may compute the layer again.
-            self.last_mlp.positions = rows.predictors if rows is not None and len(rows.pair) == 1 else None
+            # A row of pairs may read a position twice, which `index_copy` does not sum up.
+            self.last_mlp.positions = None if rows is None or len(rows.chosen) else rows.predictors
         if rows is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         # Only states that predict a completion's token reach the LM head: prompts and padding never cost V logits each.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -17,21 +18,26 @@ from handbook_ext.policies.packing import PackedRows, string_together
 from handbook_ext.recipes.settings_run import HEAD_CHUNK
 from handbook_ext.training.sft_examples import IGNORED
 
+# Settings beyond CHANGED_LOGITS that TRL's head heeds.
+MULTIPLIERS = ("output_multiplier", "lm_head_multiplier")
 ATTENTION = {"full_attention", "sliding_attention"}  # Kinds of layers that see of a row what a mask lets them see.
 
 
 def can_string_together(model: PreTrainedModel, max_length: int) -> bool:
     """Returns whether a model computes sequences strung together in one row as if each were alone.
 
-    Not where it changes logits behind its head, adds a loss of its own (experts), has layers that are no attention or see
-    less than max_length tokens, or attends by other means than SDPA: those train as TRL trains them.
+    Not where it changes logits behind its head, adds a loss of its own (experts), takes no positions, has layers that are no
+    attention or see less than max_length tokens, or attends by other means than SDPA: those train as TRL trains them.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     return (
         model.config._attn_implementation == "sdpa"
         and model._can_set_attn_implementation()
-        and all(getattr(config, name, None) in (None, 1, 1.0) for name in CHANGED_LOGITS)
+        and not getattr(model, "_is_stateful", False)
+        and not getattr(config, "alibi", False)
+        and "position_ids" in inspect.signature(model.base_model.forward).parameters
+        and all(getattr(config, name, None) in (None, 1, 1.0) for name in (*CHANGED_LOGITS, *MULTIPLIERS))
         and not hasattr(config, "output_router_logits")
         and set(getattr(config, "layer_types", None) or ()) <= ATTENTION
         and (window is None or window >= max_length)
