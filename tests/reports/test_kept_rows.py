@@ -239,24 +239,28 @@ def test_a_run_that_is_here_wins_over_what_was_kept_of_it() -> None:
 
 @pytest.mark.usefixtures("_runs")
 def test_a_table_that_reads_more_than_was_kept_needs_the_run_and_keeping_again_adds_it() -> None:
-    path = Path("recipes/tables/mine.yaml")
-    path.write_text(TABLE[: TABLE.index("similarity")])
+    path, bare = Path("recipes/tables/mine.yaml"), TABLE[: TABLE.index("claims")]
+    path.write_text(bare)
     call("keep_rows.py")
     row = read_measured(FOLDER / "mine-selm.iter1.json.xz")
-    assert row is not None and [*row.pairs] == ["iter1"] and row.policies["iter1"].log_ratios is None
-    # Who they are is kept for the claim on flipped labels.
-    assert row.pairs["iter1"].offline
-    for part, reason in (("similarity: [iter0]\n", "the pairs of iter0"), ("differences: [SELM, DPO]\n", "its implicit rewards")):
-        path.write_text(TABLE[: TABLE.index("similarity")] + part)
+    assert row is not None and row.policies["iter1"].log_ratios is None
+    assert [(name, each.offline, len(each.swapped)) for name, each in row.pairs.items()] == [("iter1", None, 17)]
+    flips = "claims: [{better: SELM, worse: DPO, by: flipped labels, words: One drops more.}]\n"
+    for part, reason in (
+        (flips, "the pairs of iter1, which this table reads"),
+        ("similarity: [iter0]\n", "the pairs of iter0, which this table reads"),
+        ("differences: [SELM, DPO]\n", "its implicit rewards, which this table draws"),
+    ):
+        path.write_text(bare + part)
         shutil.move("runs", "elsewhere")
-        assert any(f"row 'SELM': kept without {reason}, which this table" in line for line in planned().notes)
-        assert planned().wanted
+        assert any(f"row 'SELM': kept without {reason}" in line for line in planned().notes)
+        assert planned().wanted["table-mine"]
         shutil.rmtree("runs", ignore_errors=True)
         shutil.move("elsewhere", "runs")
         call("keep_rows.py")
     row = read_measured(FOLDER / "mine-selm.iter1.json.xz")
     assert row is not None and row.policies["iter1"].log_ratios
-    assert [each.offline is None for each in row.pairs.values()] == [False, False]
+    assert [name for name, each in row.pairs.items() if each.offline] == ["iter0", "iter1"]
 
 
 @pytest.mark.usefixtures("_runs")
@@ -309,4 +313,4 @@ def test_every_row_that_is_delivered_is_as_it_was_kept() -> None:
     for path in ROOT.glob("recipes/*/measured/*"):
         row = read_measured(path)
         assert row is not None and path.name == f"{row.run}.{row.policy}.json.xz"
-        assert path.stat().st_size < 40_000
+        assert path.stat().st_size < 60_000
