@@ -71,7 +71,7 @@ def shipped_verdicts(ours: Measured, theirs: Measured, decoding: str, **bootstra
 
     The two are rows as tables measure them, of at least two seeds. This function alone knows how verdicts are asked for.
     """
-    # What would hold alone is not told: with a family of one it says so only where the bootstrap takes no side.
+    # What would hold alone is not told.
     sides = {word: side for side, word in VERDICTS.items()} | {ONE_SEED: 0} | dict.fromkeys(ALONE.values(), 0)
     claim = Claim(better="ours", worse="theirs", words="ours is better")
     (judged,) = judge_claims([claim], {"ours": ours, "theirs": theirs}, decoding, **bootstrap)
