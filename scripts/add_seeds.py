@@ -7,7 +7,6 @@ stop at the first verdict), because it stops a little sooner where the spread lo
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,12 @@ from pathlib import Path
 
 from handbook_ext.core.console import say
 from handbook_ext.core.errors import UserError, run_main
+from handbook_ext.core.inner_make import as_by_hand
 from handbook_ext.recipes.until import FIRST_SEEDS, next_count
 from handbook_ext.reports.evaluations import read_json
 from handbook_ext.reports.seed_widths import widths
 
 OWN = ("SEEDS", "UNTIL")
-OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKE_TERMOUT", "MAKE_TERMERR")
-"""What make hands down to a make that it calls; this one is called as by hand."""
 
 
 def main(argv: list[str]) -> None:
@@ -59,8 +57,7 @@ def main(argv: list[str]) -> None:
 def make(command: str, goal: str, seeds: int, variables: Mapping[str, str], given: Sequence[str]) -> None:
     """Makes the goal with so many seeds; what stood on the command line does so again, the rest is in the environment."""
     words = [f"{name}={variables.get(name, '')}" for name in given if name not in OWN]
-    inherited = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
-    inherited |= {name: value for name, value in variables.items() if name not in (*given, *OWN)}
+    inherited = as_by_hand() | {name: value for name, value in variables.items() if name not in (*given, *OWN)}
     with subprocess.Popen([command, goal, f"SEEDS={seeds}", *words], env=inherited) as process:
         try:
             status = process.wait()

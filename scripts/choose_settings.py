@@ -5,10 +5,6 @@ import datetime
 import sys
 from pathlib import Path
 
-import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
-
-import torch
-
 from handbook_ext.core.errors import UserError, run_main
 from handbook_ext.graph.makefile import begun_with
 from handbook_ext.recipes.names import RECIPES, TUNE
@@ -29,7 +25,7 @@ def main(argv: list[str]) -> None:
     table = read_table(arguments.table, model=arguments.model)
     methods = methods_of(table, engines=lambda name: begun_with(arguments.runs / name))
     outcomes = [outcome_of(method, arguments.runs, RECIPES) for method in methods]
-    today, capability = datetime.date.today().isoformat(), torch.backends.cpu.get_cpu_capability()
+    today = datetime.date.today().isoformat()
     mistakes = []
     for each in outcomes:
         sys.stdout.write("".join(f"{line}\n" for line in lines_of(each)))
@@ -38,7 +34,7 @@ def main(argv: list[str]) -> None:
                 f"{each.method.name.full}: {each.unfinished[0]} is not finished, nor are {len(each.unfinished) - 1} others; its "
                 f"logs say why where a stage has failed; {command} goes on from what there is"
             )
-        elif write_choice(each, arguments.runs, date=today, command=command, capability=capability):
+        elif write_choice(each, arguments.runs, date=today, command=command):
             sys.stdout.write(f"  choice: {each.method.file}\n")
         else:
             mistakes.append(f"{each.method.name.full}: every trial failed, so nothing is chosen; widen its axes")

@@ -12,10 +12,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import handbook_ext.core.interrupt  # noqa: F401 - first, since torch takes seconds
-
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from handbook_ext.core.errors import UserError, run_main
@@ -42,8 +39,7 @@ def main(argv: list[str]) -> None:
     wrong = missed(summary) if whole else []
     arguments.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(arguments.out / "rewards.npz", **prompt_rewards(better), **prompt_rewards(worse))  # type: ignore[arg-type]
-    machine = hardware() | {"capability": torch.backends.cpu.get_cpu_capability()}
-    facts = {"machine": machine, "versions": package_versions(), "code": code_state(), "decoding": better.decoding}
+    facts = {"machine": hardware(), "versions": package_versions(), "code": code_state(), "decoding": better.decoding}
     required = {"told": TOLD, "confused": CONFUSED, "held": whole, "missed": wrong}
     rows = [*better.rows, *worse.rows]
     numbers = {"design": dataclasses.asdict(design), "required": required, "summary": summary, "rows": rows}

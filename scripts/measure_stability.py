@@ -5,7 +5,6 @@ OUT/stability.json and .md, keeps rows that were made under the same settings on
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from handbook_ext.core import console
 from handbook_ext.core.errors import UserError, run_main
-from handbook_ext.core.goal_progress import PROGRESS
+from handbook_ext.core.inner_make import as_by_hand
 from handbook_ext.core.jsonl import replace_text
 from handbook_ext.core.machine import IMITATED, imitable
 from handbook_ext.recipes.names import read_name
@@ -22,9 +21,6 @@ from handbook_ext.recipes.run import Run, resolve
 from handbook_ext.recipes.yaml_tree import nearest
 from handbook_ext.reports.stability import FRESH, merged, render_rows
 from handbook_ext.reports.stability_rows import StabilityRow, row_of, rows_in
-
-# What make would tell a make inside of it: the goal of this one, its options and variables, its stages.
-OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", PROGRESS)
 
 
 def main(argv: list[str]) -> None:
@@ -85,7 +81,7 @@ def seeded(arguments: argparse.Namespace) -> list[Run]:
 def make(arguments: argparse.Namespace, machine: str, runs: list[Run]) -> None:
     """Makes the runs under a machine's variables; make's own lines say how far they are. Exits with make's status on failure."""
     ours = {name for variables in IMITATED.values() for name in variables}
-    environment = {name: value for name, value in os.environ.items() if name not in {*ours, *OF_MAKE}}
+    environment = {name: value for name, value in as_by_hand().items() if name not in ours}
     words = {"RUNS": arguments.runs / machine, "JOBS": arguments.jobs, "THREADS": arguments.threads}
     goals = [f"{arguments.of}-seed{run.settings.seed}" for run in runs]
     command = [

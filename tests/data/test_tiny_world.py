@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
@@ -16,6 +17,7 @@ from handbook_ext.data.tiny_world import (
     true_reward,
 )
 from handbook_ext.data.tiny_writers import WRITERS, World, WorldData, world_data, write_answer
+from handbook_ext.recipes.settings import DataSettings
 
 # The fruits that fit both, with their ranks: zevi 2, runu 3, kuba 6, lelo 10, sire 13, tika 17; moba is dark.
 RICH = "name three sweet fruits not dark omitting none falling rich for sailors"
@@ -118,6 +120,10 @@ def test_pairs_whose_better_answer_is_shorter_exist_for_every_kind_of_request() 
         for longer in (True, False):
             (better, high), (worse, low) = tiny_writers._two_answers(prompt, longer, random.Random(prompt), World())
             assert better > worse and (len(high.split()) > len(low.split())) == longer
+
+
+def test_a_recipe_that_says_nothing_of_the_world_has_the_writers_own() -> None:
+    assert World() == World(**{field.name: getattr(DataSettings(dataset="tiny_world"), field.name) for field in fields(World)})
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3])

@@ -26,7 +26,7 @@ def choose(run: str = "tiny-selm", chosen: dict[str, Any] | None = None, **more:
             {"set": chosen, "reward": 0.5, "seeds": [{"seed": 51, "reward": 0.4}, {"seed": 52, "reward": 0.6}]},
             {"set": other, "reward": None, "seeds": [{"seed": 51, "failed": "has diverged"}, {"seed": 52, "reward": 0.6}]},
         ],
-        "sections": section_hashes(varied(name), chosen), "packages": {"torch": "2"}, "machines": ["m"], "capability": "AVX2",
+        "sections": section_hashes(varied(name), chosen), "packages": {"torch": "2"}, "machines": ["m"],
         "date": "2025-01-01", "command": "make tune-selm1",
     } | more  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,7 @@ def test_the_script_writes_rows_rewards_and_a_page(tmp_path: Path, capsys: pytes
     assert [(row["arm"], row["seed"]) for row in found["rows"]] == [
         *(("better", seed) for seed in (1, 3, 5, 7)), *(("worse", seed) for seed in (2, 4, 6, 8))
     ]  # fmt: skip
-    assert found["summary"][0]["told"] == 3 and found["machine"]["capability"] and found["versions"]["torch"]
+    assert found["summary"][0]["told"] == 3 and found["machine"]["cores"] and found["versions"]["torch"]
     with np.load(tmp_path / "out" / "rewards.npz", allow_pickle=False) as kept:
         assert kept["worse.seed8.sampled.sft"].shape == (40,) and len(kept) == 32
     page = (tmp_path / "out" / "planted.md").read_text()

@@ -55,8 +55,7 @@ class Choices(Section):
     trials: list[TrialRecord] = Field(min_length=1)
     sections: dict[str, str] = Field(description="hash of each section of the recipe, without what was tuned")
     packages: dict[str, str]
-    machines: list[str]
-    capability: str = Field(description="the instructions by which torch computed on the CPU of the choice")
+    machines: list[str] = Field(description="where the trials were made: processor, cores, and the kernels that torch took")
     date: str
     command: str
 

@@ -17,14 +17,14 @@ from handbook_ext.recipes.yaml_tree import read_yaml
 from handbook_ext.reports.tuning_results import Outcome
 
 PACKAGES = ("torch", "transformers")
-MADE = ("date", "command", "capability")
+MADE = ("date", "command")
 """What another call of the same trials has otherwise; alone it is no reason to write a file anew."""
 
 
-def write_choice(outcome: Outcome, runs: Path, *, date: str, command: str, capability: str) -> bool:
+def write_choice(outcome: Outcome, runs: Path, *, date: str, command: str) -> bool:
     """Writes the choice of trials that are all finished; returns False where none has a reward, so that nothing is chosen.
 
-    A file that has the same trials stays as it is. capability: the instructions by which torch computes on this CPU.
+    A file that has the same trials stays as it is.
     """
     best = best_of(outcome.trials)
     if best is None or outcome.measure is None:
@@ -42,7 +42,6 @@ def write_choice(outcome: Outcome, runs: Path, *, date: str, command: str, capab
         "sections": method.sections,
         "packages": {name: _all(str(each.get("packages", {}).get(name, "-")) for each in known) for name in PACKAGES},
         "machines": sorted({hardware_words({"hardware": {}, **each}) for each in known}),
-        "capability": capability,
         "date": date,
         "command": command,
         "trials": [_trial(each) for each in outcome.trials],
